@@ -1,0 +1,58 @@
+# Everything that one types, each target complete in itself on a fresh Debian 12.
+# The build itself is Meson's; see meson.build.
+
+BUILD := build
+BUILDTYPE := debugoptimized
+
+.PHONY: build deps test quickstart install soak bench lint clean help
+
+build: $(BUILD)/build.ninja
+	ninja -C $(BUILD)
+
+$(BUILD)/build.ninja:
+	tools/install-deps build
+	meson setup $(BUILD) --buildtype=$(BUILDTYPE)
+
+deps:
+	tools/install-deps build run test
+
+test:
+	tools/install-deps build run test
+	$(MAKE) build
+	tools/run-tests
+
+quickstart:
+	tools/install-deps build run test
+	$(MAKE) build
+	tools/quickstart
+
+soak:
+	tools/install-deps build run test
+	$(MAKE) build
+	tests/soak/run
+
+bench:
+	tools/install-deps build run test
+	$(MAKE) build
+	bench/run
+
+lint:
+	tools/install-deps build run test dev
+	tools/lint
+
+install: build
+	meson install -C $(BUILD) --no-rebuild
+
+clean:
+	rm -rf $(BUILD)
+
+help:
+	@echo 'make build        programs into $(BUILD)/bin/'
+	@echo 'make test         every test and check'
+	@echo 'make quickstart   a first backup and restore, shown step by step'
+	@echo 'make install      into the prefix given to meson setup; DESTDIR is obeyed'
+	@echo 'make deps         Debian packages for all of the above; needs root'
+	@echo 'make lint         checks, API lint, shellcheck, layout'
+	@echo 'make soak         random histories for hours'
+	@echo 'make bench        measurements'
+	@echo 'make clean        removes $(BUILD)/'

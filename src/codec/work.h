@@ -1,0 +1,167 @@
+// What client and hub say to each other about a job: work order, announcement, progress, failure, completion.
+// Both directions, because the hub reads what the client writes and the other way round. api/openapi.yaml.
+//
+// Decoding is bounded and checks every member's type and range. Requests (what the hub decodes) with members that
+// nobody knows are refused, except completion and change ID, where the contract ignores them; answers (what the
+// client decodes) may have more members than we know, so that a newer hub can serve an older client.
+// Text is UTF-8. Everything in these structs is owned by them: _clear frees it; a zeroed struct is empty.
+// Errors: ERR_INVALID that names the member, ERR_TOO_LARGE above WORK_BODY_MAX.
+#pragma once
+
+#include "codec/json.h"
+#include "domain/chain.h"
+#include "domain/job.h"
+
+#define WORK_BODY_MAX (4u << 20)
+#define WORK_DISKS_MAX 256
+#define WORK_TEXT_MAX 1024 // bytes of labels, identities and explanations
+#define WORK_URI_MAX 2048
+
+// How a disk's changes are tracked; nothing else exists on the wire. NULL for any other word.
+// Returns a static string: "bitmap", "cbt", "none".
+const char *work_tracking(const char *name);
+
+// ---- claim: POST …/claim, answered by the work order
+bool work_claim_encode(const char *claim_uuid, char **ret_text, Err *err) must_check;
+bool work_claim_decode(const char *text, size_t n, char ret_uuid[37], Err *err) must_check;
+
+typedef struct WorkParentDisk {
+    char *disk_key;
+    uint64_t disk_id;
+    uint64_t size;
+    char *change_id;
+    bool tracking; // false: nothing tracks the disk, the change ID is minted
+    char *backing_identity;
+} WorkParentDisk;
+
+typedef struct WorkOrder {
+    char *job_id, *vm_id, *vm_name, *repository_uuid; // repository_uuid NULL: a replication
+    uint32_t cluster_size;
+    BackupType backup_type;
+    json_t *source; // the VM's "source" object
+    char **excluded_disks;
+    size_t excluded_disks_len;
+    char *parent_backup_id; // NULL: none
+    WorkParentDisk *parent_disks;
+    size_t parent_disks_len;
+    unsigned lease_seconds;
+} WorkOrder;
+
+bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err) must_check;
+bool work_order_decode(const char *text, size_t n, WorkOrder *ret, Err *err) must_check;
+void work_order_clear(WorkOrder *w);
+
+// ---- announce: POST …/disks
+typedef struct AnnounceDisk {
+    char *disk_key;
+    uint64_t disk_id; // 0: the source has no number of its own, the hub gives one
+    char *label;
+    uint64_t size;
+    char *backing_identity; // "" if unknown
+    char *change_id;
+    const char *tracking;   // static: see work_tracking()
+    char *base_change_id;   // NULL: no change set
+    char *lost;             // NULL: nothing was lost
+    uint64_t estimated_bytes;
+} AnnounceDisk;
+
+typedef struct Announce {
+    AnnounceDisk *disks;
+    size_t disks_len;
+    char **left_out; // disk keys
+    size_t left_out_len;
+    char *consistency; // "application", "crash", "inconsistent"
+    char *consistency_detail; // NULL
+} Announce;
+
+bool announce_encode(const Announce *a, char **ret_text, Err *err) must_check;
+// At least one disk; two disks of one key, or of one number other than 0: ERR_INVALID. Change IDs are checked.
+bool announce_decode(const char *text, size_t n, Announce *ret, Err *err) must_check;
+void announce_clear(Announce *a);
+
+typedef struct AnnounceAnswerDisk {
+    char *disk_key;
+    uint64_t disk_id;
+    unsigned disk_no;
+    DiskMode mode;
+    ChainReason reason;
+    char *uri;
+} AnnounceAnswerDisk;
+
+typedef struct AnnounceAnswer {
+    AnnounceAnswerDisk *disks;
+    size_t disks_len;
+} AnnounceAnswer;
+
+bool announce_answer_encode(const AnnounceAnswer *a, char **ret_text, Err *err) must_check;
+bool announce_answer_decode(const char *text, size_t n, AnnounceAnswer *ret, Err *err) must_check;
+void announce_answer_clear(AnnounceAnswer *a);
+
+// ---- progress: POST …/progress, the heartbeat
+typedef struct WorkProgressDisk {
+    uint64_t disk_id, done_bytes, size, transferred_bytes, zero_bytes, changed_bytes;
+} WorkProgressDisk;
+
+typedef struct WorkProgress {
+    WorkProgressDisk *disks; // may be none: a heartbeat before the disks are known
+    size_t disks_len;
+    char *phase;
+} WorkProgress;
+
+bool work_progress_encode(const WorkProgress *p, char **ret_text, Err *err) must_check;
+bool work_progress_decode(const char *text, size_t n, WorkProgress *ret, Err *err) must_check;
+void work_progress_clear(WorkProgress *p);
+
+typedef struct WorkProgressAnswer {
+    bool cancel;
+    JobState status;
+} WorkProgressAnswer;
+
+bool work_progress_answer_encode(const WorkProgressAnswer *a, char **ret_text, Err *err) must_check;
+bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer *ret, Err *err) must_check;
+
+// ---- fail: POST …/fail
+typedef struct WorkFailure {
+    char *error, *details;
+    bool cancelled;
+} WorkFailure;
+
+bool work_failure_encode(const WorkFailure *f, char **ret_text, Err *err) must_check; // texts are cut to what decode takes
+bool work_failure_decode(const char *text, size_t n, WorkFailure *ret, Err *err) must_check;
+void work_failure_clear(WorkFailure *f);
+
+// ---- complete: POST /backups/{id}/complete, as the contract has it
+typedef struct CompletionDisk {
+    uint64_t disk_id;
+    char *change_id;
+    uint64_t bytes_transferred; // 0: not said
+    const char *tracking;       // static, NULL: not said
+    bool have_coverage;         // extents, covered_bytes and digest: all three or none
+    uint64_t extents, covered_bytes, digest;
+} CompletionDisk;
+
+typedef struct Completion {
+    char *change_id;
+    uint64_t bytes_transferred; // 0: not said
+    CompletionDisk *disks;      // optional
+    size_t disks_len;
+} Completion;
+
+bool completion_encode(const Completion *c, char **ret_text, Err *err) must_check;
+// Titles are the contract's: "invalid request body" (not JSON, wrong types or ranges), "missing change_id" (absent,
+// null or empty; looked at after the types). Unknown members are ignored. A change ID is kept as it came:
+// at most 255 bytes without control characters.
+bool completion_decode(const char *text, size_t n, Completion *ret, Err *err) must_check;
+void completion_clear(Completion *c);
+
+// ---- POST /replications/{id}/changeid; titles as above
+typedef struct ChangeIdReport {
+    char *change_id;
+    bool have_disk_id;
+    uint64_t disk_id;
+    uint64_t bytes_transferred; // 0: not said
+} ChangeIdReport;
+
+bool changeid_report_encode(const ChangeIdReport *r, char **ret_text, Err *err) must_check;
+bool changeid_report_decode(const char *text, size_t n, ChangeIdReport *ret, Err *err) must_check;
+void changeid_report_clear(ChangeIdReport *r);

@@ -1,0 +1,316 @@
+#include "export/exporter.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/str.h"
+#include "base/uuid.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define START_MS 15000
+#define STOP_MS 3000
+
+static bool unix_address(const char *path, struct sockaddr_un *ret, Err *err)
+{
+    if (strlen(path) >= sizeof(ret->sun_path))
+        return err_set(err, ERR_USAGE, "socket path %s is longer than %zu bytes; choose a shorter run folder", path,
+                       sizeof(ret->sun_path) - 1);
+    *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(ret->sun_path, path, strlen(path) + 1);
+    return true;
+}
+
+static bool listen_on(const char *path, int *ret_fd, Err *err)
+{
+    struct sockaddr_un address;
+    if (!unix_address(path, &address, err))
+        return false;
+    cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return err_errno(err, errno, "socket");
+    // the folder is 0700: nobody else comes near the socket
+    if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 || listen(fd, 64) != 0)
+        return err_errno(err, errno, "cannot listen on %s", path);
+    *ret_fd = mem_take_fd(&fd);
+    return true;
+}
+
+static bool wait_fd(int fd, short events, int64_t deadline, Err *err)
+{
+    for (;;) {
+        int64_t left = deadline - clock_mono_ms();
+        if (left <= 0)
+            return err_set(err, ERR_TIMEOUT, "the exporter did not answer in time");
+        struct pollfd p = {.fd = fd, .events = events};
+        int n = poll(&p, 1, (int)MIN(left, 60000));
+        if (n > 0)
+            return true;
+        if (n < 0 && errno != EINTR)
+            return err_errno(err, errno, "poll");
+    }
+}
+
+static bool control_connect(const char *control, int *ret_fd, Err *err)
+{
+    struct sockaddr_un address;
+    if (!unix_address(control, &address, err))
+        return false;
+    cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return err_errno(err, errno, "socket");
+    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0)
+        return err_set(err, ERR_UNAVAILABLE, "the exporter is gone: %s: %s", control, strerrordesc_np(errno));
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
+        return err_errno(err, errno, "fcntl");
+    *ret_fd = mem_take_fd(&fd);
+    return true;
+}
+
+static bool send_all(int fd, const char *p, size_t n, int64_t deadline, Err *err)
+{
+    while (n > 0) {
+        if (!wait_fd(fd, POLLOUT, deadline, err))
+            return false;
+        ssize_t w = send(fd, p, n, MSG_NOSIGNAL);
+        if (w < 0 && errno != EAGAIN && errno != EINTR)
+            return err_set(err, ERR_UNAVAILABLE, "the exporter is gone: %s", strerrordesc_np(errno));
+        if (w > 0) {
+            p += w;
+            n -= (size_t)w;
+        }
+    }
+    return true;
+}
+
+static bool receive_line(int fd, int64_t deadline, StrBuf *line, Err *err)
+{
+    for (;;) {
+        char buf[4096];
+        if (!wait_fd(fd, POLLIN, deadline, err))
+            return false;
+        ssize_t n = recv(fd, buf, sizeof(buf), 0);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            continue;
+        if (n <= 0)
+            return err_set(err, ERR_UNAVAILABLE, "the exporter ended without an answer");
+        const char *end = memchr(buf, '\n', (size_t)n);
+        if (!str_add_bytes(line, buf, end ? (size_t)(end - buf) : (size_t)n, err))
+            return false;
+        if (end)
+            return true;
+    }
+}
+
+bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err)
+{
+    int64_t deadline = clock_mono_ms() + timeout_ms;
+    cleanup_close int fd = -1;
+    cleanup_free char *text = NULL;
+    StrBuf line = STR_BUF(ENGINE_LINE_MAX);
+    EngineAnswer answer = {0};
+    bool ok = engine_request_encode(req, &text, err) && control_connect(control, &fd, err) &&
+              send_all(fd, text, strlen(text), deadline, err) &&
+              (str_ends(text, "\n") || send_all(fd, "\n", 1, deadline, err)) &&
+              receive_line(fd, deadline, &line, err) && engine_answer_decode(line.s, line.len, &answer, err);
+    str_clear(&line);
+    if (!ok)
+        return false;
+    if (!answer.ok)
+        return err_set(err, answer.code, "%s", answer.details);
+    *ret = answer;
+    return true;
+}
+
+char *exporter_uri(const char *socket, const char *export_name, Err *err)
+{
+    // both are of our own making: nothing in them needs escaping but a blank or a '%' in the run folder
+    StrBuf b = STR_BUF(4096);
+    bool ok = str_addf(&b, err, "nbd+unix:///%s?socket=", export_name);
+    for (const char *p = socket; ok && *p; p++) {
+        bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') ||
+                     strchr("/._-~", *p) != NULL;
+        ok = plain ? str_add_bytes(&b, p, 1, err) : str_addf(&b, err, "%%%02X", (unsigned char)*p);
+    }
+    if (!ok)
+        str_clear(&b);
+    return b.s;
+}
+
+// The tail of the child's log: what the engine said before it ended.
+static void log_tail(const char *folder, char out[256])
+{
+    Err ignored = ERR_INIT; // a log that cannot be read explains nothing: say so by saying nothing
+    cleanup_free char *path = file_join(folder, "log", &ignored);
+    cleanup_free char *text = NULL;
+    size_t n = 0;
+    out[0] = '\0';
+    if (!path || !file_read(path, 1u << 20, &text, &n, &ignored) || n == 0)
+        return;
+    while (n > 0 && text[n - 1] == '\n')
+        text[--n] = '\0';
+    const char *line = strrchr(text, '\n');
+    (void)snprintf(out, 256, "%s", line ? line + 1 : text);
+}
+
+static bool wait_ready(Exporter *x, Err *err)
+{
+    int64_t deadline = clock_mono_ms() + START_MS;
+    for (;;) {
+        Err attempt = ERR_INIT;
+        EngineAnswer answer;
+        if (exporter_call(x->control, &(EngineRequest){.op = ENGINE_STATUS}, START_MS, &answer, &attempt))
+            return true;
+        if (attempt.code != ERR_UNAVAILABLE) {
+            *err = attempt;
+            return false;
+        }
+        // not listening yet: wait for the child's end, or look again
+        int status;
+        Err waiting = ERR_INIT;
+        if (proc_wait(&x->proc, 10, &status, &waiting)) {
+            char tail[256];
+            log_tail(x->folder, tail);
+            return err_set(err, ERR_INTERNAL, "the exporter ended at its start: %s", tail);
+        }
+        if (clock_mono_ms() > deadline)
+            return err_set(err, ERR_TIMEOUT, "the exporter did not start in %d s", START_MS / 1000);
+    }
+}
+
+static bool spawn(Exporter *x, const char *plugin, const char *config_path, Err *err)
+{
+    cleanup_free char *log_path = file_join(x->folder, "log", err);
+    cleanup_free char *config_arg = mem_printf(err, "config=%s", config_path);
+    cleanup_close int log_fd = -1, listen_fd = -1;
+    if (!log_path || !config_arg || !listen_on(x->socket, &listen_fd, err))
+        return false;
+    log_fd = open(log_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+    if (log_fd < 0)
+        return err_errno(err, errno, "cannot create %s", log_path);
+    const char *argv[] = {"nbdkit",   "--foreground", "--log=stderr", "--threads=8", plugin, config_arg, NULL};
+    return proc_spawn(&(ProcSpec){.argv = argv,
+                                  .stdin_fd = -1,
+                                  .stdout_fd = log_fd,
+                                  .stderr_fd = log_fd,
+                                  .listen_fd = listen_fd,
+                                  .new_session = true},
+                      &x->proc, err);
+}
+
+static void remove_folder(const char *folder)
+{
+    Err ignored = ERR_INIT; // swept again at the hub's next start
+    (void)!file_remove_tree(folder, &ignored);
+}
+
+bool exporter_start(const char *run, const char *plugin, const char *label, EngineConfig *config, Exporter *ret,
+                    Err *err)
+{
+    char id[UUID_TEXT];
+    cleanup_free char *text = NULL, *config_path = NULL;
+    Exporter x = EXPORTER_NONE;
+    if (!uuid_new(id, err))
+        return false;
+    id[8] = '\0';
+    bool ok = (x.folder = file_join(run, id, err)) && file_mkdir_p(run, 0700, err) &&
+              file_mkdir(x.folder, 0700, err) && (x.socket = file_join(x.folder, "nbd.sock", err)) &&
+              (x.control = file_join(x.folder, "ctl.sock", err)) &&
+              (x.export_name = mem_printf(err, "%s-%s", label, id)) &&
+              (config_path = file_join(x.folder, "config.json", err)) &&
+              mem_replace(&config->export_name, x.export_name, err) && mem_replace(&config->control, x.control, err) &&
+              engine_config_encode(config, &text, err) &&
+              file_create_durable(config_path, text, strlen(text), 0600, err) && spawn(&x, plugin, config_path, err) &&
+              wait_ready(&x, err);
+    if (!ok) {
+        exporter_stop(&x);
+        return false;
+    }
+    *ret = x;
+    return true;
+}
+
+bool exporter_adopt(int64_t pid, uint64_t start, const char *socket, const char *control, const char *export_name,
+                    Exporter *ret, Err *err)
+{
+    Exporter x = EXPORTER_NONE;
+    const char *slash = strrchr(socket, '/');
+    bool ok = slash && proc_adopt((pid_t)pid, start, &x.proc, err) && mem_replace(&x.socket, socket, err) &&
+              mem_replace(&x.control, control, err) && mem_replace(&x.export_name, export_name, err) &&
+              (x.folder = mem_printf(err, "%.*s", (int)(slash - socket), socket));
+    if (!ok) {
+        exporter_clear(&x);
+        return err_set(err, ERR_NOT_FOUND, "the exporter's socket %s has no folder", socket);
+    }
+    *ret = x;
+    return true;
+}
+
+void exporter_stop(Exporter *x)
+{
+    if (x->proc.pid > 0) {
+        Err ignored = ERR_INIT; // asked politely first; what does not listen gets a signal
+        EngineAnswer answer;
+        int status;
+        if (exporter_call(x->control, &(EngineRequest){.op = ENGINE_STOP}, 1000, &answer, &ignored))
+            (void)!proc_wait(&x->proc, STOP_MS, &status, &ignored);
+        proc_stop(&x->proc, STOP_MS);
+    }
+    if (x->folder)
+        remove_folder(x->folder);
+    exporter_clear(x);
+}
+
+void exporter_stop_recorded(int64_t pid, uint64_t start, const char *socket, const char *control)
+{
+    Exporter x = EXPORTER_NONE;
+    Err gone = ERR_INIT;
+    if (!socket || !control)
+        return;
+    if (pid > 0 && exporter_adopt(pid, start, socket, control, "", &x, &gone)) {
+        exporter_stop(&x);
+        return;
+    }
+    const char *slash = strrchr(socket, '/');
+    Err memory = ERR_INIT;
+    cleanup_free char *folder = slash ? mem_printf(&memory, "%.*s", (int)(slash - socket), socket) : NULL;
+    if (folder)
+        remove_folder(folder);
+}
+
+void exporter_clear(Exporter *x)
+{
+    proc_clear(&x->proc);
+    free(x->folder);
+    free(x->socket);
+    free(x->control);
+    free(x->export_name);
+    *x = EXPORTER_NONE;
+}
+
+bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err)
+{
+    FileList list;
+    if (!file_is_dir(run))
+        return true;
+    if (!file_list(run, 100000, &list, err))
+        return false;
+    for (size_t i = 0; i < list.len; i++) {
+        cleanup_free char *folder = file_join(run, list.names[i], err);
+        if (!folder)
+            break;
+        bool keep = !file_is_dir(folder) || strlen(list.names[i]) != 8;
+        for (size_t k = 0; k < keep_len && !keep; k++)
+            keep = str_starts(keep_sockets[k], folder) && keep_sockets[k][strlen(folder)] == '/';
+        if (!keep)
+            remove_folder(folder);
+    }
+    file_list_clear(&list);
+    return err->code == ERR_NONE;
+}

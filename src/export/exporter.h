@@ -1,0 +1,37 @@
+// An exporter: nbdkit with our plugin, a supervised child for each disk, on a unix socket. It outlives the
+// hub (pid and start time are on record, the next hub adopts it), and is never restarted within a job
+// (safety rule 8). Each has a folder of its own below the run folder:
+//   <run>/<id>/nbd.sock, ctl.sock, config.json, log
+// Thread-safe: an Exporter is a value; functions on different exporters may run at once.
+#pragma once
+
+#include "base/proc.h"
+#include "codec/engine.h"
+
+typedef struct Exporter {
+    Proc proc;
+    char *folder;
+    char *socket, *control, *export_name;
+} Exporter;
+
+#define EXPORTER_NONE ((Exporter){.proc = PROC_NONE})
+
+// Fills config's export_name and control (with a fresh nonce in the name), writes the configuration, starts
+// nbdkit and waits until the control socket answers. `run` must be short: unix sockets have 108 bytes.
+// Nothing is left behind on failure; ERR_INVALID, ERR_DAMAGED … are the engine's own words.
+bool exporter_start(const char *run, const char *plugin, const char *label, EngineConfig *config, Exporter *ret,
+                    Err *err) must_check;
+// Take hold of one that an earlier hub started. ERR_NOT_FOUND if it is gone.
+bool exporter_adopt(int64_t pid, uint64_t start, const char *socket, const char *control, const char *export_name,
+                    Exporter *ret, Err *err) must_check;
+// One question on the control socket. A refusal of the engine comes back as err. timeout_ms bounds the whole.
+bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err) must_check;
+// "nbd+unix:///NAME?socket=PATH"
+char *exporter_uri(const char *socket, const char *export_name, Err *err) must_check;
+// Ends it (asks, then SIGTERM, then SIGKILL) and removes its folder. Always succeeds in the end; fine on NONE.
+void exporter_stop(Exporter *x);
+// Ends one that is known by its record alone; fine if it is gone.
+void exporter_stop_recorded(int64_t pid, uint64_t start, const char *socket, const char *control);
+void exporter_clear(Exporter *x); // frees; the child goes on
+// Removes folders below run whose names are not in keep (sockets' folder names).
+bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err) must_check;

@@ -1,0 +1,178 @@
+#include "http/answer.h"
+
+#include "base/clock.h"
+#include "codec/json.h"
+
+#include <microhttpd.h>
+
+#define HEARTBEAT_MS 5000
+#define STREAM_INTERVAL_MS 200
+#define STREAM_PENDING_MAX (UINT64_C(8) << 20) // one round of events
+#define STREAM_BLOCK 16384
+
+static struct MHD_Response *with_headers(struct MHD_Response *r, const char *type)
+{
+    if (r &&
+        (MHD_add_response_header(r, "Content-Type", type) != MHD_YES ||
+         MHD_add_response_header(r, "Cache-Control", "no-store") != MHD_YES ||
+         MHD_add_response_header(r, "X-Content-Type-Options", "nosniff") != MHD_YES)) {
+        MHD_destroy_response(r);
+        return NULL;
+    }
+    return r;
+}
+
+// Takes over text.
+static struct MHD_Response *from_text(char *text)
+{
+    struct MHD_Response *r =
+        MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
+    if (!r)
+        free(text);
+    return with_headers(r, "application/json");
+}
+
+// A message may have been cut inside a character, or quote bytes from outside.
+static void make_utf8(char *s)
+{
+    size_t left = strlen(s);
+    while (left > 0) {
+        size_t n = 1;
+        while (n <= 4 && n <= left && !str_is_utf8(s, n))
+            n++;
+        if (n > 4 || n > left) {
+            *s = '?';
+            n = 1;
+        }
+        s += n;
+        left -= n;
+    }
+}
+
+struct MHD_Response *http_answer_error(const Err *err)
+{
+    char title[ERR_SHORT_MAX];
+    char details[ERR_DETAILS_MAX];
+    memcpy(title, err_short(err), MIN(strlen(err_short(err)) + 1, sizeof(title)));
+    memcpy(details, err->details, sizeof(details));
+    title[sizeof(title) - 1] = '\0';
+    details[sizeof(details) - 1] = '\0';
+    make_utf8(title);
+    make_utf8(details);
+
+    Err why = ERR_INIT; // lack of memory: the connection is then closed without an answer
+    cleanup_json json_t *body = json_object();
+    char *text;
+    if (!body || !codec_json_set_text(body, "error", title, &why) ||
+        !codec_json_set_text(body, "details", details, &why) ||
+        !codec_json_set_time(body, "timestamp", clock_utc_us(), &why) ||
+        !codec_json_dump(body, &text, &why))
+        return NULL;
+    return from_text(text);
+}
+
+struct MHD_Response *http_answer_json(HttpResponse *response, Err *err)
+{
+    cleanup_json json_t *body = mem_take(response->body);
+    char *text = mem_take(response->text);
+    if (!text && !body) {
+        err_set(err, ERR_INTERNAL, "the handler gave no answer");
+        return NULL;
+    }
+    if (!text && !codec_json_dump(body, &text, err))
+        return NULL;
+    struct MHD_Response *r = from_text(text);
+    if (!r)
+        err_no_memory(err);
+    return r;
+}
+
+typedef struct Stream {
+    HttpStream source;
+    HttpWatch *watch;
+    StrBuf pending; // bytes from `sent` on are still to be sent
+    size_t sent;
+    int64_t last_ms; // of the last bytes
+    bool ended;
+} Stream;
+
+static void stream_free(void *cls)
+{
+    Stream *s = cls;
+    if (s->source.close)
+        s->source.close(s->source.ctx);
+    str_clear(&s->pending);
+    free(s);
+}
+
+// Fills `pending`, waiting for as long as that takes. False: nothing will come any more.
+static bool stream_fill(Stream *s, Err *err)
+{
+    s->sent = 0;
+    s->pending.len = 0;
+    while (!s->ended && !http_watch_stopping(s->watch)) {
+        if (!s->source.next(s->source.ctx, &s->pending, &s->ended, err))
+            return false;
+        if (s->pending.len > 0)
+            return true;
+        if (s->ended)
+            break;
+        if (clock_mono_ms() - s->last_ms >= HEARTBEAT_MS)
+            return str_add(&s->pending, ": heartbeat\n\n", err);
+        if (!http_watch_sleep(s->watch, s->source.interval_ms))
+            break;
+    }
+    return false;
+}
+
+static ssize_t stream_read(void *cls, uint64_t pos, char *buf, size_t max)
+{
+    (void)pos;
+    Stream *s = cls;
+    if (s->sent == s->pending.len) {
+        Err err = ERR_INIT;
+        if (!stream_fill(s, &err))
+            return err.code == ERR_NONE ? MHD_CONTENT_READER_END_OF_STREAM
+                                        : MHD_CONTENT_READER_END_WITH_ERROR;
+    }
+    size_t n = MIN(max, s->pending.len - s->sent);
+    memcpy(buf, s->pending.s + s->sent, n);
+    s->sent += n;
+    s->last_ms = clock_mono_ms();
+    return (ssize_t)n;
+}
+
+struct MHD_Response *http_answer_stream(HttpResponse *response, HttpWatch *watch, bool with_body)
+{
+    static const char type[] = "text/event-stream";
+    if (!with_body) {
+        http_answer_discard(response);
+        return with_headers(MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT), type);
+    }
+    Stream *s = calloc(1, sizeof(*s));
+    if (!s) {
+        http_answer_discard(response);
+        return NULL;
+    }
+    s->source = response->stream;
+    response->stream = (HttpStream){0};
+    if (s->source.interval_ms <= 0)
+        s->source.interval_ms = STREAM_INTERVAL_MS;
+    s->watch = watch;
+    s->pending.max = STREAM_PENDING_MAX;
+    s->last_ms = clock_mono_ms();
+    struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK,
+                                                               stream_read, s, stream_free);
+    if (!r)
+        stream_free(s);
+    return with_headers(r, type);
+}
+
+void http_answer_discard(HttpResponse *response)
+{
+    json_decref(response->body);
+    free(response->text);
+    if (response->stream.next && response->stream.close)
+        response->stream.close(response->stream.ctx);
+    *response = (HttpResponse){0};
+}

@@ -1,0 +1,381 @@
+#include "http/api.h"
+
+#include "base/str.h"
+#include "service/hub/hub.h"
+
+#define HANDLER(name) static bool name(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
+#define BACKUP http_request_param(req, "backup_id")
+
+static Hub *hub(void *ctx)
+{
+    return ctx;
+}
+
+// What a service refuses of a body's members is the body's fault, unless it has a title of its own.
+static bool from_body(bool ok, Err *err)
+{
+    return ok || http_request_bad_body(err);
+}
+
+HANDLER(health)
+{
+    (void)req;
+    return hub_health(hub(ctx), &ret->body, err);
+}
+
+// ---- repositories
+
+HANDLER(repository_add)
+{
+    static const char *const known[] = {"name", "path", "cluster_size", "hash_algorithm", NULL};
+    const json_t *body;
+    ret->status = 201;
+    return http_request_json(req, known, &body, err) && from_body(hub_repository_add(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(repository_list)
+{
+    (void)req;
+    return hub_repository_list(hub(ctx), &ret->body, err);
+}
+
+HANDLER(repository_show)
+{
+    return hub_repository_show(hub(ctx), http_request_param(req, "repository_id"), &ret->body, err);
+}
+
+HANDLER(repository_remove)
+{
+    return hub_repository_remove(hub(ctx), http_request_param(req, "repository_id"), &ret->body, err);
+}
+
+HANDLER(repository_scan)
+{
+    return hub_repository_scan(hub(ctx), http_request_param(req, "repository_id"), &ret->body, err);
+}
+
+// ---- VMs
+
+HANDLER(vm_add)
+{
+    static const char *const known[] = {"name", "source", "excluded_disks", "adopt", NULL};
+    const json_t *body;
+    ret->status = 201;
+    return http_request_json(req, known, &body, err) && from_body(hub_vm_add(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(vm_list)
+{
+    bool all;
+    return http_request_query_bool(req, "all", false, &all, err) && hub_vm_list(hub(ctx), all, &ret->body, err);
+}
+
+HANDLER(vm_show)
+{
+    return hub_vm_show(hub(ctx), http_request_param(req, "vm_id"), &ret->body, err);
+}
+
+HANDLER(vm_change)
+{
+    static const char *const known[] = {"name", "source", "excluded_disks", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) &&
+           from_body(hub_vm_change(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
+}
+
+HANDLER(vm_remove)
+{
+    return hub_vm_remove(hub(ctx), http_request_param(req, "vm_id"), &ret->body, err);
+}
+
+// ---- backups
+
+HANDLER(backup_start)
+{
+    const json_t *body; // the contract's call: unknown members are ignored
+    ret->status = 201;
+    return http_request_json(req, NULL, &body, err) && from_body(hub_backup_start(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(backup_list)
+{
+    StoreBackupFilter f = {.vm_name = http_request_query(req, "vm_name"), .status = http_request_query(req, "status")};
+    return http_request_query_u64(req, "limit", 1, 1000, 100, &f.limit, err) &&
+           http_request_query_u64(req, "offset", 0, INT64_MAX, 0, &f.offset, err) &&
+           hub_backup_list(hub(ctx), &f, http_request_query(req, "repository_id"), &ret->body, err);
+}
+
+HANDLER(backup_show)
+{
+    return hub_backup_show(hub(ctx), BACKUP, &ret->body, err);
+}
+
+HANDLER(backup_cancel)
+{
+    ret->status = 202;
+    return hub_backup_cancel(hub(ctx), BACKUP, &ret->body, err);
+}
+
+HANDLER(backup_delete)
+{
+    bool with_dependents;
+    return http_request_query_bool(req, "with_dependents", false, &with_dependents, err) &&
+           hub_backup_delete(hub(ctx), BACKUP, with_dependents, &ret->body, err);
+}
+
+HANDLER(backup_verification)
+{
+    static const char *const known[] = {"result", "disk_id", "offset", "details", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) &&
+           from_body(hub_backup_verification(hub(ctx), BACKUP, body, &ret->body, err), err);
+}
+
+// A stream of a backup's state, as it changes.
+typedef struct Events {
+    Hub *hub;
+    char *id, *last;
+} Events;
+
+static bool events_next(void *ctx, StrBuf *out, bool *end, Err *err)
+{
+    Events *e = ctx;
+    json_t *view = NULL;
+    char *text = NULL;
+    bool final = false;
+    // the state first: a view that is older than it would end the stream one event early
+    bool ok = hub_backup_is_final(e->hub, e->id, &final, err) && hub_backup_show(e->hub, e->id, &view, err) &&
+              codec_json_dump(view, &text, err);
+    json_decref(view);
+    if (ok && (final || !e->last || !str_eq(text, e->last)))
+        ok = str_addf(out, err, "event: %s\ndata: %s\n\n", final ? "end" : "progress", text);
+    if (!ok) {
+        free(text);
+        return false;
+    }
+    free(e->last);
+    e->last = text;
+    *end = final;
+    return true;
+}
+
+static void events_close(void *ctx)
+{
+    Events *e = ctx;
+    free(e->id);
+    free(e->last);
+    free(e);
+}
+
+HANDLER(backup_events)
+{
+    bool final;
+    if (!hub_backup_is_final(hub(ctx), BACKUP, &final, err)) // 404 before the stream begins
+        return false;
+    Events *e = mem_calloc(1, sizeof(*e), err);
+    if (!e)
+        return false;
+    e->hub = hub(ctx);
+    e->id = mem_strdup(BACKUP, err);
+    if (!e->id) {
+        free(e);
+        return false;
+    }
+    ret->stream = (HttpStream){.next = events_next, .close = events_close, .ctx = e, .interval_ms = 200};
+    return true;
+}
+
+// ---- the client's calls
+
+static bool check_token(HttpRequest *req, void *ctx, const char *id, bool required, Err *err)
+{
+    const Secret *token;
+    return http_request_token(req, &token, err) && hub_job_check_token(hub(ctx), id, token, required, err);
+}
+
+// A codec's text as the answer's JSON.
+static bool answer_text(bool ok, char *text, HttpResponse *ret, Err *err)
+{
+    ok = ok && codec_json_parse(text, strlen(text), WORK_BODY_MAX, &ret->body, err);
+    free(text);
+    return ok;
+}
+
+HANDLER(job_claim)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    char claim[37];
+    char *order_text = NULL;
+    WorkOrder order = {0};
+    if (!check_token(req, ctx, BACKUP, true, err) || !from_body(work_claim_decode(text, n, claim, err), err) ||
+        !hub_job_claim(hub(ctx), BACKUP, claim, &order, err))
+        return false;
+    bool ok = work_order_encode(&order, &order_text, err);
+    work_order_clear(&order);
+    return answer_text(ok, order_text, ret, err);
+}
+
+HANDLER(job_disks)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    char *answer = NULL;
+    Announce announced = {0};
+    AnnounceAnswer targets = {0};
+    if (!check_token(req, ctx, BACKUP, true, err) || !from_body(announce_decode(text, n, &announced, err), err))
+        return false;
+    bool ok = hub_job_announce(hub(ctx), BACKUP, &announced, &targets, err) &&
+              announce_answer_encode(&targets, &answer, err);
+    announce_clear(&announced);
+    announce_answer_clear(&targets);
+    return answer_text(ok, answer, ret, err);
+}
+
+HANDLER(job_progress)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    char *answer = NULL;
+    WorkProgress progress = {0};
+    WorkProgressAnswer said;
+    if (!check_token(req, ctx, BACKUP, true, err) || !from_body(work_progress_decode(text, n, &progress, err), err))
+        return false;
+    bool ok = hub_job_progress(hub(ctx), BACKUP, &progress, &said, err) &&
+              work_progress_answer_encode(&said, &answer, err);
+    work_progress_clear(&progress);
+    return answer_text(ok, answer, ret, err);
+}
+
+HANDLER(job_fail)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    WorkFailure failure = {0};
+    if (!check_token(req, ctx, BACKUP, true, err) || !from_body(work_failure_decode(text, n, &failure, err), err))
+        return false;
+    bool ok = hub_job_fail(hub(ctx), BACKUP, &failure, &ret->body, err);
+    work_failure_clear(&failure);
+    return ok;
+}
+
+HANDLER(backup_complete)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    Completion c = {0};
+    // the contract: the body is checked before the job is looked up
+    if (!completion_decode(text, n, &c, err))
+        return false;
+    bool ok = check_token(req, ctx, BACKUP, false, err) && hub_job_complete(hub(ctx), BACKUP, &c, &ret->body, err);
+    completion_clear(&c);
+    return ok;
+}
+
+// ---- exports
+
+HANDLER(export_start)
+{
+    static const char *const known[] = {"backup_id", "disk", "purpose", NULL};
+    const json_t *body;
+    ret->status = 201;
+    return http_request_json(req, known, &body, err) && from_body(hub_export_start(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(export_list)
+{
+    (void)req;
+    return hub_export_list(hub(ctx), &ret->body, err);
+}
+
+HANDLER(export_end)
+{
+    return hub_export_end(hub(ctx), http_request_param(req, "export_id"), &ret->body, err);
+}
+
+// ---- replications
+
+HANDLER(replication_add)
+{
+    static const char *const known[] = {"vm_name", "target", "job_id", NULL};
+    const json_t *body;
+    ret->status = 201;
+    return http_request_json(req, known, &body, err) &&
+           from_body(hub_replication_add(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(replication_list)
+{
+    (void)req;
+    return hub_replication_list(hub(ctx), &ret->body, err);
+}
+
+HANDLER(replication_show)
+{
+    return hub_replication_show(hub(ctx), http_request_param(req, "job_id"), &ret->body, err);
+}
+
+HANDLER(replication_changeid)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    ChangeIdReport report = {0};
+    const Secret *token;
+    if (!changeid_report_decode(text, n, &report, err))
+        return false;
+    // registered replications have no token yet: one that is sent cannot be right
+    bool ok = http_request_token(req, &token, err) &&
+              (!secret_is_set(token) || err_set(err, ERR_FORBIDDEN, "the token is not this job's")) &&
+              hub_replication_record(hub(ctx), http_request_param(req, "job_id"), &report, &ret->body, err);
+    changeid_report_clear(&report);
+    return ok;
+}
+
+HANDLER(replication_claim)
+{
+    (void)ctx;
+    (void)ret;
+    return err_set(err, ERR_UNSUPPORTED, "replication job %s: the hub records replications and does not run them yet",
+                   http_request_param(req, "job_id"));
+}
+
+#define V1 "/api/v1"
+
+static const HttpRoute routes[] = {
+    {"GET", V1 "/health", health, 0, NULL},
+    {"POST", V1 "/repositories", repository_add, HTTP_BODY, NULL},
+    {"GET", V1 "/repositories", repository_list, 0, NULL},
+    {"GET", V1 "/repositories/{repository_id}", repository_show, 0, NULL},
+    {"DELETE", V1 "/repositories/{repository_id}", repository_remove, 0, NULL},
+    {"POST", V1 "/repositories/{repository_id}/scan", repository_scan, 0, NULL},
+    {"POST", V1 "/vms", vm_add, HTTP_BODY, NULL},
+    {"GET", V1 "/vms", vm_list, 0, "all"},
+    {"GET", V1 "/vms/{vm_id}", vm_show, 0, NULL},
+    {"PATCH", V1 "/vms/{vm_id}", vm_change, HTTP_BODY, NULL},
+    {"DELETE", V1 "/vms/{vm_id}", vm_remove, 0, NULL},
+    {"POST", V1 "/backups", backup_start, HTTP_BODY, NULL},
+    {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset"},
+    {"GET", V1 "/backups/{backup_id}", backup_show, 0, NULL},
+    {"DELETE", V1 "/backups/{backup_id}", backup_delete, 0, "with_dependents"},
+    {"GET", V1 "/backups/{backup_id}/events", backup_events, 0, NULL},
+    {"POST", V1 "/backups/{backup_id}/cancel", backup_cancel, 0, NULL},
+    {"POST", V1 "/backups/{backup_id}/verification", backup_verification, HTTP_BODY, NULL},
+    {"POST", V1 "/backups/{backup_id}/claim", job_claim, HTTP_BODY, NULL},
+    {"POST", V1 "/backups/{backup_id}/disks", job_disks, HTTP_BODY, NULL},
+    {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY, NULL},
+    {"POST", V1 "/backups/{backup_id}/fail", job_fail, HTTP_BODY, NULL},
+    {"POST", V1 "/backups/{backup_id}/complete", backup_complete, HTTP_BODY, NULL},
+    {"POST", V1 "/exports", export_start, HTTP_BODY, NULL},
+    {"GET", V1 "/exports", export_list, 0, NULL},
+    {"DELETE", V1 "/exports/{export_id}", export_end, 0, NULL},
+    {"POST", V1 "/replications", replication_add, HTTP_BODY, NULL},
+    {"GET", V1 "/replications", replication_list, 0, NULL},
+    {"GET", V1 "/replications/{job_id}", replication_show, 0, NULL},
+    {"POST", V1 "/replications/{job_id}/changeid", replication_changeid, HTTP_BODY, NULL},
+    {"POST", V1 "/replications/{job_id}/claim", replication_claim, HTTP_BODY, NULL},
+};
+
+HttpRoutes api_routes(void)
+{
+    return (HttpRoutes){routes, ARRAY_LEN(routes)};
+}

@@ -1,0 +1,41 @@
+// The HTTP/1.1 server: bytes to a request, one handler, an answer to bytes. One thread for each
+// connection. docs/internals/http.md tells what is refused before a handler sees it, and why.
+//
+// Every answer is JSON or an event stream; every error {"error", "details", "timestamp"}.
+#pragma once
+
+#include "http/route.h"
+
+#define HTTP_BODY_MAX (UINT64_C(1) << 20) // of a request; above it 413
+#define HTTP_URI_MAX 8192                 // above it 414
+#define HTTP_HEADERS_MAX 16384            // names and values together; above it 431
+
+// One answered request, for the log. Text is borrowed for the call.
+typedef struct HttpDone {
+    const char *method;
+    const char *path; // raw, without the query
+    const char *remote;
+    int status;
+    int64_t duration_ms;
+    const Err *err; // ERR_NONE when the handler succeeded
+} HttpDone;
+
+typedef struct HttpConfig {
+    const char *address;                           // numeric; NULL: 127.0.0.1
+    uint16_t port;                                 // 0: any free one
+    HttpRoutes routes;                             // must outlive the server
+    void *ctx;                                     // of the handlers and of done()
+    void (*done)(void *ctx, const HttpDone *done); // in the connection's thread; may be NULL
+    unsigned max_connections;                      // 0: 256; one more is closed at once
+    unsigned idle_timeout_s;     // 0: 60; a kept-alive connection without a request
+    unsigned request_timeout_ms; // 0: 30000; from the first byte of a request to its last
+} HttpConfig;
+
+typedef struct HttpServer HttpServer;
+
+// Binds, listens and answers. ERR_BUSY when the port is taken, ERR_USAGE for a bad address.
+bool http_server_start(const HttpConfig *config, HttpServer **ret, Err *err) must_check;
+uint16_t http_server_port(const HttpServer *server);
+// Stops accepting; ends streams and idle connections; lets running requests finish within
+// deadline_ms, then cuts the rest. Waits for handlers, which are bounded by themselves. Frees. NULL is fine.
+void http_server_stop(HttpServer *server, int deadline_ms);

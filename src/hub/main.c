@@ -1,0 +1,180 @@
+// sendense-hub: options, wiring, signals, exit status.
+#include "base/file.h"
+#include "base/log.h"
+#include "base/opt.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "domain/chain.h"
+#include "http/api.h"
+#include "http/server.h"
+#include "service/hub/hub.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+
+#define STOP_MS 10000
+
+typedef struct Options {
+    bool auth, help, version;
+    uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle;
+    char *listen, *data_dir, *run_dir, *plugin, *client;
+    char *db_host, *db_name, *db_user, *db_pass;
+} Options;
+
+static void options_clear(Options *o)
+{
+    char *texts[] = {o->listen,  o->data_dir, o->run_dir, o->plugin, o->client,
+                     o->db_host, o->db_name,  o->db_user, o->db_pass};
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++)
+        free(texts[i]);
+}
+
+static bool refuse_database(const Options *o, Err *err)
+{
+    if (o->db_pass)
+        log_warn("a password on a command line is visible to every user of this machine; use SENDENSE_DB_PASS or a "
+                 "file named by SENDENSE_DB_PASS_FILE when MariaDB is supported");
+    if (!o->db_host)
+        return true;
+    return err_set(err, ERR_USAGE, "MariaDB (-db-host=%s) is not supported yet; leave the -db options out to use the "
+                                   "embedded database",
+                   o->db_host);
+}
+
+static bool sibling(const char *given, const char *name, char **ret, Err *err)
+{
+    if (given)
+        return mem_replace(ret, given, err);
+    cleanup_free char *folder = NULL;
+    if (!proc_own_folder(&folder, err))
+        return false;
+    *ret = file_join(folder, name, err);
+    if (!*ret || file_exists(*ret))
+        return *ret != NULL;
+    // installed: the plugin lies where nbdkit keeps its plugins
+    free(*ret);
+    *ret = str_ends(name, ".so") ? file_join(SENDENSE_PLUGIN_DIR, name, err) : NULL;
+    return (*ret && file_exists(*ret)) ||
+           err_set(err, ERR_USAGE, "%s is not beside this program; say where it is by its option", name);
+}
+
+static void log_request(void *ctx, const HttpDone *d)
+{
+    (void)ctx;
+    if (d->status >= 500)
+        log_error("request failed", LOG_STR("method", d->method), LOG_STR("path", d->path), LOG_NUM("status", d->status),
+                  LOG_ERR(d->err));
+    else
+        log_debug("request", LOG_STR("method", d->method), LOG_STR("path", d->path), LOG_NUM("status", d->status),
+                  LOG_NUM("ms", d->duration_ms));
+}
+
+static bool serve(Hub *hub, const Options *o, const sigset_t *signals, Err *err)
+{
+    HttpServer *server = NULL;
+    HttpConfig config = {.address = o->listen,
+                         .port = (uint16_t)o->port,
+                         .routes = api_routes(),
+                         .ctx = hub,
+                         .done = log_request};
+    if (!http_server_start(&config, &server, err))
+        return false;
+    const char *address = o->listen ? o->listen : "127.0.0.1";
+    bool any = str_eq(address, "0.0.0.0") || str_eq(address, "::");
+    cleanup_free char *url = mem_printf(err, strchr(address, ':') && !any ? "http://[%s]:%u" : "http://%s:%u",
+                                        any ? "127.0.0.1" : address, (unsigned)http_server_port(server));
+    bool ok = url && hub_set_url(hub, url, err);
+    if (ok) {
+        int signo = 0;
+        log_info("listening", LOG_STR("url", url), LOG_STR("version", SENDENSE_VERSION));
+        while (sigwait(signals, &signo) != 0 && errno == EINTR)
+            ;
+        log_info("stopping; what runs goes on, and the next hub takes it over", LOG_NUM("signal", signo));
+    }
+    http_server_stop(server, STOP_MS);
+    return ok;
+}
+
+static bool run(const Options *o, Err *err)
+{
+    Hub *hub = NULL;
+    cleanup_free char *plugin = NULL, *client = NULL;
+    if (o->auth)
+        return err_set(err, ERR_USAGE, "authentication is not built yet; start with -auth=false, on an address that only "
+                                       "you can reach");
+    if (!refuse_database(o, err) || !sibling(o->plugin, "nbdkit-sendense-plugin.so", &plugin, err) ||
+        !sibling(o->client, "sendense-backup-client", &client, err))
+        return false;
+    // before any thread: all of them leave these to sigwait()
+    sigset_t signals;
+    (void)sigemptyset(&signals);
+    (void)sigaddset(&signals, SIGINT);
+    (void)sigaddset(&signals, SIGTERM);
+    (void)sigaddset(&signals, SIGHUP);
+    (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    (void)signal(SIGPIPE, SIG_IGN);
+    HubConfig config = {.data_dir = o->data_dir ? o->data_dir : "/var/lib/sendense",
+                        .run_dir = o->run_dir,
+                        .plugin = plugin,
+                        .client = client,
+                        .max_jobs = (unsigned)o->max_jobs,
+                        .chain_limit = (unsigned)o->chain_limit,
+                        .lease_s = (unsigned)o->lease,
+                        .claim_s = (unsigned)o->claim_timeout,
+                        .export_idle_s = (unsigned)o->export_idle};
+    bool ok = hub_open(&config, &hub, err) && serve(hub, o, &signals, err);
+    hub_close(hub);
+    return ok;
+}
+
+int main(int argc, char **argv)
+{
+    Options o = {.auth = true,
+                 .port = 8082,
+                 .db_port = 3306,
+                 .max_jobs = 4,
+                 .chain_limit = CHAIN_LIMIT_DEFAULT,
+                 .lease = 30,
+                 .claim_timeout = 600,
+                 .export_idle = 600};
+    const Opt table[] = {
+        {"port", OPT_U64, &o.port, 0, 65535, "PORT", "port of the API, 0 for any free one; default 8082"},
+        {"listen", OPT_TEXT, &o.listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
+        {"auth", OPT_FLAG, &o.auth, 0, 0, NULL, "-auth=false: nobody has to authenticate"},
+        {"data-dir", OPT_TEXT, &o.data_dir, 0, 0, "DIR", "database and logs; default /var/lib/sendense"},
+        {"run-dir", OPT_TEXT, &o.run_dir, 0, 0, "DIR", "sockets; default: a short folder below /run or /tmp"},
+        {"max-jobs", OPT_U64, &o.max_jobs, 1, 256, "N", "jobs that run at a time; default 4"},
+        {"chain-limit", OPT_U64, &o.chain_limit, 1, 200, "N", "points in a chain, then a full; default 30"},
+        {"lease", OPT_U64, &o.lease, 2, 86400, "SECONDS", "a client silent for longer has failed; default 30"},
+        {"claim-timeout", OPT_U64, &o.claim_timeout, 1, 86400, "SECONDS", "for a job that nobody claims; default 600"},
+        {"export-idle", OPT_U64, &o.export_idle, 1, 86400, "SECONDS", "for an export that nobody reads; default 600"},
+        {"plugin", OPT_TEXT, &o.plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
+        {"client", OPT_TEXT, &o.client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
+        {"db-host", OPT_TEXT, &o.db_host, 0, 0, "HOST", "MariaDB; not supported yet. Without it: embedded SQLite"},
+        {"db-port", OPT_U64, &o.db_port, 1, 65535, "PORT", "MariaDB's port"},
+        {"db-name", OPT_TEXT, &o.db_name, 0, 0, "NAME", "MariaDB's database"},
+        {"db-user", OPT_TEXT, &o.db_user, 0, 0, "USER", "MariaDB's user"},
+        {"db-pass", OPT_TEXT, &o.db_pass, 0, 0, "PASSWORD", "MariaDB's password (visible to all users here)"},
+        {"help", OPT_FLAG, &o.help, 0, 0, NULL, "this text"},
+        {"version", OPT_FLAG, &o.version, 0, 0, NULL, "the version"},
+        {NULL, OPT_FLAG, NULL, 0, 0, NULL, NULL},
+    };
+    Err err = ERR_INIT;
+    OptList rest = {0};
+    bool ok = opt_parse(argc, argv, table, false, &rest, &err);
+    if (ok && o.help) {
+        (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] -auth=false\n\n");
+        opt_print_help(table);
+    } else if (ok && o.version) {
+        (void)printf("sendense-hub %s\n", SENDENSE_VERSION);
+    } else {
+        ok = ok && (rest.len == 0 || err_set(&err, ERR_USAGE, "\"%s\" is not an option; see --help", rest.items[0])) &&
+             run(&o, &err);
+    }
+    opt_list_clear_borrowed(&rest);
+    options_clear(&o);
+    if (!ok)
+        (void)fprintf(stderr, "sendense-hub: %s: %s\n", err_short(&err), err.details);
+    return ok ? 0 : err_exit(err.code);
+}

@@ -1,0 +1,133 @@
+// Finishing what a crash interrupted. Whatever is removed here has a name of ours, and no record that is listed.
+
+#include "base/str.h"
+#include "image/repo_internal.h"
+
+typedef struct Recover {
+    const Repo *repo;
+    const RepoScan *scan; // read before anything is removed
+    const char *const *keep;
+    size_t keep_len;
+} Recover;
+
+static bool is_kept(const Recover *c, const char *attempt)
+{
+    for (size_t i = 0; i < c->keep_len; i++)
+        if (str_eq(c->keep[i], attempt))
+            return true;
+    return false;
+}
+
+static bool remove_in(const char *folder, const char *name, Err *err)
+{
+    cleanup_free char *path = file_join(folder, name, err);
+    return path && file_unlink(path, err);
+}
+
+// One kind of name in one folder: partial ones of attempts that are not kept.
+static bool remove_partials(const Recover *c, const char *folder, const FileList *files, Err *err)
+{
+    bool any = false;
+    for (size_t i = 0; i < files->len; i++) {
+        LayoutName n;
+        if (!layout_parse(files->names[i], &n) || !n.attempt[0] || is_kept(c, n.attempt))
+            continue;
+        any = true;
+        if (!remove_in(folder, files->names[i], err))
+            return false;
+    }
+    return !any || file_fsync_dir(folder, err);
+}
+
+static bool finish_deletes(const Recover *c, const RepoView *v, Err *err)
+{
+    for (size_t i = 0; i < v->files.len; i++) {
+        LayoutName n;
+        if (!layout_parse(v->files.names[i], &n) || n.kind != LAYOUT_DELETED || repo_has_record(v, n.stem) ||
+            repo_is_needed_any(c->scan->records, c->scan->len, v, n.stem))
+            continue;
+        if (!repo_finish_delete(v, n.stem, err))
+            return false;
+    }
+    return true;
+}
+
+// Final names without a record. Each is looked at once more: a commit may have gone on since the folder was listed.
+static bool remove_finals(const Recover *c, const RepoView *v, const RepoViewDisk *d, Err *err)
+{
+    bool any = false;
+    for (size_t i = 0; i < d->files.len; i++) {
+        LayoutName n;
+        bool claimed, committed;
+        const char *name = d->files.names[i];
+        if (!layout_parse(name, &n) || n.kind == LAYOUT_RECORD || n.kind == LAYOUT_DELETED || n.attempt[0] ||
+            repo_has_record(v, n.stem) || repo_is_needed(c->scan->records, c->scan->len, v->name, d->no, n.stem))
+            continue;
+        // Partial names that are left by now are those of kept attempts.
+        if (!repo_claimed(d, name, NULL, &claimed, err))
+            return false;
+        cleanup_free char *record = repo_path_record(c->repo, v->name, n.stem, err);
+        if (!record || !repo_there(record, &committed, err))
+            return false;
+        if (claimed || committed)
+            continue;
+        any = true;
+        if (!remove_in(d->path, name, err))
+            return false;
+    }
+    return !any || file_fsync_dir(d->path, err);
+}
+
+// The order is the fence's (docs/internals/repository.md): the images' partial names, the records' partial names,
+// and only then final names, if there is still no record.
+static bool recover_context(const Recover *c, const RepoView *v, Err *err)
+{
+    for (size_t i = 0; i < v->disks_len; i++)
+        if (!remove_partials(c, v->disks[i].path, &v->disks[i].files, err))
+            return false;
+    if (!remove_partials(c, v->path, &v->files, err) || !finish_deletes(c, v, err))
+        return false;
+    for (size_t i = 0; i < v->disks_len; i++)
+        if (!remove_finals(c, v, &v->disks[i], err))
+            return false;
+    return true;
+}
+
+static bool recover_all(const Recover *c, const FileList *names, Err *err)
+{
+    for (size_t i = 0; i < names->len; i++) {
+        RepoView v;
+        Err cause = ERR_INIT;
+        const char *name = names->names[i];
+        if (str_starts(name, LAYOUT_INFO_PARTIAL) && !remove_in(c->repo->path, name, err))
+            return false;
+        if (!layout_is_context(name))
+            continue;
+        if (!repo_view_open(c->repo, name, &v, &cause)) {
+            if (cause.code == ERR_NO_MEMORY)
+                return err_no_memory(err);
+            continue; // the scan reports it
+        }
+        bool ok = recover_context(c, &v, err);
+        repo_view_clear(&v);
+        if (!ok)
+            return err_context(err, "recovering %s", name);
+    }
+    return true;
+}
+
+bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err)
+{
+    RepoScan before;
+    FileList names;
+    if (!repo_scan(r, &before, err))
+        return false;
+    Recover c = {.repo = r, .scan = &before, .keep = keep_attempts, .keep_len = keep_len};
+    bool ok = file_list(r->path, 1000000, &names, err);
+    if (ok) {
+        ok = recover_all(&c, &names, err);
+        file_list_clear(&names);
+    }
+    repo_scan_clear(&before);
+    return ok && repo_scan(r, ret_after, err);
+}

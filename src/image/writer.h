@@ -1,0 +1,55 @@
+// The engine: receives writes in any order from many threads, writes one QCOW2 (version 3) image
+// and its .hashes file. Design and the argument why it is right: docs/internals/engine.md.
+//
+// Host clusters are handed out one after the other; nothing is ever moved. L2 tables and leaves of
+// a group (cluster_size / 8 clusters: 512 MiB at 64 KiB) are cached, the least recently used are
+// spilled, so memory does not grow with the disk. The header is written last: before writer_seal()
+// returns, the file is no valid QCOW2.
+#pragma once
+
+#include "domain/chain.h"
+#include "image/hashes.h"
+
+typedef struct WriterSpec {
+    const char *image_path;   // created, O_EXCL; the caller's name says .partial
+    const char *hashes_path;  // the same
+    const char *backing_name; // stored in the image; NULL when mode is DISK_FULL, else required
+    uint64_t size;            // virtual bytes, > 0, any number (QEMU sees it rounded up to 512)
+    uint32_t cluster_bits;    // 12 (4 KiB) to 21 (2 MiB); 16 by default
+    HashSpec hash;
+    DiskMode mode;
+    ChainHashes *parent;      // borrowed until free; NULL when mode is DISK_FULL
+    bool direct_io;           // try O_DIRECT; falls back where the filesystem refuses
+    unsigned cache_groups;    // groups kept in memory; 0: as many as fit 16 MiB, at least 4
+} WriterSpec;
+
+typedef struct Writer Writer;
+
+bool writer_open(const WriterSpec *spec, Writer **ret, Err *err) must_check;
+void writer_free(Writer *w); // an unsealed image stays as it is: unusable, for the hub to remove
+
+// Thread-safe, any order, any alignment within [0, size). Overlapping requests are ordered by a lock on
+// their clusters. A part of a cluster: merged when the mode is full, the image holds the cluster
+// already, or the write runs to the disk's end; else ERR_INVALID (safety rule 7).
+// A failed write makes the writer broken: everything after, and the seal, fails with the first error.
+bool writer_write(Writer *w, const void *p, uint64_t offset, uint32_t length, Err *err) must_check;
+bool writer_zero(Writer *w, uint64_t offset, uint64_t length, Err *err) must_check;
+// Bytes as a reader of the finished image would see them, where this image alone can say; a cluster that
+// it does not hold reads as zero in DISK_FULL and is ERR_INVALID otherwise.
+bool writer_read(Writer *w, void *p, uint64_t offset, uint32_t length, Err *err) must_check;
+// What was acknowledged is on stable storage when this returns (the data; tables come with the seal).
+bool writer_flush(Writer *w, Err *err) must_check;
+
+typedef struct WriterProgress {
+    uint64_t received_data, received_zero, stored_bytes;
+} WriterProgress;
+void writer_progress(Writer *w, WriterProgress *ret); // thread-safe, cheap
+
+// What must have arrived. full and compare always need the whole disk; tracked needs exactly this.
+typedef struct WriterExpect {
+    uint64_t extents, bytes, digest; // of the client's plan (Coverage)
+} WriterExpect;
+// Once, when all writes have returned. Checks the coverage (ERR_CONFLICT names what is missing: first hole or
+// the differing counts), writes tables, refcounts, .hashes, truncates to the end, fsyncs, header last, fsync.
+// ret_hashes_digest: of the .hashes file. expect may be NULL unless the mode is tracked.
+bool writer_seal(Writer *w, const WriterExpect *expect, HashesSummary *ret, Hash *ret_hashes_digest, Err *err) must_check;

@@ -1,0 +1,78 @@
+// Host clusters, and the memory that data passes through.
+#include "image/writer_parts.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/statvfs.h>
+
+#define AHEAD_MAX (UINT64_C(256) << 20)
+#define AHEAD_MIN (UINT64_C(1) << 20)
+
+// A write that extends a file is serialised by most filesystems; so the file is extended in steps that grow (a small
+// increment takes little), and shrink again near a full disk. Not an error if it fails: the write will say.
+static void extend(Writer *w)
+{
+    struct statvfs st;
+    uint64_t step = w->ahead_step;
+    if (fstatvfs(w->fd, &st) == 0) {
+        uint64_t room = (uint64_t)st.f_bavail * st.f_frsize;
+        step = MIN(step, room / 8);
+    }
+    uint64_t end = MIN(align_up(w->next + step, w->cluster_size), MAX(w->most, w->next));
+    int r;
+    do
+        r = fallocate(w->fd, 0, (off_t)w->ahead, (off_t)(end - w->ahead));
+    while (r != 0 && errno == EINTR);
+    if (r == 0) {
+        w->ahead = end;
+        w->ahead_step = MIN(w->ahead_step * 2, AHEAD_MAX);
+    } else if (errno == ENOSPC || errno == EDQUOT) {
+        w->ahead_step = MAX(w->ahead_step / 4, AHEAD_MIN);
+    } else {
+        w->ahead_step = 0;
+    }
+}
+
+bool writer_space_take(Writer *w, uint64_t clusters, uint64_t *ret_offset, Err *err)
+{
+    uint64_t bytes = clusters << w->cluster_bits;
+    pthread_mutex_lock(&w->space_lock);
+    bool ok = bytes <= w->most - w->next;
+    if (ok) {
+        *ret_offset = w->next;
+        w->next += bytes;
+        if (w->ahead_step > 0 && w->next > w->ahead)
+            extend(w);
+    }
+    pthread_mutex_unlock(&w->space_lock);
+    return ok || err_set(err, ERR_INTERNAL, "the image has more clusters than its disk");
+}
+
+bool writer_space_buffer(Writer *w, uint8_t **ret, Err *err)
+{
+    pthread_mutex_lock(&w->lock);
+    while (w->buffers_free == 0 && w->buffers_made == w->buffers_max)
+        pthread_cond_wait(&w->buffer_freed, &w->lock);
+    void *p = NULL;
+    if (w->buffers_free > 0) {
+        p = w->buffers[--w->buffers_free];
+    } else {
+        p = aligned_alloc(WRITER_ALIGN, w->chunk_bytes);
+        w->buffers_made += p != NULL;
+    }
+    pthread_mutex_unlock(&w->lock);
+    if (!p)
+        return err_no_memory(err);
+    *ret = p;
+    return true;
+}
+
+void writer_space_buffer_back(Writer *w, uint8_t *buffer)
+{
+    if (!buffer)
+        return;
+    pthread_mutex_lock(&w->lock);
+    w->buffers[w->buffers_free++] = buffer;
+    pthread_cond_signal(&w->buffer_freed);
+    pthread_mutex_unlock(&w->lock);
+}

@@ -1,0 +1,41 @@
+// The copy pipeline: from one end to another, many requests in flight, bounded memory. Knows nothing of jobs or
+// hypervisors. docs/internals/pipeline.md.
+#pragma once
+
+#include "wire/blocks.h"
+
+#include <stdatomic.h>
+
+typedef enum MoverPlan {
+    MOVER_ALL,     // the whole disk: zeros said, the rest read
+    MOVER_TRACKED, // clusters with a dirty byte, and every ZERO extent besides (safety rule 6)
+} MoverPlan;
+
+typedef struct MoverProgress {
+    uint64_t done_bytes;        // of the disk, in order of planning; reaches size only at the end
+    uint64_t size;
+    uint64_t transferred_bytes; // sent as data
+    uint64_t zero_bytes;        // said to be zero
+    uint64_t changed_bytes;     // planned as dirty data (tracked), or read
+} MoverProgress;
+
+typedef struct MoverSpec {
+    Blocks *from, *to;       // borrowed; same size (to may be larger only by the last sector's rounding)
+    uint64_t size;           // of the disk, bytes
+    uint32_t cluster_size;   // extents are rounded outward to it
+    MoverPlan plan;
+    uint32_t request_bytes;  // 0: 1 MiB; a multiple of the cluster size
+    unsigned in_flight;      // 0: 16; buffers = in_flight * request_bytes
+    const atomic_bool *cancel; // looked at at least every 100 ms
+    void (*progress)(void *ctx, const MoverProgress *p); // at most every 100 ms, and once at the end; may be NULL
+    void *progress_ctx;
+} MoverSpec;
+
+typedef struct MoverResult {
+    MoverProgress total;
+    Coverage coverage; // ended; what was sent
+} MoverResult;
+
+// Copies, then flushes `to`. False: the first error; whatever was in flight has been completed or aborted, so the
+// ends can be freed. Zeros are found in every byte read and travel as zero requests.
+bool mover_copy(const MoverSpec *spec, MoverResult *ret, Err *err) must_check;

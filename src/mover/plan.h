@@ -1,0 +1,31 @@
+// What a copy sends, in ascending order: a disk is planned window by window from its source's map, so that
+// memory does not grow with the disk. docs/internals/pipeline.md. Belongs to one pipeline.
+#pragma once
+
+#include "mover/mover.h"
+
+typedef struct Plan {
+    Blocks *from;           // borrowed
+    uint64_t size;
+    uint64_t cluster_size;
+    uint32_t request_bytes; // data is cut at multiples of it
+    bool tracked;
+    // private
+    uint64_t window;        // bytes of the next window: multiple of the cluster size, grows while maps are short
+    uint64_t planned;       // everything below was planned
+    ExtentVec items;        // of the current window
+    size_t next;            // first item that is not wholly taken
+    uint64_t taken;         // bytes of it that are
+    Coverage coverage;      // of everything taken
+} Plan;
+
+void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes);
+void plan_clear(Plan *p);
+// The next request, not yet taken: whole clusters (cut at the disk's end), `zero` or data of at most request_bytes.
+// *ret_any false: there is none, the disk is done. Asks the source for its map when the window is used up, which
+// blocks for as long as the source's extents() does. What the source says is checked: ERR_PROTOCOL.
+bool plan_peek(Plan *p, Extent *ret, bool *ret_any, Err *err) must_check;
+// Takes what plan_peek() showed, and accounts for it.
+bool plan_take(Plan *p, const Extent *e, Err *err) must_check;
+// Everything below was taken or need not be sent.
+uint64_t plan_position(const Plan *p);

@@ -1,0 +1,126 @@
+// Copies the disks of a job, some at a time, each with a pipeline and a thread of its own.
+#include "base/log.h"
+#include "service/client/job.h"
+#include "wire/nbd.h"
+
+#define CONNECT_MS 15000
+
+typedef struct Copy {
+    Job *job;
+    JobDisk *disk;
+    Blocks *from, *to; // owned
+    pthread_t thread;
+    bool started;
+} Copy;
+
+static void on_progress(void *ctx, const MoverProgress *p)
+{
+    Copy *c = ctx;
+    pthread_mutex_lock(&c->job->lock);
+    c->disk->progress = *p;
+    pthread_mutex_unlock(&c->job->lock);
+}
+
+static void log_copied(const Copy *c, const MoverResult *r)
+{
+    log_info("disk copied", LOG_STR("job", c->job->spec->job_id), LOG_STR("disk", c->disk->source->key),
+             LOG_STR("mode", disk_mode_name(c->disk->answer->mode)), LOG_NUM("size", c->disk->source->size),
+             LOG_NUM("transferred_bytes", r->total.transferred_bytes), LOG_NUM("zero_bytes", r->total.zero_bytes));
+}
+
+static void *copy_thread(void *ctx)
+{
+    Copy *c = ctx;
+    Job *j = c->job;
+    MoverResult result;
+    Err err = ERR_INIT;
+    MoverSpec spec = {
+        .from = c->from,
+        .to = c->to,
+        .size = c->disk->source->size,
+        .cluster_size = j->order.cluster_size,
+        .plan = c->disk->answer->mode == DISK_TRACKED ? MOVER_TRACKED : MOVER_ALL,
+        .cancel = j->spec->stop,
+        .progress = on_progress,
+        .progress_ctx = c,
+    };
+    bool fine = mover_copy(&spec, &result, &err);
+    blocks_cleanup(&c->to);
+    blocks_cleanup(&c->from);
+    if (fine) {
+        log_copied(c, &result);
+    } else {
+        (void)err_context(&err, "disk %s", c->disk->source->key);
+        job_fail(j, &err);
+    }
+    pthread_mutex_lock(&j->lock);
+    if (fine)
+        c->disk->result = result;
+    c->disk->copied = fine;
+    j->copying--;
+    pthread_cond_broadcast(&j->changed);
+    pthread_mutex_unlock(&j->lock);
+    return NULL;
+}
+
+// Both ends are opened here, on the main thread: a source's child process dies with the thread that started it.
+static bool open_ends(Copy *c, size_t index, Err *err)
+{
+    Source *source = c->job->source;
+    bool tracked = c->disk->answer->mode == DISK_TRACKED;
+    NbdSpec nbd = {.uri = c->disk->answer->uri, .connections = c->job->spec->connections, .timeout_ms = CONNECT_MS};
+    if (tracked && !c->disk->source->base_change_id)
+        return err_set(err, ERR_PROTOCOL, "the hub wants only changes, and the source has no change set");
+    return source->ops->blocks(source, index, tracked, &c->from, err) && nbd_blocks_open(&nbd, &c->to, err);
+}
+
+static bool copy_start(Copy *c, size_t index, Err *err)
+{
+    Job *j = c->job;
+    if (!open_ends(c, index, err)) {
+        blocks_cleanup(&c->from);
+        return err_context(err, "disk %s", c->disk->source->key);
+    }
+    pthread_mutex_lock(&j->lock);
+    j->copying++;
+    pthread_mutex_unlock(&j->lock);
+    int e = pthread_create(&c->thread, NULL, copy_thread, c);
+    if (e == 0) {
+        c->started = true;
+        return true;
+    }
+    pthread_mutex_lock(&j->lock);
+    j->copying--;
+    pthread_mutex_unlock(&j->lock);
+    blocks_cleanup(&c->to);
+    blocks_cleanup(&c->from);
+    return err_errno(err, e, "starting a thread for disk %s", c->disk->source->key);
+}
+
+static void wait_until_below(Job *j, unsigned n)
+{
+    pthread_mutex_lock(&j->lock);
+    while (j->copying >= n)
+        pthread_cond_wait(&j->changed, &j->lock);
+    pthread_mutex_unlock(&j->lock);
+}
+
+bool copy_disks(Job *j, Err *err)
+{
+    cleanup_free Copy *copies = mem_calloc(j->disks_len, sizeof(*copies), err);
+    if (!copies)
+        return false;
+    bool fine = true;
+    for (size_t i = 0; i < j->disks_len && fine; i++) {
+        copies[i] = (Copy){.job = j, .disk = &j->disks[i]};
+        wait_until_below(j, j->spec->parallel);
+        Err e = ERR_INIT;
+        fine = job_goes_on(j, &e) && copy_start(&copies[i], i, &e);
+        if (!fine)
+            job_fail(j, &e);
+    }
+    for (size_t i = 0; i < j->disks_len; i++)
+        if (copies[i].started)
+            (void)pthread_join(copies[i].thread, NULL); // joinable, and joined once
+    return job_goes_on(j, err);
+}

@@ -1,0 +1,424 @@
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "domain/name.h"
+#include "service/hub/internal.h"
+
+#include <stdio.h>
+
+#define CANCEL_GRACE_MS 3000
+
+// repository_id: a string or a number.
+static bool read_repository(const json_t *body, char out[NAME_MAX_BYTES + 1], Err *err)
+{
+    const json_t *v = json_object_get(body, "repository_id");
+    if (json_is_integer(v))
+        (void)snprintf(out, NAME_MAX_BYTES + 1, "%lld", (long long)json_integer_value(v));
+    else if (json_is_string(v) && json_string_length(v) > 0 && json_string_length(v) <= NAME_MAX_BYTES)
+        (void)snprintf(out, NAME_MAX_BYTES + 1, "%s", json_string_value(v));
+    else
+        return err_set(err, ERR_INVALID, "repository_id is the number, or the name, of a repository");
+    return true;
+}
+
+typedef struct StartRequest {
+    const char *vm_name;
+    char repository[NAME_MAX_BYTES + 1];
+    bool type_given, start_client;
+    BackupType type;
+} StartRequest;
+
+static bool read_request(const json_t *body, StartRequest *ret, Err *err)
+{
+    const char *type;
+    if (!codec_json_text(body, "vm_name", NAME_MAX_BYTES, &ret->vm_name, err) || !read_repository(body, ret->repository, err) ||
+        !codec_json_text_opt(body, "backup_type", 32, &type, err) ||
+        !codec_json_bool_opt(body, "start_client", true, &ret->start_client, err))
+        return false;
+    ret->type_given = type != NULL;
+    return !type || backup_type_parse(type, &ret->type, err);
+}
+
+// The parent is the VM's newest completed point in this repository, or none: never an older one (safety rule 3).
+static bool choose_parent(Hub *h, const StartRequest *req, StoreBackup *b, Err *err)
+{
+    StoreBackup cleanup_backup parent = {0};
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    bool found;
+    uint64_t longest = 0;
+    if (!store_backup_newest(h->store, b->repository_id, b->vm_id, &parent, &found, err) ||
+        (found && !store_disk_list(h->store, parent.id, &disks, &len, err)))
+        return false;
+    for (size_t i = 0; i < len; i++)
+        longest = MAX(longest, disks[i].chain_length);
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+
+    bool full = req->type_given && req->type == BACKUP_FULL;
+    ChainReason reason = CHAIN_NONE;
+    if (full)
+        reason = CHAIN_REQUESTED;
+    else if (!found)
+        reason = CHAIN_FIRST;
+    else if (longest >= h->chain_limit)
+        reason = CHAIN_LIMIT;
+    BackupType type = reason == CHAIN_NONE ? BACKUP_INCREMENTAL : BACKUP_FULL;
+    // absent: incremental if there is a parent, else full
+    BackupType requested = req->type_given ? req->type : (found ? BACKUP_INCREMENTAL : BACKUP_FULL);
+    return mem_replace(&b->backup_type, backup_type_name(type), err) &&
+           mem_replace(&b->requested_type, backup_type_name(requested), err) &&
+           mem_replace(&b->reason, chain_reason_name(reason), err) &&
+           mem_replace(&b->reason_text, reason == CHAIN_NONE ? "" : chain_reason_text(reason), err) &&
+           (type == BACKUP_FULL || mem_replace(&b->parent_id, parent.id, err)) &&
+           store_backup_sequence_next(h->store, b->repository_id, b->vm_id, &b->sequence, err);
+}
+
+// backup-<vm>-<unix time>; where the second is taken, the next free one.
+static bool free_id(Hub *h, StoreBackup *b, Err *err)
+{
+    char id[NAME_BACKUP_ID];
+    int64_t second = b->created_us / 1000000;
+    bool taken = true;
+    while (taken) {
+        if (!name_backup_id(b->vm_name, second++, id, err) || !store_backup_exists(h->store, id, &taken, err))
+            return false;
+    }
+    return mem_replace(&b->id, id, err);
+}
+
+static bool insert(Hub *h, const StartRequest *req, StoreBackup *b, const Secret *token, Err *err)
+{
+    StoreVm cleanup_vm vm = {0};
+    StoreRepository cleanup_repository repository = {0};
+    char digest[SECRET_DIGEST_TEXT];
+    b->created_us = clock_utc_us();
+    b->start_client = req->start_client;
+    if (!store_vm_find(h->store, req->vm_name, &vm, err) ||
+        !store_repository_find(h->store, req->repository, &repository, err) ||
+        !secret_digest(secret_reveal(token), digest, err))
+        return false;
+    b->repository_id = repository.id;
+    Repo cleanup_repo repo = {0};
+    return hub_repo_open(h, &repository, &repo, err) && mem_replace(&b->vm_id, vm.id, err) &&
+           mem_replace(&b->active_vm, vm.id, err) && mem_replace(&b->vm_name, vm.name, err) &&
+           mem_replace(&b->status, job_state_name(JOB_PENDING), err) &&
+           mem_replace(&b->phase, "waiting for a client", err) && mem_replace(&b->token_digest, digest, err) &&
+           choose_parent(h, req, b, err) && free_id(h, b, err) && store_backup_add(h->store, b, err);
+}
+
+bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
+{
+    StartRequest req = {0};
+    StoreBackup cleanup_backup b = {0};
+    Secret token = {0};
+    if (!read_request(body, &req, err) || !secret_random(&token, err))
+        return false;
+    bool ok = store_begin(h->store, err);
+    if (ok && !insert(h, &req, &b, &token, err)) {
+        store_rollback(h->store);
+        ok = false;
+    } else if (ok) {
+        ok = store_commit(h->store, err);
+    }
+    json_t *o = NULL;
+    ok = ok && hub_view_backup(h, &b, true, &o, err) &&
+         (req.start_client || codec_json_set_text(o, "job_token", secret_reveal(&token), err));
+    secret_clear(&token);
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    log_info("backup requested", LOG_STR("job", b.id), LOG_STR("type", b.backup_type), LOG_STR("reason", b.reason));
+    hub_wake(h);
+    *ret = o;
+    return true;
+}
+
+bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, json_t **ret, Err *err)
+{
+    StoreBackupFilter f = *filter;
+    StoreBackup *rows = NULL;
+    size_t len = 0;
+    uint64_t total = 0;
+    JobState state;
+    if (f.status && !job_state_parse(f.status, &state, err))
+        return false;
+    if (repository) {
+        StoreRepository cleanup_repository r = {0};
+        if (!store_repository_find(h->store, repository, &r, err))
+            return false;
+        f.repository_id = r.id;
+    }
+    if (!store_backup_list(h->store, &f, &rows, &len, &total, err))
+        return false;
+    json_t *o = json_object(), *list = json_array();
+    bool ok = (o && list) || err_no_memory(err);
+    for (size_t i = 0; ok && i < len; i++) {
+        json_t *item = NULL;
+        ok = hub_view_backup(h, &rows[i], false, &item, err) && codec_json_push(list, item, err);
+    }
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+    ok = codec_json_set(o, "backups", list, err) && ok && codec_json_set_u64(o, "total", total, err) &&
+         codec_json_set_u64(o, "limit", f.limit, err) && codec_json_set_u64(o, "offset", f.offset, err);
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+bool hub_backup_show(Hub *h, const char *id, json_t **ret, Err *err)
+{
+    return hub_view_backup_id(h, id, ret, err);
+}
+
+bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    if (!store_backup_get(h->store, id, &b, err) || !job_state_parse(b.status, &state, err))
+        return false;
+    *ret = job_state_is_final(state);
+    return true;
+}
+
+bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
+{
+    Running *r;
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    if (!hub_running_lock(h, id, &r, err))
+        return false;
+    bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
+    if (ok && state == JOB_PENDING)
+        ok = hub_job_end(h, r, "cancelled", "cancelled", "cancelled before a client had claimed it", false, err);
+    else if (ok && state == JOB_RUNNING) {
+        // the client sees it in the answer to its next progress report; the supervisor ends what does not listen
+        ok = store_backup_request_cancel(h->store, id, err);
+        if (ok && r->cancel_by_ms == 0)
+            r->cancel_by_ms = clock_mono_ms() + CANCEL_GRACE_MS;
+    } else if (ok)
+        ok = err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing left to cancel", id, b.status);
+    hub_running_unlock(h, r);
+    return ok && hub_view_backup_id(h, id, ret, err);
+}
+
+// ---- deleting
+
+static bool in_list(const json_t *ids, const char *id)
+{
+    size_t i;
+    json_t *item;
+    json_array_foreach(ids, i, item) if (strcmp(json_string_value(item), id) == 0) return true;
+    return false;
+}
+
+// Everything that rests on `id`, each before what it rests on; id itself last.
+static bool collect(Hub *h, const char *id, unsigned depth, json_t *ids, Err *err)
+{
+    StoreBackup *rows = NULL;
+    size_t len = 0;
+    if (depth > 1000)
+        return err_set(err, ERR_DAMAGED, "the chain of %s has no end", id);
+    if (!store_backup_dependents(h->store, id, &rows, &len, err))
+        return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < len; i++)
+        ok = in_list(ids, rows[i].id) || collect(h, rows[i].id, depth + 1, ids, err);
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+    return ok && (in_list(ids, id) || codec_json_push(ids, json_string(id), err));
+}
+
+static bool may_delete(Hub *h, const StoreBackup *b, Err *err)
+{
+    JobState state;
+    StoreExport *exports = NULL;
+    size_t len = 0;
+    if (!job_state_parse(b->status, &state, err))
+        return false;
+    if (!job_state_is_final(state))
+        return err_set(err, ERR_BUSY, "backup %s is %s; cancel it first", b->id, b->status);
+    if (!store_export_list(h->store, &exports, &len, err))
+        return false;
+    // a reader of any point of the VM may rest on this one
+    const char *reader = NULL;
+    for (size_t i = 0; !reader && i < len; i++) {
+        StoreBackup cleanup_backup exported = {0};
+        Err gone = ERR_INIT;
+        if (store_backup_get(h->store, exports[i].backup_id, &exported, &gone) && strcmp(exported.vm_id, b->vm_id) == 0)
+            reader = exports[i].id;
+    }
+    bool ok = !reader || err_set(err, ERR_BUSY, "a point of this VM is being read (export %s); end that first", reader);
+    STORE_LIST_FREE(exports, len, store_export_clear);
+    return ok;
+}
+
+static bool delete_one(Hub *h, const char *id, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    StoreRepository cleanup_repository row = {0};
+    Repo cleanup_repo repo = {0};
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    Record rec = {0};
+    if (!store_backup_get(h->store, id, &b, err) || !may_delete(h, &b, err))
+        return false;
+    // a failed job has no files left: its row is all there is
+    bool ok = strcmp(b.status, "completed") != 0 ||
+              (store_repository_get(h->store, b.repository_id, &row, err) && hub_repo_open(h, &row, &repo, err) &&
+               store_disk_list(h->store, id, &disks, &len, err) &&
+               hub_record_from_rows(&b, disks, len, "deleted", &repo, &rec, err) && repo_delete(&repo, &rec, b.stem, err));
+    record_clear(&rec);
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    return ok && store_backup_remove(h->store, id, err);
+}
+
+// The check, and the choice of a parent, are in transactions of the one database: nothing can come to depend on a point
+// between the look and the deletion (safety rule 16).
+static bool delete_in_transaction(Hub *h, const char *id, bool with_dependents, json_t *ids, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    size_t i;
+    json_t *item;
+    if (!store_backup_get(h->store, id, &b, err) || !collect(h, id, 0, ids, err))
+        return false;
+    if (!with_dependents && json_array_size(ids) > 1)
+        return err_set(err, ERR_CONFLICT, "%zu others rest on backup %s (the next is %s); delete them first, or with it",
+                       json_array_size(ids) - 1, id, json_string_value(json_array_get(ids, json_array_size(ids) - 2)));
+    json_array_foreach(ids, i, item)
+    {
+        StoreBackup cleanup_backup each = {0};
+        if (!store_backup_get(h->store, json_string_value(item), &each, err) || !may_delete(h, &each, err))
+            return false;
+    }
+    json_array_foreach(ids, i, item) if (!delete_one(h, json_string_value(item), err)) return false;
+    return true;
+}
+
+bool hub_backup_delete(Hub *h, const char *id, bool with_dependents, json_t **ret, Err *err)
+{
+    json_t *ids = json_array(), *o = json_object();
+    bool ok = ((ids && o) || err_no_memory(err)) && store_begin(h->store, err);
+    if (ok) {
+        bool deleted = delete_in_transaction(h, id, with_dependents, ids, err);
+        // what was deleted before an error is gone from disk: its rows must go with it
+        Err committing = ERR_INIT;
+        if (!store_commit(h->store, &committing) && deleted) {
+            *err = committing;
+            deleted = false;
+        }
+        ok = deleted;
+    }
+    if (ok)
+        log_info("backup deleted", LOG_STR("job", id), LOG_NUM("points", json_array_size(ids)));
+    ok = codec_json_set(o, "deleted", ids, err) && ok;
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+// ---- what a verify found
+
+static bool find_disk(Hub *h, const char *id, uint64_t disk_id, char **ret_key, Err *err)
+{
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    if (!store_disk_list(h->store, id, &disks, &len, err))
+        return false;
+    bool found = false, ok = true;
+    for (size_t i = 0; i < len && !found; i++)
+        if (disks[i].disk_id == disk_id) {
+            found = true;
+            ok = mem_replace(ret_key, disks[i].disk_key, err);
+        }
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    if (!found)
+        return err_set(err, ERR_NOT_FOUND, "backup %s has no disk %llu", id, (unsigned long long)disk_id);
+    return ok;
+}
+
+// Whose files hold the damaged cluster: its layer's point. Where even that cannot be told, the point itself.
+static bool damaged_layer(Hub *h, const StoreBackup *b, const char *disk_key, bool have_offset, uint64_t offset,
+                          StoreBackup *ret_layer, char **ret_file, Err *err)
+{
+    StoreRepository cleanup_repository row = {0};
+    Repo cleanup_repo repo = {0};
+    Err looking = ERR_INIT;
+    RepoChain chain = {0};
+    Reader *reader = NULL;
+    uint8_t layer = 0;
+    const char *id = b->id;
+    if (!store_repository_get(h->store, b->repository_id, &row, err) || !hub_repo_open(h, &row, &repo, err))
+        return false;
+    Points points = {.hub = h, .repo = &repo};
+    bool found = have_offset &&
+                 hub_chain_open(&points, b->id, disk_key, REPO_CHECK_HASHES, &chain, NULL, &looking) &&
+                 reader_open(chain.layers, chain.len, &repo.geo, &reader, &looking) &&
+                 reader_layer_at(reader, offset, &layer, &looking) && layer < chain.len;
+    bool ok = true;
+    if (found) {
+        id = chain.records[layer]->backup_id;
+        *ret_file = mem_printf(err, "%s/disk-%u/%s", chain.records[layer]->context, chain.disks[layer]->disk_no,
+                               chain.disks[layer]->image);
+        ok = *ret_file != NULL;
+    }
+    ok = ok && store_backup_get(h->store, id, ret_layer, err);
+    reader_free(reader);
+    repo_chain_clear(&chain);
+    hub_points_clear(&points);
+    return ok;
+}
+
+static bool record_damage(Hub *h, const StoreBackup *b, const json_t *body, json_t *o, Err *err)
+{
+    uint64_t disk_id, offset = 0;
+    bool have_offset;
+    cleanup_free char *key = NULL, *file = NULL;
+    StoreBackup cleanup_backup layer = {0};
+    json_t *ids = NULL;
+    bool ok = codec_json_u64(body, "disk_id", INT64_MAX, &disk_id, err) &&
+              codec_json_u64_opt(body, "offset", DISK_SIZE_MAX, &offset, &have_offset, err) &&
+              find_disk(h, b->id, disk_id, &key, err) &&
+              damaged_layer(h, b, key, have_offset, offset, &layer, &file, err) &&
+              hub_affected(h, &layer, key, &ids, err) && hub_mark_suspect(h, ids, err);
+    if (ok)
+        log_error("damage found", LOG_STR("job", b->id), LOG_STR("file", file ? file : ""),
+                  LOG_NUM("affected", json_array_size(ids)));
+    if (ok)
+        ok = codec_json_set(o, "affected", mem_take(ids), err);
+    json_decref(ids);
+    return ok && codec_json_set_text(o, "file", file, err);
+}
+
+bool hub_backup_verification(Hub *h, const char *id, const json_t *body, json_t **ret, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    const char *result;
+    if (!codec_json_text(body, "result", 16, &result, err) || !store_backup_get(h->store, id, &b, err))
+        return false;
+    if (strcmp(b.status, "completed") != 0)
+        return err_set(err, ERR_CONFLICT, "backup %s is %s: no restore point", id, b.status);
+    bool damaged = strcmp(result, "damaged") == 0, good = strcmp(result, "ok") == 0;
+    if (!damaged && !good && strcmp(result, "failed") != 0)
+        return err_set(err, ERR_INVALID, "result is \"ok\", \"damaged\" or \"failed\"");
+    json_t *o = json_object();
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "backup_id", id, err) &&
+              codec_json_set_text(o, "result", result, err);
+    if (ok && damaged)
+        ok = record_damage(h, &b, body, o, err);
+    else
+        ok = ok && codec_json_set(o, "affected", json_array(), err) && codec_json_set_text(o, "file", NULL, err) &&
+             store_backup_set_verified(h->store, id, result, clock_utc_us(), err) &&
+             (!good || store_backup_set_suspect(h->store, id, false, err));
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}

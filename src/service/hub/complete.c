@@ -1,0 +1,234 @@
+// Completion: the moment a restore point comes to be (safety rules 14 and 15).
+#include "base/clock.h"
+#include "base/log.h"
+#include "service/hub/internal.h"
+
+#define SEAL_TIMEOUT_MS (60 * 60 * 1000) // tables of a huge disk onto a slow share; the client repeats meanwhile
+
+static const CompletionDisk *said_of(const Completion *c, uint64_t disk_id)
+{
+    for (size_t i = 0; i < c->disks_len; i++)
+        if (c->disks[i].disk_id == disk_id)
+            return &c->disks[i];
+    return NULL;
+}
+
+// What the client says of each disk, laid over what was announced.
+static bool take_change_ids(const Completion *c, StoreDisk *disks, size_t n, Err *err)
+{
+    for (size_t i = 0; i < c->disks_len; i++) {
+        bool known = false;
+        for (size_t k = 0; k < n; k++)
+            known = known || disks[k].disk_id == c->disks[i].disk_id;
+        if (!known)
+            return err_set(err, ERR_INVALID, "disk %llu is not of this job", (unsigned long long)c->disks[i].disk_id);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const CompletionDisk *said = said_of(c, disks[i].disk_id);
+        const char *id = said ? said->change_id : (i == 0 ? c->change_id : disks[i].change_id);
+        if (!id)
+            return err_set(err, ERR_INVALID, "disk %llu has no change ID", (unsigned long long)disks[i].disk_id);
+        if (i == 0 && said && strcmp(said->change_id, c->change_id) != 0)
+            return err_set(err, ERR_INVALID, "change_id is not the first disk's");
+        if (!mem_replace(&disks[i].change_id, id, err) ||
+            (said && said->tracking && !mem_replace(&disks[i].tracking, said->tracking, err)))
+            return false;
+        if (said && said->bytes_transferred)
+            disks[i].transferred_bytes = said->bytes_transferred;
+        else if (n == 1 && c->bytes_transferred)
+            disks[i].transferred_bytes = c->bytes_transferred;
+    }
+    return true;
+}
+
+// Seals one image: coverage is checked first, and nothing changes where it does not fit. One that is sealed already
+// (a repeated call) tells what it sealed.
+static bool seal(const StoreDisk *d, const CompletionDisk *said, EngineAnswer *ret, Err *err)
+{
+    EngineAnswer answer;
+    if (!d->control)
+        return err_set(err, ERR_CONFLICT, "disk %s has no exporter", d->disk_key);
+    if (!exporter_call(d->control, &(EngineRequest){.op = ENGINE_STATUS}, 10000, &answer, err))
+        return false;
+    if (!answer.sealed) {
+        EngineRequest req = {.op = ENGINE_SEAL};
+        if (said && said->have_coverage) {
+            req.have_expect = true;
+            req.extents = said->extents;
+            req.bytes = said->covered_bytes;
+            req.digest = said->digest;
+        }
+        if (!exporter_call(d->control, &req, SEAL_TIMEOUT_MS, &answer, err))
+            return false;
+    }
+    *ret = answer;
+    return true;
+}
+
+static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, Err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        EngineAnswer a;
+        if (!seal(&disks[i], said_of(c, disks[i].disk_id), &a, err))
+            return err_context(err, "disk %s", disks[i].disk_key);
+        disks[i].image_bytes = a.image_bytes;
+        disks[i].stored_bytes = a.image_bytes;
+        disks[i].done_bytes = disks[i].size;
+        if (disks[i].transferred_bytes == 0)
+            disks[i].transferred_bytes = a.received_data;
+        if (!mem_replace(&disks[i].root, a.root, err) || !mem_replace(&disks[i].metadata, a.metadata, err) ||
+            !mem_replace(&disks[i].hashes_digest, a.hashes_digest, err))
+            return false;
+    }
+    return true;
+}
+
+// The conditional step to committing, with all that recovery needs to go on without the client or the exporters.
+static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t n, Err *err)
+{
+    bool done = false;
+    if (!store_begin(h->store, err))
+        return false;
+    bool ok = store_backup_step(h->store, b->id, "running", "committing", &done, err);
+    for (size_t i = 0; ok && done && i < n; i++)
+        ok = store_disk_set_sealed(h->store, &disks[i], err);
+    if (ok && !done)
+        ok = err_set(err, ERR_CONFLICT, "backup %s is not running any more", b->id);
+    if (!ok) {
+        store_rollback(h->store);
+        return false;
+    }
+    return store_commit(h->store, err);
+}
+
+bool hub_commit(Hub *h, const char *id, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    StoreRepository cleanup_repository row = {0};
+    Repo cleanup_repo repo = {0};
+    StoreVm cleanup_vm vm = {0};
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    Record rec = {0};
+    Err no_vm = ERR_INIT;
+    const char *source_type = "unknown";
+    json_t *source = NULL;
+    if (!store_backup_get(h->store, id, &b, err) || !store_repository_get(h->store, b.repository_id, &row, err) ||
+        !hub_repo_open(h, &row, &repo, err) || !store_disk_list(h->store, id, &disks, &len, err))
+        return false;
+    if (store_vm_find(h->store, b.vm_id, &vm, &no_vm) &&
+        codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &source, &no_vm))
+        source_type = json_string_value(json_object_get(source, "type"));
+    b.completed_us = clock_utc_us();
+    b.bytes_transferred = b.stored_bytes = 0;
+    for (size_t i = 0; i < len; i++) {
+        b.bytes_transferred += disks[i].transferred_bytes;
+        b.stored_bytes += disks[i].stored_bytes;
+    }
+    bool ok = len > 0 ? mem_replace(&b.change_id, disks[0].change_id, err)
+                      : err_set(err, ERR_INTERNAL, "backup %s has no disks", id);
+    ok = ok && hub_record_from_rows(&b, disks, len, source_type, &repo, &rec, err) &&
+         repo_commit(&repo, &rec, b.stem, b.attempt, err);
+    // now the point exists; the database follows
+    if (ok && store_begin(h->store, err)) {
+        if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err)) {
+            ok = store_commit(h->store, err);
+        } else {
+            store_rollback(h->store);
+            ok = false;
+        }
+    } else {
+        ok = false;
+    }
+    record_clear(&rec);
+    json_decref(source);
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    return ok;
+}
+
+static bool answer(const char *id, const char *change_id, json_t **ret, Err *err)
+{
+    json_t *o = json_object();
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "completed", err) &&
+              codec_json_set_text(o, "backup_id", id, err) && codec_json_set_text(o, "change_id", change_id, err) &&
+              codec_json_set_text(o, "message", "Backup completed successfully, change_id recorded", err) &&
+              hub_set_now(o, "timestamp", err);
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+static bool not_completable(const StoreBackup *b, Err *err)
+{
+    return err_set(err, ERR_CONFLICT, "backup %s is %s; only a running one can be completed", b->id, b->status);
+}
+
+// Running: seal, then step. What the client got wrong (409, 400) changes nothing; what broke ends the job.
+static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Completion *c, Err *err)
+{
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    if (!store_disk_list(h->store, b->id, &disks, &len, err))
+        return false;
+    bool ok = len > 0 || err_set(err, ERR_CONFLICT, "no disk of backup %s was announced: nothing was backed up", b->id);
+    ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, err) &&
+         step_to_committing(h, b, disks, len, err);
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    if (!ok && err->code != ERR_CONFLICT && err->code != ERR_INVALID) {
+        Err ending = ERR_INIT;
+        if (!hub_job_end(h, r, "failed", "sealing failed", err->details, true, &ending))
+            log_error("a failed job could not be ended", LOG_STR("job", b->id), LOG_ERR(&ending));
+        (void)err_title(err, "failed to complete backup");
+    }
+    return ok;
+}
+
+static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    if (!store_backup_get(h->store, r->id, &b, err) || !job_state_parse(b.status, &state, err))
+        return false;
+    if (state == JOB_COMPLETED)
+        return (b.change_id && strcmp(b.change_id, c->change_id) == 0) ||
+               err_set(err, ERR_CONFLICT, "backup %s is completed with another change ID, %s; nothing was changed", b.id,
+                       b.change_id ? b.change_id : "");
+    if (state == JOB_RUNNING) {
+        if (!seal_and_step(h, r, &b, c, err))
+            return false;
+    } else if (state == JOB_COMMITTING) {
+        StoreDisk *disks = NULL;
+        size_t len = 0;
+        if (!store_disk_list(h->store, b.id, &disks, &len, err))
+            return false;
+        bool same = len > 0 && disks[0].change_id && strcmp(disks[0].change_id, c->change_id) == 0;
+        STORE_LIST_FREE(disks, len, store_disk_clear);
+        if (!same)
+            return err_set(err, ERR_CONFLICT, "backup %s is committing with another change ID", b.id);
+    } else {
+        return not_completable(&b, err);
+    }
+    if (!hub_commit(h, r->id, err)) {
+        // it stays committing: a repeated call, or the next start, goes on from here
+        log_error("commit failed; it is tried again", LOG_STR("job", r->id), LOG_ERR(err));
+        if (err->code == ERR_CONFLICT || err->code == ERR_NOT_FOUND || err->code == ERR_INVALID)
+            err->code = ERR_INTERNAL;
+        return err_title(err, "failed to complete backup");
+    }
+    hub_running_stop_exporters(r);
+    log_info("backup completed", LOG_STR("job", r->id), LOG_STR("change_id", c->change_id));
+    return true;
+}
+
+bool hub_job_complete(Hub *h, const char *id, const Completion *c, json_t **ret, Err *err)
+{
+    Running *r;
+    if (!hub_running_lock(h, id, &r, err)) // a call that runs already is joined here: it is waited for
+        return false;
+    bool ok = complete(h, r, c, err);
+    hub_running_unlock(h, r);
+    return ok && answer(id, c->change_id, ret, err);
+}

@@ -1,0 +1,144 @@
+#include "service/hub/hub.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "service/hub/internal.h"
+
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+// Short, because unix sockets have 108 bytes; the same for the same data folder, because the next hub must find what
+// runs there.
+static bool default_run_dir(const char *data_dir, char **ret, Err *err)
+{
+    uint64_t hash = 14695981039346656037u; // FNV-1a
+    for (const char *p = data_dir; *p; p++)
+        hash = (hash ^ (unsigned char)*p) * 1099511628211u;
+    const char *user_dir = getenv("XDG_RUNTIME_DIR");
+    if (geteuid() == 0)
+        *ret = mem_printf(err, "/run/sendense-%08x", (unsigned)(hash >> 32));
+    else if (user_dir && user_dir[0] == '/' && strlen(user_dir) < 50)
+        *ret = mem_printf(err, "%s/sendense-%08x", user_dir, (unsigned)(hash >> 32));
+    else
+        *ret = mem_printf(err, "/tmp/sendense-%u-%08x", (unsigned)geteuid(), (unsigned)(hash >> 32));
+    return *ret != NULL;
+}
+
+// Nobody else may put anything into the folder of the sockets.
+static bool own_run_dir(const char *path, Err *err)
+{
+    struct stat st;
+    if (strlen(path) > 80)
+        return err_set(err, ERR_USAGE, "the run folder %s is too long for unix sockets; choose a shorter one", path);
+    if (!file_mkdir_p(path, 0700, err))
+        return false;
+    if (lstat(path, &st) != 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077) != 0)
+        return err_set(err, ERR_USAGE, "the run folder %s is not ours alone; remove it, or choose another", path);
+    return true;
+}
+
+static bool open_all(Hub *h, const HubConfig *c, Err *err)
+{
+    cleanup_free char *database = NULL, *lock = NULL;
+    Err locking = ERR_INIT;
+    if (!file_mkdir_p(c->data_dir, 0700, err) || !file_realpath(c->data_dir, &h->data_dir, err) ||
+        !(lock = file_join(h->data_dir, "lock", err)))
+        return false;
+    if (!file_lock(lock, &h->lock_fd, &locking))
+        return err_set(err, locking.code == ERR_BUSY ? ERR_BUSY : ERR_IO,
+                       "the data folder %s cannot be locked (%s); is another hub running on it?", h->data_dir,
+                       locking.details);
+    if (!(database = file_join(h->data_dir, "sendense.db", err)) || !(h->log_dir = file_join(h->data_dir, "log", err)) ||
+        !file_mkdir(h->log_dir, 0700, err) || !mem_replace(&h->plugin, c->plugin, err) ||
+        !mem_replace(&h->client, c->client, err))
+        return false;
+    bool ok = c->run_dir ? mem_replace(&h->run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &h->run_dir, err);
+    return ok && own_run_dir(h->run_dir, err) && store_open_sqlite(database, &h->store, err) && hub_recover(h, err) &&
+           hub_supervisor_start(h, err);
+}
+
+bool hub_open(const HubConfig *config, Hub **ret, Err *err)
+{
+    Hub *h = mem_calloc(1, sizeof(*h), err);
+    if (!h)
+        return false;
+    h->lock_fd = -1;
+    h->max_jobs = config->max_jobs;
+    h->chain_limit = config->chain_limit;
+    h->lease_s = config->lease_s;
+    h->claim_s = config->claim_s;
+    h->export_idle_s = config->export_idle_s;
+    pthread_condattr_t attr;
+    (void)pthread_condattr_init(&attr); // cannot fail on Linux
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&h->changed, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    (void)pthread_mutex_init(&h->lock, NULL);
+    if (!open_all(h, config, err)) {
+        hub_close(h);
+        return false;
+    }
+    *ret = h;
+    return true;
+}
+
+bool hub_set_url(Hub *h, const char *url, Err *err)
+{
+    char *copy = mem_strdup(url, err);
+    if (!copy)
+        return false;
+    (void)pthread_mutex_lock(&h->lock);
+    free(h->url);
+    h->url = copy;
+    (void)pthread_cond_broadcast(&h->changed);
+    (void)pthread_mutex_unlock(&h->lock);
+    return true;
+}
+
+void hub_close(Hub *h)
+{
+    if (!h)
+        return;
+    hub_supervisor_stop(h);
+    while (h->running) {
+        Running *r = h->running;
+        h->running = r->next;
+        for (size_t i = 0; i < r->exporters_len; i++)
+            exporter_clear(&r->exporters[i]); // it goes on: the next hub takes it over
+        free(r->exporters);
+        proc_clear(&r->client);
+        free(r->id);
+        free(r);
+    }
+    store_close(h->store);
+    if (h->lock_fd >= 0)
+        (void)close(h->lock_fd);
+    if (h->run_dir)
+        (void)rmdir(h->run_dir); // stays where something still runs in it
+    (void)pthread_cond_destroy(&h->changed);
+    (void)pthread_mutex_destroy(&h->lock);
+    free(h->data_dir);
+    free(h->run_dir);
+    free(h->plugin);
+    free(h->client);
+    free(h->url);
+    free(h->log_dir);
+    free(h);
+}
+
+bool hub_health(Hub *h, json_t **ret, Err *err)
+{
+    uint64_t running;
+    if (!store_backup_count_active(h->store, &running, err))
+        return false;
+    json_t *o = json_object();
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "ok", err) &&
+              codec_json_set_text(o, "version", SENDENSE_VERSION, err) &&
+              codec_json_set_text(o, "database", store_engine(h->store), err) && hub_set_now(o, "time", err) &&
+              codec_json_set_u64(o, "running_jobs", running, err);
+    *ret = o;
+    return ok;
+}

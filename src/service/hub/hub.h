@@ -1,0 +1,76 @@
+// The hub's use cases: what an API call means, in transactions. One Hub for the process; every function is
+// thread-safe. JSON objects that are returned belong to the caller and have the form of api/openapi.yaml.
+// docs/internals/jobs.md tells how a job lives and dies.
+#pragma once
+
+#include "base/secret.h"
+#include "codec/work.h"
+#include "store/store.h"
+
+#include <jansson.h>
+
+typedef struct HubConfig {
+    const char *data_dir;    // made if it is not there; locked
+    const char *run_dir;     // sockets; NULL: a short default for this data folder
+    const char *plugin;      // path of nbdkit-sendense-plugin.so
+    const char *client;      // path of sendense-backup-client
+    unsigned max_jobs;       // running at a time
+    unsigned chain_limit;    // points in a chain, then a full
+    unsigned lease_s;        // a client silent for longer has failed
+    unsigned claim_s;        // a job that nobody claims has failed after this
+    unsigned export_idle_s;  // an export that nobody reads from ends after this
+} HubConfig;
+
+typedef struct Hub Hub;
+
+// Takes the lock of the data folder, opens and migrates the database, recovers what an earlier hub left, starts
+// the supervisor. Nothing is served yet.
+bool hub_open(const HubConfig *config, Hub **ret, Err *err) must_check;
+// The URL that clients started by the hub use. Before it is set no client is started.
+bool hub_set_url(Hub *h, const char *url, Err *err) must_check;
+// Stops the supervisor. Jobs, exporters and clients that run go on: the next hub takes them over.
+void hub_close(Hub *h);
+
+bool hub_health(Hub *h, json_t **ret, Err *err) must_check;
+
+// ---- repositories
+bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_repository_list(Hub *h, json_t **ret, Err *err) must_check;
+bool hub_repository_show(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
+bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
+bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
+
+// ---- VMs
+bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_vm_list(Hub *h, bool all, json_t **ret, Err *err) must_check;
+bool hub_vm_show(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
+bool hub_vm_change(Hub *h, const char *vm, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
+
+// ---- backups
+bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, json_t **ret, Err *err) must_check;
+bool hub_backup_show(Hub *h, const char *id, json_t **ret, Err *err) must_check;
+bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err) must_check;
+bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err) must_check;
+bool hub_backup_delete(Hub *h, const char *id, bool with_dependents, json_t **ret, Err *err) must_check;
+bool hub_backup_verification(Hub *h, const char *id, const json_t *body, json_t **ret, Err *err) must_check;
+
+// ---- the client's calls. required: no token is ERR_UNAUTHORIZED; else only one that is sent must be right.
+bool hub_job_check_token(Hub *h, const char *id, const Secret *token, bool required, Err *err) must_check;
+bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Err *err) must_check;
+bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer *ret, Err *err) must_check;
+bool hub_job_progress(Hub *h, const char *id, const WorkProgress *p, WorkProgressAnswer *ret, Err *err) must_check;
+bool hub_job_fail(Hub *h, const char *id, const WorkFailure *f, json_t **ret, Err *err) must_check;
+bool hub_job_complete(Hub *h, const char *id, const Completion *c, json_t **ret, Err *err) must_check;
+
+// ---- exports of points
+bool hub_export_start(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_export_list(Hub *h, json_t **ret, Err *err) must_check;
+bool hub_export_end(Hub *h, const char *id, json_t **ret, Err *err) must_check;
+
+// ---- replications: registered, listed, recorded; not run yet
+bool hub_replication_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_replication_list(Hub *h, json_t **ret, Err *err) must_check;
+bool hub_replication_show(Hub *h, const char *id, json_t **ret, Err *err) must_check;
+bool hub_replication_record(Hub *h, const char *id, const ChangeIdReport *r, json_t **ret, Err *err) must_check;

@@ -1,0 +1,99 @@
+// Shared by the hub's use cases; nobody else includes it.
+#pragma once
+
+#include "export/exporter.h"
+#include "image/repo.h"
+#include "service/hub/hub.h"
+
+#include <pthread.h>
+
+// A job that this process has to do with: its client and exporters. The entry's lock orders whoever changes the
+// job: announce, complete, fail, cancel, the supervisor. Lock order: entry, then store; never the other way round.
+typedef struct Running {
+    char *id;
+    unsigned users; // waiting or holding
+    bool locked;
+    Proc client;
+    Exporter *exporters;
+    size_t exporters_len;
+    int64_t cancel_by_ms; // monotonic; 0: no cancel asked for
+    struct Running *next;
+} Running;
+
+struct Hub {
+    Store *store;
+    char *data_dir, *run_dir, *plugin, *client, *url, *log_dir;
+    unsigned max_jobs, chain_limit, lease_s, claim_s, export_idle_s;
+    int lock_fd;
+    pthread_mutex_t lock; // of the members below
+    pthread_cond_t changed;
+    Running *running;
+    bool stopping, supervising;
+    pthread_t supervisor;
+};
+
+// ---- running.c
+bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err) must_check;
+void hub_running_unlock(Hub *h, Running *r); // drops the entry when nothing is left in it
+// Ends a job that is not final: exporters, client, partial images, then the row. The caller holds the entry.
+// keep_client: it is the client itself that reports; it is given the time to go.
+bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, const char *details, bool keep_client,
+                 Err *err) must_check;
+void hub_running_stop_exporters(Running *r);
+void hub_wake(Hub *h); // the supervisor looks at once
+
+// ---- complete.c
+// From committing to completed: files, record, row. Re-runnable after a crash between any two steps. The caller holds
+// the entry.
+bool hub_commit(Hub *h, const char *id, Err *err) must_check;
+
+// ---- supervisor.c
+bool hub_supervisor_start(Hub *h, Err *err) must_check;
+void hub_supervisor_stop(Hub *h);
+
+// ---- recover.c
+bool hub_recover(Hub *h, Err *err) must_check;
+// Brings the catalogue in line with a repository's records. Counts may be NULL.
+typedef struct ScanCounts {
+    uint64_t added, unchanged;
+    json_t *missing; // IDs of points in the catalogue without a record; may be NULL
+} ScanCounts;
+bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err) must_check;
+
+// ---- points.c
+bool hub_repo_open(Hub *h, const StoreRepository *r, Repo *ret, Err *err) must_check; // ERR_UNAVAILABLE with advice
+bool hub_record_from_rows(const StoreBackup *b, const StoreDisk *disks, size_t n, const char *source_type, const Repo *repo,
+                          Record *ret, Err *err) must_check;
+bool hub_rows_from_record(const Record *rec, const char *stem, const StoreRepository *repository, StoreBackup *ret_backup,
+                          StoreDisk **ret_disks, size_t *ret_len, Err *err) must_check;
+// Records of a repository, read when asked for.
+typedef struct Points {
+    Hub *hub;
+    const Repo *repo;
+    Record **items;
+    size_t len, cap;
+    Err err; // of the last find that gave NULL
+} Points;
+const Record *hub_points_find(void *points, const char *backup_id); // RepoFind
+void hub_points_clear(Points *p);
+// The chain of a point's disk, its files checked to depth. A damaged or missing one: ERR_DAMAGED and, in
+// ret_layer_backup (may be NULL), the ID of the point whose files they are.
+bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, RepoCheckDepth depth, RepoChain *ret,
+                    char **ret_layer_backup, Err *err) must_check;
+// Completed points whose disk rests on that point's image (itself included), as a list of IDs.
+bool hub_affected(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err) must_check;
+bool hub_mark_suspect(Hub *h, const json_t *ids, Err *err) must_check;
+bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err) must_check;
+
+// ---- view.c: rows as the API shows them
+bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret, Err *err) must_check;
+bool hub_view_backup_id(Hub *h, const char *id, json_t **ret, Err *err) must_check;
+bool hub_view_strings(const char *json_list, json_t **ret, Err *err) must_check; // kept as JSON text; NULL: []
+
+// The UTC time for "timestamp".
+bool hub_set_now(json_t *object, const char *key, Err *err) must_check;
+
+#define cleanup_backup cleanup(store_backup_clear)
+#define cleanup_vm cleanup(store_vm_clear)
+#define cleanup_repository cleanup(store_repository_clear)
+#define cleanup_repo cleanup(repo_clear)

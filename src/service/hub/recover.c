@@ -1,0 +1,270 @@
+// What a hub does at its start, with whatever an earlier one left: completes what was committed, goes on with what
+// runs, ends what cannot go on. Records are read before anything is deleted.
+#include "base/clock.h"
+#include "base/log.h"
+#include "service/hub/internal.h"
+
+static bool known_stem(const RepoScan *scan, const char *id)
+{
+    for (size_t i = 0; i < scan->len; i++)
+        if (strcmp(scan->records[i].backup_id, id) == 0)
+            return true;
+    return false;
+}
+
+static bool add_context(Hub *h, const StoreRepository *repository, const Record *rec, Err *err)
+{
+    if (!store_context_set(h->store, repository->id, rec->vm_id, rec->context, err))
+        return false;
+    for (size_t i = 0; i < rec->disks_len; i++) {
+        StoreDiskNumber n = {0};
+        bool found;
+        if (!store_disk_number_get(h->store, repository->id, rec->vm_id, rec->disks[i].disk_key, &n, &found, err))
+            return false;
+        store_disk_number_clear(&n);
+        if (found)
+            continue;
+        n = (StoreDiskNumber){.repository_id = repository->id,
+                              .vm_id = rec->vm_id,
+                              .disk_key = rec->disks[i].disk_key,
+                              .disk_id = rec->disks[i].disk_id,
+                              .disk_no = rec->disks[i].disk_no};
+        if (!store_disk_number_add(h->store, &n, err))
+            return false;
+    }
+    return true;
+}
+
+static bool end_exporters(Hub *h, const StoreBackup *b, Err *err)
+{
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    if (!store_disk_list(h->store, b->id, &disks, &len, err))
+        return false;
+    for (size_t i = 0; i < len; i++)
+        exporter_stop_recorded(disks[i].exporter_pid, disks[i].exporter_start, disks[i].socket, disks[i].control);
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    return true;
+}
+
+// A record without a completed row: the point exists, whatever the database thought of its job.
+static bool add_point(Hub *h, const StoreRepository *repository, const Record *rec, const char *stem, bool *ret_added,
+                      Err *err)
+{
+    StoreBackup cleanup_backup old = {0}, row = {0};
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    bool exists;
+    if (!store_backup_exists(h->store, rec->backup_id, &exists, err))
+        return false;
+    if (exists) {
+        if (!store_backup_get(h->store, rec->backup_id, &old, err))
+            return false;
+        if (old.repository_id != repository->id)
+            return err_set(err, ERR_CONFLICT, "point %s is in another repository too; remove that one first", old.id);
+        if (strcmp(old.status, "completed") == 0) {
+            *ret_added = false;
+            return true;
+        }
+    }
+    bool ok = hub_rows_from_record(rec, stem, repository, &row, &disks, &len, err) &&
+              // the client may still repeat its `complete`: its token stays good
+              mem_replace(&row.token_digest, old.token_digest, err) && (!exists || end_exporters(h, &old, err)) &&
+              (!exists || store_backup_remove(h->store, rec->backup_id, err)) && store_backup_add(h->store, &row, err);
+    for (size_t i = 0; ok && i < len; i++)
+        ok = store_disk_add(h->store, &disks[i], err);
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    *ret_added = true;
+    return ok && add_context(h, repository, rec, err);
+}
+
+static bool add_points(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err)
+{
+    for (size_t i = 0; i < scan->len; i++) {
+        bool added = false;
+        if (!add_point(h, repository, &scan->records[i], scan->stems[i], &added, err))
+            return err_context(err, "record of %s", scan->records[i].backup_id);
+        if (added) {
+            counts->added++;
+            log_info("point taken into the catalogue", LOG_STR("job", scan->records[i].backup_id));
+        } else {
+            counts->unchanged++;
+        }
+    }
+    return true;
+}
+
+// Points that the catalogue lists and the repository does not hold: they stay listed, as suspect, and are named.
+static bool mark_missing(Hub *h, const StoreRepository *repository, const RepoScan *scan, json_t *missing, Err *err)
+{
+    StoreBackup *points = NULL;
+    size_t len = 0;
+    if (!store_backup_points(h->store, repository->id, NULL, &points, &len, err))
+        return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < len; i++) {
+        if (known_stem(scan, points[i].id))
+            continue;
+        log_error("a listed point has no readable record", LOG_STR("job", points[i].id));
+        ok = store_backup_set_suspect(h->store, points[i].id, true, err) &&
+             (!missing || codec_json_push(missing, json_string(points[i].id), err));
+    }
+    STORE_LIST_FREE(points, len, store_backup_clear);
+    return ok;
+}
+
+bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err)
+{
+    ScanCounts unused = {0};
+    counts = counts ? counts : &unused;
+    if (!store_begin(h->store, err))
+        return false;
+    if (!add_points(h, repository, scan, counts, err) || !mark_missing(h, repository, scan, counts->missing, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    return store_commit(h->store, err);
+}
+
+// Takes hold of a running job's exporters and client. False, with the reason, where it cannot go on.
+static bool adopt(Hub *h, Running *r, const StoreBackup *b, Err *err)
+{
+    StoreDisk *disks = NULL;
+    size_t len = 0;
+    if (!store_disk_list(h->store, b->id, &disks, &len, err))
+        return false;
+    bool ok = len == 0 || (r->exporters = mem_calloc(len, sizeof(*r->exporters), err));
+    for (size_t i = 0; ok && i < len; i++) {
+        Err gone = ERR_INIT;
+        ok = disks[i].socket && exporter_adopt(disks[i].exporter_pid, disks[i].exporter_start, disks[i].socket,
+                                               disks[i].control, disks[i].export_name, &r->exporters[i], &gone);
+        if (ok)
+            r->exporters_len++;
+        else
+            (void)err_set(err, ERR_CONFLICT, "the exporter of disk %s is gone, and with it what it had not flushed",
+                          disks[i].disk_key);
+    }
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    Err client = ERR_INIT;
+    if (ok && b->client_pid > 0 && !proc_adopt((pid_t)b->client_pid, b->client_start, &r->client, &client)) {
+        r->client = PROC_NONE;
+        ok = err_set(err, ERR_CONFLICT, "the client ended while the hub was away");
+    }
+    return ok;
+}
+
+static bool recover_job(Hub *h, const StoreBackup *b, Err *err)
+{
+    Running *r;
+    Err why = ERR_INIT;
+    bool ok = true;
+    if (!hub_running_lock(h, b->id, &r, err))
+        return false;
+    if (strcmp(b->status, "committing") == 0) {
+        // everything that is needed is on record and on disk; if its repository is away, the supervisor tries again
+        if (!hub_commit(h, b->id, &why))
+            log_error("an interrupted commit could not be finished yet", LOG_STR("job", b->id), LOG_ERR(&why));
+        else
+            log_info("an interrupted commit was finished", LOG_STR("job", b->id));
+    } else if (!adopt(h, r, b, &why)) {
+        ok = hub_job_end(h, r, "failed", "interrupted", why.details, false, err);
+    } else {
+        log_info("job taken over", LOG_STR("job", b->id), LOG_STR("status", b->status));
+        ok = store_backup_seen(h->store, b->id, NULL, clock_utc_us(), err); // a fresh lease
+    }
+    hub_running_unlock(h, r);
+    return ok;
+}
+
+static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBackup *jobs, size_t jobs_len, Err *err)
+{
+    Repo cleanup_repo repo = {0};
+    RepoScan scan = {0};
+    Err away = ERR_INIT;
+    if (!hub_repo_open(h, row, &repo, &away)) {
+        log_warn("repository not available", LOG_STR("name", row->name), LOG_ERR(&away));
+        return true;
+    }
+    const char **keep = mem_calloc(jobs_len, sizeof(*keep), err);
+    size_t keep_len = 0;
+    for (size_t i = 0; keep && i < jobs_len; i++)
+        if (jobs[i].attempt)
+            keep[keep_len++] = jobs[i].attempt;
+    bool ok = keep && repo_recover(&repo, keep, keep_len, &scan, err) && hub_catalogue_update(h, row, &scan, NULL, err);
+    for (size_t i = 0; i < scan.problems_len; i++)
+        log_error("damaged record", LOG_STR("path", scan.problems[i].path), LOG_ERR(&scan.problems[i].error));
+    repo_scan_clear(&scan);
+    free(keep);
+    return ok;
+}
+
+static bool recover_exports(Hub *h, Err *err)
+{
+    StoreExport *rows = NULL;
+    size_t len = 0;
+    if (!store_export_list(h->store, &rows, &len, err))
+        return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < len; i++) {
+        Proc p = PROC_NONE;
+        Err gone = ERR_INIT;
+        if (proc_adopt((pid_t)rows[i].pid, rows[i].start, &p, &gone)) {
+            proc_clear(&p);
+            continue; // a restore goes on
+        }
+        exporter_stop_recorded(0, 0, rows[i].socket, rows[i].control);
+        ok = store_export_remove(h->store, rows[i].id, err);
+    }
+    STORE_LIST_FREE(rows, len, store_export_clear);
+    return ok;
+}
+
+// Run folders that no job and no export owns.
+static bool sweep(Hub *h, Err *err)
+{
+    StoreBackup *jobs = NULL;
+    StoreExport *exports = NULL;
+    size_t jobs_len = 0, exports_len = 0, n = 0, cap = 0;
+    const char **keep = NULL;
+    StoreDisk *disks[64];
+    size_t disks_len[64], lists = 0;
+    bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
+              store_export_list(h->store, &exports, &exports_len, err);
+    cap = exports_len + 64 * 256;
+    ok = ok && (keep = mem_calloc(cap, sizeof(*keep), err));
+    for (size_t i = 0; ok && i < exports_len; i++)
+        keep[n++] = exports[i].socket;
+    for (size_t i = 0; ok && i < jobs_len && lists < ARRAY_LEN(disks); i++) {
+        ok = store_disk_list(h->store, jobs[i].id, &disks[lists], &disks_len[lists], err);
+        for (size_t k = 0; ok && k < disks_len[lists] && n < cap; k++)
+            if (disks[lists][k].socket)
+                keep[n++] = disks[lists][k].socket;
+        lists += ok;
+    }
+    ok = ok && exporter_sweep(h->run_dir, keep, n, err);
+    for (size_t i = 0; i < lists; i++)
+        STORE_LIST_FREE(disks[i], disks_len[i], store_disk_clear);
+    free(keep);
+    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
+    STORE_LIST_FREE(exports, exports_len, store_export_clear);
+    return ok;
+}
+
+bool hub_recover(Hub *h, Err *err)
+{
+    StoreBackup *jobs = NULL;
+    StoreRepository *repositories = NULL;
+    size_t jobs_len = 0, repositories_len = 0;
+    bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
+              store_repository_list(h->store, &repositories, &repositories_len, err);
+    // records first: a job whose record stands is completed, whatever became of its processes
+    for (size_t i = 0; ok && i < repositories_len; i++)
+        ok = recover_repository(h, &repositories[i], jobs, jobs_len, err);
+    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
+    ok = ok && store_backup_active(h->store, &jobs, &jobs_len, err);
+    for (size_t i = 0; ok && i < jobs_len; i++)
+        ok = recover_job(h, &jobs[i], err);
+    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
+    STORE_LIST_FREE(repositories, repositories_len, store_repository_clear);
+    return ok && recover_exports(h, err) && sweep(h, err);
+}

@@ -1,0 +1,213 @@
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "domain/name.h"
+#include "service/hub/internal.h"
+
+#include <stdio.h>
+
+static bool view(Hub *h, const StoreRepository *r, json_t **ret, Err *err)
+{
+    char id[24];
+    (void)snprintf(id, sizeof(id), "%lld", (long long)r->id);
+    uint64_t points, stored, free_bytes = 0, total_bytes = 0;
+    if (!store_repository_totals(h->store, r->id, &points, &stored, err))
+        return false;
+    Repo cleanup_repo repo = {0};
+    Err problem = ERR_INIT;
+    bool available = hub_repo_open(h, r, &repo, &problem) &&
+                     file_space(r->path, &free_bytes, &total_bytes, &problem);
+    json_t *o = json_object();
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "repository_id", id, err) &&
+              codec_json_set_text(o, "name", r->name, err) && codec_json_set_text(o, "uuid", r->uuid, err) &&
+              codec_json_set_text(o, "path", r->path, err) &&
+              codec_json_set_u64(o, "cluster_size", r->cluster_size, err) &&
+              codec_json_set_text(o, "hash_algorithm", r->hash_algorithm, err) &&
+              codec_json_set_time(o, "created_at", r->created_us, err) &&
+              codec_json_set_bool(o, "available", available, err) &&
+              codec_json_set_text(o, "problem", available ? NULL : problem.details, err) &&
+              codec_json_set_u64(o, "free_bytes", free_bytes, err) &&
+              codec_json_set_u64(o, "total_bytes", total_bytes, err) && codec_json_set_u64(o, "points", points, err) &&
+              codec_json_set_u64(o, "stored_bytes", stored, err);
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+// A new repository, or one that is there already (its points come by scan).
+static bool open_or_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret, Err *err)
+{
+    Err creating = ERR_INIT;
+    if (repo_create(path, cluster_size, algorithm, ret, &creating))
+        return true;
+    if (creating.code != ERR_EXISTS) {
+        *err = creating;
+        return creating.code == ERR_NOT_FOUND ? (err->code = ERR_INVALID, false) : false;
+    }
+    return repo_open(path, NULL, ret, err);
+}
+
+static bool parse(const json_t *body, const char **ret_name, const char **ret_path, uint32_t *ret_cluster_size,
+                  HashAlgorithm *ret_algorithm, Err *err)
+{
+    const char *algorithm;
+    uint64_t cluster_size = 65536;
+    bool present;
+    if (!codec_json_text(body, "name", NAME_MAX_BYTES, ret_name, err) ||
+        !codec_json_text(body, "path", 1000, ret_path, err) ||
+        !codec_json_u64_opt(body, "cluster_size", 2u << 20, &cluster_size, &present, err) ||
+        !codec_json_text_opt(body, "hash_algorithm", 32, &algorithm, err) || !name_check("name", *ret_name, err) ||
+        !hash_algorithm_parse(algorithm ? algorithm : "xxh3-128", ret_algorithm, err))
+        return false;
+    if (!present)
+        cluster_size = 65536;
+    if (cluster_size < 4096 || (cluster_size & (cluster_size - 1)) != 0)
+        return err_set(err, ERR_INVALID, "cluster_size is a power of two from 4096 to 2097152");
+    if ((*ret_path)[0] != '/')
+        return err_set(err, ERR_INVALID, "path \"%s\" is not absolute; give the folder as the hub sees it", *ret_path);
+    *ret_cluster_size = (uint32_t)cluster_size;
+    return true;
+}
+
+bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err)
+{
+    const char *name, *path;
+    uint32_t cluster_size = 0;
+    HashAlgorithm algorithm;
+    Repo cleanup_repo repo = {0};
+    StoreRepository cleanup_repository r = {0}, taken = {0};
+    if (!parse(body, &name, &path, &cluster_size, &algorithm, err))
+        return false;
+    Err missing = ERR_INIT;
+    if (store_repository_find(h->store, name, &taken, &missing)) {
+        store_repository_clear(&taken);
+        return err_set(err, ERR_EXISTS, "a repository named \"%s\" is registered already; choose another name", name);
+    }
+    if (!open_or_create(path, cluster_size, algorithm, &repo, err))
+        return false;
+    r.created_us = clock_utc_us();
+    r.cluster_size = repo.info.cluster_size;
+    if (!mem_replace(&r.name, name, err) || !mem_replace(&r.path, repo.path, err) ||
+        !mem_replace(&r.uuid, repo.info.uuid, err) ||
+        !mem_replace(&r.hash_algorithm, hash_algorithm_name(repo.info.hash.algorithm), err))
+        return false;
+    Err adding = ERR_INIT;
+    if (!store_repository_add(h->store, &r, &r.id, &adding)) {
+        if (adding.code != ERR_EXISTS) {
+            *err = adding;
+            return false;
+        }
+        return err_set(err, ERR_EXISTS, "this folder (or a copy of it) or the name is registered already");
+    }
+    log_info("repository added", LOG_STR("name", name), LOG_STR("path", r.path));
+    return view(h, &r, ret, err);
+}
+
+bool hub_repository_list(Hub *h, json_t **ret, Err *err)
+{
+    StoreRepository *rows = NULL;
+    size_t len = 0;
+    if (!store_repository_list(h->store, &rows, &len, err))
+        return false;
+    json_t *o = json_object(), *list = json_array();
+    bool ok = (o && list) || err_no_memory(err);
+    for (size_t i = 0; ok && i < len; i++) {
+        json_t *item = NULL;
+        ok = view(h, &rows[i], &item, err) && codec_json_push(list, item, err);
+    }
+    STORE_LIST_FREE(rows, len, store_repository_clear);
+    ok = codec_json_set(o, "repositories", list, err) && ok;
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+bool hub_repository_show(Hub *h, const char *repository, json_t **ret, Err *err)
+{
+    StoreRepository cleanup_repository r = {0};
+    return store_repository_find(h->store, repository, &r, err) && view(h, &r, ret, err);
+}
+
+static bool busy(Hub *h, int64_t repository_id, Err *err)
+{
+    StoreBackup *jobs = NULL;
+    size_t len = 0;
+    if (!store_backup_active(h->store, &jobs, &len, err))
+        return false;
+    bool any = false;
+    for (size_t i = 0; i < len; i++)
+        any = any || jobs[i].repository_id == repository_id;
+    STORE_LIST_FREE(jobs, len, store_backup_clear);
+    return !any || err_set(err, ERR_BUSY, "a job writes to this repository; wait for it, or cancel it");
+}
+
+bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *err)
+{
+    StoreRepository cleanup_repository r = {0};
+    char id[24];
+    if (!store_begin(h->store, err))
+        return false;
+    if (!store_repository_find(h->store, repository, &r, err) || !busy(h, r.id, err) ||
+        !store_repository_remove(h->store, r.id, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    if (!store_commit(h->store, err))
+        return false;
+    (void)snprintf(id, sizeof(id), "%lld", (long long)r.id);
+    log_info("repository removed from the catalogue", LOG_STR("name", r.name), LOG_STR("path", r.path));
+    json_t *o = json_object();
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "removed", err) &&
+              codec_json_set_text(o, "repository_id", id, err) && codec_json_set_text(o, "path", r.path, err);
+    *ret = o;
+    return ok;
+}
+
+static bool scan_answer(const StoreRepository *r, const RepoScan *scan, ScanCounts *counts, json_t **ret, Err *err)
+{
+    char id[24];
+    (void)snprintf(id, sizeof(id), "%lld", (long long)r->id);
+    json_t *o = json_object(), *problems = json_array(), *orphans = json_array();
+    bool ok = (o && problems && orphans) || err_no_memory(err);
+    for (size_t i = 0; ok && i < scan->problems_len; i++) {
+        json_t *p = json_object();
+        ok = (p != NULL || err_no_memory(err)) && codec_json_set_text(p, "path", scan->problems[i].path, err) &&
+             codec_json_set_text(p, "error", err_short(&scan->problems[i].error), err) &&
+             codec_json_set_text(p, "details", scan->problems[i].error.details, err);
+        ok = codec_json_push(problems, p, err) && ok;
+    }
+    for (size_t i = 0; ok && i < scan->orphans_len; i++)
+        ok = codec_json_push(orphans, json_string(scan->orphans[i]), err);
+    ok = ok && codec_json_set_text(o, "repository_id", id, err) && codec_json_set_u64(o, "added", counts->added, err) &&
+         codec_json_set_u64(o, "unchanged", counts->unchanged, err);
+    ok = codec_json_set(o, "missing", json_incref(counts->missing), err) && ok;
+    ok = codec_json_set(o, "problems", problems, err) && ok;
+    ok = codec_json_set(o, "orphans", orphans, err) && ok;
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err)
+{
+    StoreRepository cleanup_repository r = {0};
+    Repo cleanup_repo repo = {0};
+    RepoScan scan = {0};
+    ScanCounts counts = {.missing = json_array()};
+    bool ok = (counts.missing != NULL || err_no_memory(err)) &&
+              store_repository_find(h->store, repository, &r, err) && hub_repo_open(h, &r, &repo, err) &&
+              repo_scan(&repo, &scan, err) && hub_catalogue_update(h, &r, &scan, &counts, err) &&
+              scan_answer(&r, &scan, &counts, ret, err);
+    repo_scan_clear(&scan);
+    json_decref(counts.missing);
+    return ok;
+}

@@ -1,0 +1,108 @@
+#include "base/clock.h"
+#include "base/log.h"
+#include "service/hub/internal.h"
+
+bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    Running *r = h->running;
+    while (r && strcmp(r->id, id) != 0)
+        r = r->next;
+    if (!r) {
+        r = mem_calloc(1, sizeof(*r), err);
+        if (r)
+            r->id = mem_strdup(id, err);
+        if (!r || !r->id) {
+            free(r);
+            (void)pthread_mutex_unlock(&h->lock);
+            return false;
+        }
+        r->client = PROC_NONE;
+        r->next = h->running;
+        h->running = r;
+    }
+    r->users++;
+    while (r->locked)
+        (void)pthread_cond_wait(&h->changed, &h->lock);
+    r->locked = true;
+    (void)pthread_mutex_unlock(&h->lock);
+    *ret = r;
+    return true;
+}
+
+void hub_running_unlock(Hub *h, Running *r)
+{
+    if (!r)
+        return;
+    (void)pthread_mutex_lock(&h->lock);
+    r->locked = false;
+    r->users--;
+    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0) {
+        Running **link = &h->running;
+        while (*link != r)
+            link = &(*link)->next;
+        *link = r->next;
+        free(r->id);
+        free(r);
+    }
+    (void)pthread_cond_broadcast(&h->changed);
+    (void)pthread_mutex_unlock(&h->lock);
+}
+
+void hub_wake(Hub *h)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    (void)pthread_cond_broadcast(&h->changed);
+    (void)pthread_mutex_unlock(&h->lock);
+}
+
+void hub_running_stop_exporters(Running *r)
+{
+    for (size_t i = 0; i < r->exporters_len; i++)
+        exporter_stop(&r->exporters[i]);
+    free(r->exporters);
+    r->exporters = NULL;
+    r->exporters_len = 0;
+}
+
+static void stop_client(Running *r, bool keep)
+{
+    if (r->client.pid == 0)
+        return;
+    Err ignored = ERR_INIT; // still there: it gets its signals below
+    int status;
+    if (!keep || !proc_wait(&r->client, 0, &status, &ignored)) {
+        if (keep)
+            return; // it is on its way out: the supervisor reaps it
+        proc_stop(&r->client, 4000);
+    }
+    proc_clear(&r->client);
+    r->client = PROC_NONE;
+}
+
+bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, const char *details, bool keep_client,
+                 Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    StoreRepository cleanup_repository row = {0};
+    Repo cleanup_repo repo = {0};
+    bool ended = false;
+    if (!store_backup_get(h->store, r->id, &b, err))
+        return false;
+    stop_client(r, keep_client);
+    hub_running_stop_exporters(r);
+
+    // the partial images go before the row says so; a repository that is away now is cleaned when it is back
+    Err aborting = ERR_INIT;
+    if (b.context && b.stem && b.attempt &&
+        (!store_repository_get(h->store, b.repository_id, &row, &aborting) ||
+         !hub_repo_open(h, &row, &repo, &aborting) || !repo_abort(&repo, b.context, b.stem, b.attempt, &aborting)))
+        log_warn("partial images of a job could not be removed; a later start does", LOG_STR("job", r->id),
+                 LOG_ERR(&aborting));
+    if (!store_backup_end(h->store, r->id, status, error, details, clock_utc_us(), &ended, err))
+        return false;
+    if (ended)
+        log_info("job ended", LOG_STR("job", r->id), LOG_STR("status", status), LOG_STR("error", error),
+                 LOG_STR("details", details));
+    return true;
+}

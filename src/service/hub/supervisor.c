@@ -1,0 +1,267 @@
+// One thread that looks after what runs: starts clients, notices clients and exporters that died or fell silent, ends
+// what was cancelled and does not listen, finishes interrupted commits, ends exports that nobody reads.
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "service/hub/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <time.h>
+
+#define TICK_MS 500
+#define EXPORT_LOOK_MS 5000
+
+static bool spawn_client(Hub *h, Running *r, const StoreBackup *b, Err *err)
+{
+    Secret token = {0};
+    char digest[SECRET_DIGEST_TEXT];
+    cleanup_free char *job = mem_printf(err, "MIGRATEKIT_JOB_ID=%s", b->id);
+    cleanup_free char *url = mem_printf(err, "SHA_API_URL=%s", h->url);
+    cleanup_free char *log_path = mem_printf(err, "%s/%s.client.log", h->log_dir, b->vm_id);
+    cleanup_free char *token_env = NULL;
+    cleanup_close int log_fd = -1;
+    bool ok = job && url && log_path && secret_random(&token, err) &&
+              secret_digest(secret_reveal(&token), digest, err) &&
+              (token_env = mem_printf(err, "SENDENSE_JOB_TOKEN=%s", secret_reveal(&token))) &&
+              store_backup_set_token(h->store, b->id, digest, err);
+    if (ok && (log_fd = open(log_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600)) < 0)
+        ok = err_errno(err, errno, "cannot open %s", log_path);
+    const char *argv[] = {h->client, NULL}; // nothing secret in an argument vector
+    const char *env[] = {job, url, token_env, NULL};
+    ok = ok && proc_spawn(&(ProcSpec){.argv = argv,
+                                      .set_env = env,
+                                      .stdin_fd = -1,
+                                      .stdout_fd = log_fd,
+                                      .stderr_fd = log_fd,
+                                      .listen_fd = -1,
+                                      .new_session = true},
+                          &r->client, err) &&
+         store_backup_set_client(h->store, b->id, r->client.pid, r->client.start_time, err);
+    secret_clear(&token);
+    if (token_env)
+        explicit_bzero(token_env, strlen(token_env));
+    return ok;
+}
+
+static bool exporter_died(const Running *r)
+{
+    for (size_t i = 0; i < r->exporters_len; i++)
+        if (!proc_alive(&r->exporters[i].proc))
+            return true;
+    return false;
+}
+
+static bool client_died(Running *r)
+{
+    int status;
+    Err still_there = ERR_INIT;
+    if (r->client.pid == 0 || !proc_wait(&r->client, 0, &status, &still_there))
+        return false;
+    proc_clear(&r->client);
+    r->client = PROC_NONE;
+    return true;
+}
+
+static bool end(Hub *h, Running *r, const char *status, const char *error, const char *details, Err *err)
+{
+    log_warn("ending a job", LOG_STR("job", r->id), LOG_STR("why", error));
+    return hub_job_end(h, r, status, error, details, false, err);
+}
+
+static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *running, Err *err)
+{
+    char details[256];
+    if (b->client_pid > 0 && client_died(r)) {
+        (void)snprintf(details, sizeof(details), "the client ended before it claimed the job; see %s/%s.client.log",
+                       h->log_dir, b->vm_id);
+        return end(h, r, "failed", "client failed", details, err);
+    }
+    if (b->start_client && b->client_pid == 0) {
+        if (!h->url || *running >= h->max_jobs)
+            return true;
+        Err why = ERR_INIT;
+        if (!spawn_client(h, r, b, &why))
+            return end(h, r, "failed", "cannot start the client", why.details, err);
+        ++*running;
+        return true;
+    }
+    if (!b->start_client && clock_utc_us() - b->created_us > (int64_t)h->claim_s * 1000000)
+        return end(h, r, "failed", "not claimed", "no client claimed the job in time", err);
+    return true;
+}
+
+static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
+{
+    char details[256];
+    if (exporter_died(r))
+        return end(h, r, "failed", "exporter died", "an exporter ended; what it had not flushed is lost", err);
+    if (client_died(r)) {
+        (void)snprintf(details, sizeof(details), "the client ended without a report; see %s/%s.client.log", h->log_dir,
+                       b->vm_id);
+        return end(h, r, b->cancel_requested ? "cancelled" : "failed", "client died", details, err);
+    }
+    if (b->cancel_requested && r->cancel_by_ms == 0)
+        r->cancel_by_ms = clock_mono_ms() + TICK_MS; // asked for in an earlier hub's time
+    if (b->cancel_requested && clock_mono_ms() > r->cancel_by_ms)
+        return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
+    if (clock_utc_us() - b->last_seen_us > (int64_t)h->lease_s * 1000000) {
+        (void)snprintf(details, sizeof(details), "nothing was heard from the client for %u s", h->lease_s);
+        return end(h, r, "failed", "client silent", details, err);
+    }
+    return true;
+}
+
+static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
+{
+    Running *r;
+    StoreBackup cleanup_backup b = {0};
+    if (!hub_running_lock(h, id, &r, err))
+        return false;
+    bool ok = store_backup_get(h->store, id, &b, err); // as it is now that nobody else changes it
+    if (ok && strcmp(b.status, "pending") == 0)
+        ok = look_at_pending(h, r, &b, running, err);
+    else if (ok && strcmp(b.status, "running") == 0)
+        ok = look_at_running(h, r, &b, err);
+    else if (ok && strcmp(b.status, "committing") == 0) {
+        Err why = ERR_INIT; // logged when it began; the repository may be back by now
+        if (hub_commit(h, id, &why))
+            hub_running_stop_exporters(r);
+    }
+    hub_running_unlock(h, r);
+    return ok;
+}
+
+static void look_at_jobs(Hub *h)
+{
+    StoreBackup *jobs = NULL;
+    size_t len = 0;
+    uint64_t running = 0;
+    Err err = ERR_INIT;
+    if (!store_backup_active(h->store, &jobs, &len, &err)) {
+        log_error("cannot look at the jobs", LOG_ERR(&err));
+        return;
+    }
+    for (size_t i = 0; i < len; i++)
+        running += strcmp(jobs[i].status, "pending") != 0 || jobs[i].client_pid > 0;
+    for (size_t i = 0; i < len; i++) {
+        Err each = ERR_INIT;
+        if (!look_at_job(h, jobs[i].id, &running, &each) && each.code != ERR_NOT_FOUND)
+            log_error("cannot look after a job", LOG_STR("job", jobs[i].id), LOG_ERR(&each));
+    }
+    STORE_LIST_FREE(jobs, len, store_backup_clear);
+}
+
+// Clients of jobs that are over: reaped here, so that none stays as a zombie.
+static void reap(Hub *h)
+{
+    for (;;) {
+        char *id = NULL;
+        Err err = ERR_INIT;
+        (void)pthread_mutex_lock(&h->lock);
+        for (Running *r = h->running; r && !id; r = r->next)
+            if (!r->locked && r->users == 0 && r->client.pid > 0 && !proc_alive(&r->client))
+                id = mem_strdup(r->id, &err);
+        (void)pthread_mutex_unlock(&h->lock);
+        Running *r;
+        if (!id)
+            return;
+        bool job_is_over = false;
+        if (hub_backup_is_final(h, id, &job_is_over, &err) && job_is_over && hub_running_lock(h, id, &r, &err)) {
+            (void)!client_died(r);
+            hub_running_unlock(h, r);
+        }
+        free(id);
+        if (!job_is_over)
+            return; // looked after as a job
+    }
+}
+
+static void look_at_export(Hub *h, const StoreExport *e, int64_t now)
+{
+    EngineAnswer a;
+    Err err = ERR_INIT;
+    bool answers = exporter_call(e->control, &(EngineRequest){.op = ENGINE_STATUS}, 2000, &a, &err);
+    if (answers && a.connections > 0) {
+        if (!store_export_used(h->store, e->id, now, &err))
+            log_error("cannot note an export's use", LOG_STR("export", e->id), LOG_ERR(&err));
+        return;
+    }
+    bool gone = !answers && err.code == ERR_UNAVAILABLE;
+    if (!gone && now - e->used_us < (int64_t)h->export_idle_s * 1000000)
+        return;
+    log_warn(gone ? "an export's exporter is gone" : "an export that nobody reads was ended", LOG_STR("export", e->id));
+    json_t *ended = NULL;
+    Err ending = ERR_INIT;
+    if (!hub_export_end(h, e->id, &ended, &ending) && ending.code != ERR_NOT_FOUND)
+        log_error("cannot end an export", LOG_STR("export", e->id), LOG_ERR(&ending));
+    json_decref(ended);
+}
+
+static void look_at_exports(Hub *h)
+{
+    StoreExport *rows = NULL;
+    size_t len = 0;
+    Err err = ERR_INIT;
+    if (!store_export_list(h->store, &rows, &len, &err)) {
+        log_error("cannot look at the exports", LOG_ERR(&err));
+        return;
+    }
+    int64_t now = clock_utc_us();
+    for (size_t i = 0; i < len; i++)
+        look_at_export(h, &rows[i], now);
+    STORE_LIST_FREE(rows, len, store_export_clear);
+}
+
+static void wait_tick(Hub *h)
+{
+    struct timespec until;
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += TICK_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    (void)pthread_cond_timedwait(&h->changed, &h->lock, &until); // woken early: the better
+}
+
+static void *supervise(void *arg)
+{
+    Hub *h = arg;
+    int64_t exports_at = 0;
+    (void)pthread_mutex_lock(&h->lock);
+    while (!h->stopping) {
+        (void)pthread_mutex_unlock(&h->lock);
+        look_at_jobs(h);
+        reap(h);
+        if (clock_mono_ms() >= exports_at) {
+            look_at_exports(h);
+            exports_at = clock_mono_ms() + EXPORT_LOOK_MS;
+        }
+        (void)pthread_mutex_lock(&h->lock);
+        if (!h->stopping)
+            wait_tick(h);
+    }
+    (void)pthread_mutex_unlock(&h->lock);
+    return NULL;
+}
+
+bool hub_supervisor_start(Hub *h, Err *err)
+{
+    int rc = pthread_create(&h->supervisor, NULL, supervise, h);
+    if (rc != 0)
+        return err_errno(err, rc, "cannot start the supervisor");
+    h->supervising = true;
+    return true;
+}
+
+void hub_supervisor_stop(Hub *h)
+{
+    if (!h->supervising)
+        return;
+    (void)pthread_mutex_lock(&h->lock);
+    h->stopping = true;
+    (void)pthread_cond_broadcast(&h->changed);
+    (void)pthread_mutex_unlock(&h->lock);
+    (void)pthread_join(h->supervisor, NULL);
+    h->supervising = false;
+}

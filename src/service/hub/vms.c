@@ -1,0 +1,266 @@
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "base/uuid.h"
+#include "domain/name.h"
+#include "service/hub/internal.h"
+#include "source/source.h"
+
+#include <stdio.h>
+
+#define SOURCE_JSON_MAX (1u << 20)
+
+// File disks are known by a key that is given once, at registration; never by their place in the list.
+static bool give_keys(json_t *source, Err *err)
+{
+    json_t *disks = json_object_get(source, "disks"), *disk;
+    size_t i;
+    unsigned next = 0;
+    json_array_foreach(disks, i, disk)
+    {
+        if (!json_is_object(disk) || json_object_get(disk, "key"))
+            continue;
+        char key[32];
+        bool taken;
+        do {
+            (void)snprintf(key, sizeof(key), "disk-%u", next++);
+            taken = false;
+            size_t k;
+            json_t *other;
+            json_array_foreach(disks, k, other)
+            {
+                const char *name = json_string_value(json_object_get(other, "key"));
+                taken = taken || (name && strcmp(name, key) == 0);
+            }
+        } while (taken);
+        if (!codec_json_set_text(disk, "key", key, err))
+            return false;
+    }
+    return true;
+}
+
+static bool read_source(const json_t *body, char **ret_text, Err *err)
+{
+    json_t *given = json_object_get(body, "source");
+    const char *type;
+    if (!codec_json_object(given, "source", err) || !codec_json_text(given, "type", 32, &type, err))
+        return false;
+    json_t *source = json_deep_copy(given);
+    if (!source)
+        return err_no_memory(err);
+    const SourceOps *ops = source_find(type, err);
+    bool ok = ops && (strcmp(type, "file") != 0 || give_keys(source, err)) && ops->check_spec(source, err) &&
+              codec_json_dump(source, ret_text, err);
+    json_decref(source);
+    if (ok && strlen(*ret_text) > SOURCE_JSON_MAX)
+        return err_set(err, ERR_INVALID, "source is too large");
+    return ok;
+}
+
+static bool read_excluded(const json_t *body, char **ret_text, Err *err)
+{
+    json_t *list = json_object_get(body, "excluded_disks"), *key;
+    size_t i;
+    if (!list) {
+        *ret_text = mem_strdup("[]", err);
+        return *ret_text != NULL;
+    }
+    if (!json_is_array(list) || json_array_size(list) > 256)
+        return err_set(err, ERR_INVALID, "excluded_disks is a list of at most 256 disk keys");
+    json_array_foreach(list, i, key)
+        if (!json_is_string(key) || !name_check("a disk key", json_string_value(key), err))
+            return err_set(err, ERR_INVALID, "excluded_disks is a list of disk keys");
+    return codec_json_dump(list, ret_text, err);
+}
+
+static bool view(Hub *h, const StoreVm *v, bool registered, json_t **ret, Err *err)
+{
+    uint64_t points, total;
+    StoreBackup *last = NULL;
+    size_t last_len = 0;
+    json_t *source = NULL, *excluded = NULL, *o = json_object(), *last_view = json_null();
+    StoreBackupFilter filter = {.vm_name = v->name, .limit = 1};
+    bool ok = (o != NULL || err_no_memory(err)) && store_vm_points(h->store, v->id, &points, err) &&
+              store_backup_list(h->store, &filter, &last, &last_len, &total, err) &&
+              (!v->source || codec_json_parse(v->source, strlen(v->source), SOURCE_JSON_MAX, &source, err)) &&
+              hub_view_strings(v->excluded, &excluded, err);
+    if (ok && last_len > 0) {
+        last_view = json_object();
+        ok = (last_view != NULL || err_no_memory(err)) && codec_json_set_text(last_view, "backup_id", last[0].id, err) &&
+             codec_json_set_text(last_view, "status", last[0].status, err) &&
+             codec_json_set_time(last_view, "created_at", last[0].created_us, err);
+    }
+    STORE_LIST_FREE(last, last_len, store_backup_clear);
+    ok = ok && codec_json_set_text(o, "vm_id", v->id, err) && codec_json_set_text(o, "name", v->name, err) &&
+         codec_json_set_time(o, "created_at", v->created_us, err) &&
+         codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", points, err);
+    if (ok)
+        ok = codec_json_set(o, "source", source ? mem_take(source) : json_null(), err);
+    if (ok)
+        ok = codec_json_set(o, "excluded_disks", mem_take(excluded), err);
+    if (ok)
+        ok = codec_json_set(o, "last_backup", mem_take(last_view), err);
+    json_decref(source);
+    json_decref(excluded);
+    json_decref(last_view);
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+// The identity of old points that a new registration takes over: by UUID, or by the name on them.
+static bool adopted_id(Hub *h, const char *adopt, char **ret_id, Err *err)
+{
+    StoreVm *orphans = NULL;
+    size_t len = 0;
+    if (!store_vm_orphans(h->store, &orphans, &len, err))
+        return false;
+    const char *id = NULL;
+    unsigned hits = 0;
+    for (size_t i = 0; i < len; i++)
+        if (strcmp(orphans[i].id, adopt) == 0 || strcmp(orphans[i].name, adopt) == 0) {
+            id = orphans[i].id;
+            hits++;
+        }
+    bool ok = hits == 1 ? mem_replace(ret_id, id, err)
+              : hits == 0
+                  ? err_set(err, ERR_NOT_FOUND, "no points of an unregistered VM \"%s\" are in the catalogue; scan the repository first", adopt)
+                  : err_set(err, ERR_CONFLICT, "several VMs named \"%s\" left points; give the UUID of one", adopt);
+    STORE_LIST_FREE(orphans, len, store_vm_clear);
+    return ok;
+}
+
+bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err)
+{
+    StoreVm cleanup_vm v = {0}, taken = {0};
+    const char *name, *adopt;
+    char id[UUID_TEXT];
+    if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
+        !codec_json_text_opt(body, "adopt", NAME_MAX_BYTES, &adopt, err) || !read_source(body, &v.source, err) ||
+        !read_excluded(body, &v.excluded, err) || !mem_replace(&v.name, name, err))
+        return false;
+    Err missing = ERR_INIT;
+    if (store_vm_find(h->store, name, &taken, &missing)) {
+        store_vm_clear(&taken);
+        return err_set(err, ERR_EXISTS, "a VM named \"%s\" is registered already", name);
+    }
+    if (adopt ? !adopted_id(h, adopt, &v.id, err) : (!uuid_new(id, err) || !mem_replace(&v.id, id, err)))
+        return false;
+    v.created_us = clock_utc_us();
+    if (!store_vm_add(h->store, &v, err))
+        return false;
+    log_info("vm registered", LOG_STR("vm", v.name), LOG_STR("vm_id", v.id));
+    return view(h, &v, true, ret, err);
+}
+
+static bool view_list(Hub *h, json_t *list, bool registered, Err *err)
+{
+    StoreVm *rows = NULL;
+    size_t len = 0;
+    bool ok = registered ? store_vm_list(h->store, &rows, &len, err) : store_vm_orphans(h->store, &rows, &len, err);
+    for (size_t i = 0; ok && i < len; i++) {
+        json_t *item = NULL;
+        ok = view(h, &rows[i], registered, &item, err) && codec_json_push(list, item, err);
+    }
+    STORE_LIST_FREE(rows, len, store_vm_clear);
+    return ok;
+}
+
+bool hub_vm_list(Hub *h, bool all, json_t **ret, Err *err)
+{
+    json_t *o = json_object(), *list = json_array();
+    bool ok = ((o && list) || err_no_memory(err)) && view_list(h, list, true, err) &&
+              (!all || view_list(h, list, false, err));
+    ok = codec_json_set(o, "vms", list, err) && ok;
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+bool hub_vm_show(Hub *h, const char *vm, json_t **ret, Err *err)
+{
+    StoreVm cleanup_vm v = {0};
+    return store_vm_find(h->store, vm, &v, err) && view(h, &v, true, ret, err);
+}
+
+static bool no_job_runs(Hub *h, const StoreVm *v, Err *err)
+{
+    StoreBackup *jobs = NULL;
+    size_t len = 0;
+    if (!store_backup_active(h->store, &jobs, &len, err))
+        return false;
+    bool any = false;
+    for (size_t i = 0; i < len; i++)
+        any = any || strcmp(jobs[i].vm_id, v->id) == 0;
+    STORE_LIST_FREE(jobs, len, store_backup_clear);
+    return !any || err_set(err, ERR_BUSY, "a job of VM \"%s\" runs; wait for it, or cancel it", v->name);
+}
+
+static bool change(Hub *h, const char *vm, const json_t *body, StoreVm *v, Err *err)
+{
+    const char *name;
+    if (!store_vm_find(h->store, vm, v, err) || !no_job_runs(h, v, err) ||
+        !codec_json_text_opt(body, "name", NAME_MAX_BYTES, &name, err))
+        return false;
+    if (name && strcmp(name, v->name) != 0) {
+        StoreVm cleanup_vm taken = {0};
+        Err missing = ERR_INIT;
+        if (!name_check("name", name, err))
+            return false;
+        if (store_vm_find(h->store, name, &taken, &missing))
+            return err_set(err, ERR_EXISTS, "a VM named \"%s\" is registered already", name);
+        if (!mem_replace(&v->name, name, err))
+            return false;
+    }
+    if (json_object_get(body, "source")) {
+        free(mem_take(v->source));
+        if (!read_source(body, &v->source, err))
+            return false;
+    }
+    if (json_object_get(body, "excluded_disks")) {
+        free(mem_take(v->excluded));
+        if (!read_excluded(body, &v->excluded, err))
+            return false;
+    }
+    return store_vm_update(h->store, v, err);
+}
+
+bool hub_vm_change(Hub *h, const char *vm, const json_t *body, json_t **ret, Err *err)
+{
+    StoreVm cleanup_vm v = {0};
+    if (!store_begin(h->store, err))
+        return false;
+    if (!change(h, vm, body, &v, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    return store_commit(h->store, err) && view(h, &v, true, ret, err);
+}
+
+bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err)
+{
+    StoreVm cleanup_vm v = {0};
+    uint64_t points = 0;
+    if (!store_begin(h->store, err))
+        return false;
+    if (!store_vm_find(h->store, vm, &v, err) || !no_job_runs(h, &v, err) ||
+        !store_vm_points(h->store, v.id, &points, err) || !store_vm_remove(h->store, v.id, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    if (!store_commit(h->store, err))
+        return false;
+    log_info("vm removed; its points stay", LOG_STR("vm", v.name), LOG_NUM("points", points));
+    json_t *o = json_object();
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "removed", err) &&
+              codec_json_set_text(o, "vm_id", v.id, err) && codec_json_set_u64(o, "points_kept", points, err);
+    *ret = o;
+    return ok;
+}

@@ -1,0 +1,447 @@
+// The client's calls up to the last block: claim, announce, progress, failure.
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "base/uuid.h"
+#include "domain/name.h"
+#include "service/hub/internal.h"
+
+#include <stdio.h>
+
+#define SPACE_RESERVE (UINT64_C(64) << 20)
+
+bool hub_job_check_token(Hub *h, const char *id, const Secret *token, bool required, Err *err)
+{
+    if (!secret_is_set(token) && required)
+        return err_set(err, ERR_UNAUTHORIZED, "this call needs the job's token: Authorization: Bearer TOKEN");
+    if (!secret_is_set(token))
+        return true;
+    StoreBackup cleanup_backup b = {0};
+    char digest[SECRET_DIGEST_TEXT];
+    if (!store_backup_get(h->store, id, &b, err) || !secret_digest(secret_reveal(token), digest, err))
+        return false;
+    // digests are compared, not secrets: how far they agree tells nothing about the token
+    if (!b.token_digest || strcmp(b.token_digest, digest) != 0)
+        return err_set(err, ERR_FORBIDDEN, "the token is not this job's");
+    return true;
+}
+
+// ---- claim
+
+static bool parent_disks(Hub *h, const char *parent_id, WorkOrder *w, Err *err)
+{
+    StoreDisk *rows = NULL;
+    size_t len = 0;
+    if (!store_disk_list(h->store, parent_id, &rows, &len, err))
+        return false;
+    bool ok = (w->parent_disks = mem_calloc(len, sizeof(*w->parent_disks), err)) != NULL;
+    for (size_t i = 0; ok && i < len; i++) {
+        WorkParentDisk *d = &w->parent_disks[w->parent_disks_len++];
+        d->disk_id = rows[i].disk_id;
+        d->size = rows[i].size;
+        d->tracking = rows[i].tracking && strcmp(rows[i].tracking, "none") != 0;
+        ok = mem_replace(&d->disk_key, rows[i].disk_key, err) && mem_replace(&d->change_id, rows[i].change_id, err) &&
+             mem_replace(&d->backing_identity, rows[i].backing_identity ? rows[i].backing_identity : "", err);
+    }
+    STORE_LIST_FREE(rows, len, store_disk_clear);
+    return ok;
+}
+
+static bool excluded_disks(const char *json_list, WorkOrder *w, Err *err)
+{
+    json_t *list = NULL, *key;
+    size_t i;
+    if (!hub_view_strings(json_list, &list, err))
+        return false;
+    bool ok = (w->excluded_disks = mem_calloc(json_array_size(list), sizeof(char *), err)) != NULL;
+    json_array_foreach(list, i, key)
+    {
+        ok = ok && (w->excluded_disks[w->excluded_disks_len] = mem_strdup(json_string_value(key), err));
+        w->excluded_disks_len += ok;
+    }
+    json_decref(list);
+    return ok;
+}
+
+static bool order(Hub *h, const StoreBackup *b, WorkOrder *ret, Err *err)
+{
+    StoreVm cleanup_vm vm = {0};
+    StoreRepository cleanup_repository repository = {0};
+    WorkOrder w = {.lease_seconds = h->lease_s};
+    bool ok = store_vm_find(h->store, b->vm_id, &vm, err) &&
+              store_repository_get(h->store, b->repository_id, &repository, err) &&
+              mem_replace(&w.job_id, b->id, err) && mem_replace(&w.vm_id, b->vm_id, err) &&
+              mem_replace(&w.vm_name, b->vm_name, err) && mem_replace(&w.repository_uuid, repository.uuid, err) &&
+              mem_replace(&w.parent_backup_id, b->parent_id, err) &&
+              backup_type_parse(b->backup_type, &w.backup_type, err) &&
+              codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &w.source, err) &&
+              excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err));
+    w.cluster_size = (uint32_t)repository.cluster_size;
+    if (!ok) {
+        work_order_clear(&w);
+        return false;
+    }
+    *ret = w;
+    return true;
+}
+
+bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    bool done;
+    if (!store_backup_claim(h->store, id, claim, clock_utc_us(), &done, err) || !store_backup_get(h->store, id, &b, err))
+        return false;
+    // the same claim again: its answer was lost on the way
+    if (!done && !(strcmp(b.status, "running") == 0 && b.claim && strcmp(b.claim, claim) == 0))
+        return err_set(err, ERR_CONFLICT, "backup %s is %s: another client has it, or it is over", id, b.status);
+    if (done)
+        log_info("backup claimed", LOG_STR("job", id));
+    return order(h, &b, ret, err);
+}
+
+// ---- announce
+
+typedef struct Plan { // of one announce call
+    Hub *h;
+    Running *running;
+    StoreBackup b;
+    StoreRepository repository;
+    Repo repo;
+    Points points;
+    char slug_stem[NAME_STEM];
+    StoreDisk *disks;
+    size_t disks_len;
+    EngineConfig *configs; // same index
+} Plan;
+
+static void plan_clear(Plan *p)
+{
+    STORE_LIST_FREE(p->disks, p->disks_len, store_disk_clear);
+    free(p->configs);
+    hub_points_clear(&p->points);
+    repo_clear(&p->repo);
+    store_repository_clear(&p->repository);
+    store_backup_clear(&p->b);
+}
+
+// A key gets its folder number and its disk number once, and keeps both.
+static bool number(Plan *p, const AnnounceDisk *a, StoreDisk *d, Err *err)
+{
+    StoreDiskNumber n = {.repository_id = p->b.repository_id};
+    bool found, ok;
+    unsigned folder;
+    if (!store_disk_number_get(p->h->store, n.repository_id, p->b.vm_id, a->disk_key, &n, &found, err))
+        return false;
+    if (!found) {
+        n.repository_id = p->b.repository_id;
+        n.disk_id = a->disk_id;
+        ok = mem_replace(&n.vm_id, p->b.vm_id, err) && mem_replace(&n.disk_key, a->disk_key, err) &&
+             (a->disk_id || store_disk_id_pick(p->h->store, p->b.vm_id, a->disk_key, &n.disk_id, err)) &&
+             store_disk_no_next(p->h->store, n.repository_id, p->b.vm_id, &n.disk_no, err) &&
+             repo_next_disk_no(&p->repo, p->b.context, (unsigned)n.disk_no, &folder, err);
+        if (ok) {
+            n.disk_no = folder;
+            ok = store_disk_number_add(p->h->store, &n, err);
+        }
+        if (!ok) {
+            store_disk_number_clear(&n);
+            return false;
+        }
+    }
+    d->disk_id = a->disk_id ? a->disk_id : n.disk_id;
+    d->disk_no = n.disk_no;
+    store_disk_number_clear(&n);
+    return true;
+}
+
+static const StoreDisk *row_of(const StoreDisk *rows, size_t n, const char *key)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(rows[i].disk_key, key) == 0)
+            return &rows[i];
+    return NULL;
+}
+
+// How this disk is backed up, and on what it stands. A parent whose files are not what was written makes it a full.
+static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool suspect, StoreDisk *d, EngineConfig *c,
+                   Err *err)
+{
+    RepoChain chain = {0};
+    Err damage = ERR_INIT;
+    bool intact = parent && hub_chain_open(&p->points, p->b.parent_id, a->disk_key, REPO_CHECK_HASHES, &chain, NULL, &damage);
+    ChainReason reason;
+    ChainInput in = {
+        .full_requested = strcmp(p->b.reason, chain_reason_name(CHAIN_REQUESTED)) == 0,
+        .have_parent_point = p->b.parent_id != NULL || strcmp(p->b.reason, chain_reason_name(CHAIN_LIMIT)) == 0,
+        .chain_length = strcmp(p->b.reason, chain_reason_name(CHAIN_LIMIT)) == 0 ? p->h->chain_limit
+                        : parent                                                ? (unsigned)parent->chain_length
+                                                                                : 0,
+        .chain_limit = p->h->chain_limit,
+        .have_parent_disk = parent != NULL,
+        .parent_damaged = parent && !intact,
+        .parent_suspect = suspect,
+        .size = a->size,
+        .parent_size = parent ? parent->size : 0,
+        .source_tracks = strcmp(a->tracking, "none") != 0,
+        .base_change_id = a->base_change_id,
+        .parent_change_id = parent ? parent->change_id : NULL,
+        .parent_tracking = parent && parent->tracking && strcmp(parent->tracking, "none") != 0,
+    };
+    d->chain_length = 1;
+    DiskMode mode = chain_decide(&in, &reason);
+    const char *why = damage.code != ERR_NONE ? damage.details
+                      : reason == CHAIN_TRACKING_LOST && a->lost ? a->lost
+                      : reason == CHAIN_NONE ? ""
+                                             : chain_reason_text(reason);
+    bool ok = mem_replace(&d->mode, disk_mode_name(mode), err) &&
+              mem_replace(&d->reason, chain_reason_name(reason), err) && mem_replace(&d->reason_text, why, err);
+    if (ok && mode != DISK_FULL) {
+        d->chain_length = parent->chain_length + 1;
+        ok = mem_replace(&d->parent_backup_id, p->b.parent_id, err) && mem_replace(&d->backing_name, parent->image, err) &&
+             mem_replace(&c->backing_name, parent->image, err) && hub_engine_layers(&chain, c, err);
+    }
+    c->mode = mode;
+    repo_chain_clear(&chain);
+    return ok;
+}
+
+static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool suspect, Err *err)
+{
+    StoreDisk *d = &p->disks[p->disks_len];
+    EngineConfig *c = &p->configs[p->disks_len];
+    p->disks_len++;
+    cleanup_free char *folder = NULL;
+    d->size = a->size;
+    bool ok = mem_replace(&d->backup_id, p->b.id, err) && mem_replace(&d->disk_key, a->disk_key, err) &&
+              mem_replace(&d->label, a->label, err) && mem_replace(&d->backing_identity, a->backing_identity, err) &&
+              mem_replace(&d->change_id, a->change_id, err) && mem_replace(&d->tracking, a->tracking, err) &&
+              number(p, a, d, err) && decide(p, a, parent, suspect, d, c, err) &&
+              repo_disk_folder(&p->repo, p->b.context, (unsigned)d->disk_no, &folder, err);
+    if (!ok)
+        return err_context(err, "disk %s", a->disk_key);
+    const char *kind = c->mode == DISK_FULL ? "full" : "incr";
+    d->image = mem_printf(err, "%s-%s.qcow2", p->b.stem, kind);
+    d->hashes = mem_printf(err, "%s-%s.hashes", p->b.stem, kind);
+    c->role = ENGINE_INGEST;
+    c->size = a->size;
+    c->cluster_size = p->repo.info.cluster_size;
+    c->hash_seed = p->repo.info.hash.seed;
+    c->image = d->image ? mem_printf(err, "%s/%s.partial-%s", folder, d->image, p->b.attempt) : NULL;
+    c->hashes = d->hashes ? mem_printf(err, "%s/%s.partial-%s", folder, d->hashes, p->b.attempt) : NULL;
+    return c->image && c->hashes &&
+           mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
+}
+
+// Room for what the client means to send, before anything is written.
+static bool check_space(const Plan *p, const Announce *a, Err *err)
+{
+    uint64_t need = SPACE_RESERVE, free_bytes, total;
+    for (size_t i = 0; i < a->disks_len; i++)
+        if (!add_u64(need, MIN(a->disks[i].estimated_bytes, a->disks[i].size), &need) ||
+            !add_u64(need, a->disks[i].estimated_bytes / 64, &need))
+            return err_set(err, ERR_INVALID, "the disks' sizes are out of range");
+    if (!file_space(p->repo.path, &free_bytes, &total, err))
+        return false;
+    char want[STR_SIZE_MAX], have[STR_SIZE_MAX];
+    str_size(need, want);
+    str_size(free_bytes, have);
+    return free_bytes >= need || err_set(err, ERR_NO_SPACE,
+                                         "this backup may need %s and repository \"%s\" has %s free; delete old points or "
+                                         "add space",
+                                         want, p->repository.name, have);
+}
+
+static bool plan_context(Plan *p, const Announce *a, Err *err)
+{
+    cleanup_free char *existing = NULL;
+    unsigned char random[4];
+    char attempt[9], slug[NAME_SLUG];
+    json_t *left_out = json_array();
+    bool ok = (left_out != NULL || err_no_memory(err)) &&
+              store_context_get(p->h->store, p->b.repository_id, p->b.vm_id, &existing, err) &&
+              repo_context(&p->repo, existing, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, err) &&
+              store_context_set(p->h->store, p->b.repository_id, p->b.vm_id, p->b.context, err) &&
+              uuid_random_bytes(random, sizeof(random), err);
+    for (size_t i = 0; ok && i < a->left_out_len; i++)
+        ok = codec_json_push(left_out, json_string(a->left_out[i]), err);
+    if (ok) {
+        str_hex(random, sizeof(random), attempt);
+        name_slug(p->b.vm_name, p->b.vm_id, slug);
+        free(mem_take(p->b.left_out));
+        ok = name_stem(p->b.id, slug, p->slug_stem, err) && mem_replace(&p->b.stem, p->slug_stem, err) &&
+             mem_replace(&p->b.attempt, attempt, err) && codec_json_dump(left_out, &p->b.left_out, err) &&
+             mem_replace(&p->b.consistency, a->consistency, err) &&
+             mem_replace(&p->b.consistency_detail, a->consistency_detail, err);
+    }
+    json_decref(left_out);
+    p->b.partial = a->left_out_len > 0;
+    return ok;
+}
+
+static bool plan_disks(Plan *p, const Announce *a, Err *err)
+{
+    StoreBackup cleanup_backup parent = {0};
+    StoreDisk *rows = NULL;
+    size_t rows_len = 0;
+    bool all_full = true;
+    bool ok = (p->disks = mem_calloc(a->disks_len, sizeof(*p->disks), err)) &&
+              (p->configs = mem_calloc(a->disks_len, sizeof(*p->configs), err)) &&
+              (!p->b.parent_id || (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
+                                   store_disk_list(p->h->store, p->b.parent_id, &rows, &rows_len, err)));
+    p->b.total_bytes = 0;
+    for (size_t i = 0; ok && i < a->disks_len; i++) {
+        ok = plan_disk(p, &a->disks[i], row_of(rows, rows_len, a->disks[i].disk_key), parent.suspect, err);
+        all_full = all_full && ok && p->configs[i].mode == DISK_FULL;
+        p->b.total_bytes += a->disks[i].size;
+    }
+    STORE_LIST_FREE(rows, rows_len, store_disk_clear);
+    if (ok && all_full && strcmp(p->b.backup_type, "incremental") == 0) // asked for, and not to be had: say why
+        ok = mem_replace(&p->b.reason, p->disks[0].reason, err) &&
+             mem_replace(&p->b.reason_text, p->disks[0].reason_text, err) && mem_replace(&p->b.parent_id, NULL, err);
+    // full only if every disk is
+    return ok && mem_replace(&p->b.backup_type, backup_type_name(all_full ? BACKUP_FULL : BACKUP_INCREMENTAL), err);
+}
+
+static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
+{
+    Running *r = p->running;
+    r->exporters = mem_calloc(p->disks_len, sizeof(*r->exporters), err);
+    answer->disks = mem_calloc(p->disks_len, sizeof(*answer->disks), err);
+    if (!r->exporters || !answer->disks)
+        return false;
+    for (size_t i = 0; i < p->disks_len; i++) {
+        StoreDisk *d = &p->disks[i];
+        Exporter *x = &r->exporters[i];
+        if (!exporter_start(p->h->run_dir, p->h->plugin, "disk", &p->configs[i], x, err))
+            return err_context(err, "disk %s", d->disk_key);
+        r->exporters_len++;
+        d->exporter_pid = x->proc.pid;
+        d->exporter_start = x->proc.start_time;
+        AnnounceAnswerDisk *a = &answer->disks[answer->disks_len++];
+        a->disk_id = d->disk_id;
+        a->disk_no = (unsigned)d->disk_no;
+        a->mode = p->configs[i].mode;
+        if (!mem_replace(&d->socket, x->socket, err) || !mem_replace(&d->control, x->control, err) ||
+            !mem_replace(&d->export_name, x->export_name, err) || !store_disk_set_exporter(p->h->store, d, err) ||
+            !chain_reason_parse(d->reason, &a->reason, err) || !mem_replace(&a->disk_key, d->disk_key, err) ||
+            !(a->uri = exporter_uri(x->socket, x->export_name, err)))
+            return false;
+    }
+    return true;
+}
+
+static bool insert_disks(Plan *p, Err *err)
+{
+    if (!store_begin(p->h->store, err))
+        return false;
+    bool ok = store_backup_set_plan(p->h->store, &p->b, err);
+    for (size_t i = 0; ok && i < p->disks_len; i++)
+        ok = store_disk_add(p->h->store, &p->disks[i], err);
+    if (!ok) {
+        store_rollback(p->h->store);
+        return false;
+    }
+    return store_commit(p->h->store, err);
+}
+
+static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *err)
+{
+    StoreDisk *before = NULL;
+    size_t before_len = 0;
+    if (!store_backup_get(p->h->store, p->running->id, &p->b, err))
+        return false;
+    if (strcmp(p->b.status, "running") != 0)
+        return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", p->b.id, p->b.status);
+    if (!store_disk_list(p->h->store, p->b.id, &before, &before_len, err))
+        return false;
+    size_t announced = before_len;
+    STORE_LIST_FREE(before, before_len, store_disk_clear);
+    if (announced > 0)
+        return err_set(err, ERR_CONFLICT, "the disks of backup %s were announced already", p->b.id);
+    p->points = (Points){.hub = p->h, .repo = &p->repo};
+    bool ok = store_repository_get(p->h->store, p->b.repository_id, &p->repository, err) &&
+              hub_repo_open(p->h, &p->repository, &p->repo, err) && check_space(p, a, err) && plan_context(p, a, err) &&
+              plan_disks(p, a, err) && insert_disks(p, err) && start_exporters(p, answer, err);
+    for (size_t i = 0; i < p->disks_len; i++)
+        engine_config_clear(&p->configs[i]);
+    return ok;
+}
+
+bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer *ret, Err *err)
+{
+    Plan p = {.h = h};
+    AnnounceAnswer answer = {0};
+    if (!hub_running_lock(h, id, &p.running, err))
+        return false;
+    bool ok = announce(&p, a, &answer, err);
+    if (!ok) {
+        announce_answer_clear(&answer);
+        // a job that could not be set up is over; a refused second announcement changes nothing
+        Err ending = ERR_INIT;
+        if (err->code != ERR_CONFLICT && err->code != ERR_NOT_FOUND &&
+            !hub_job_end(h, p.running, "failed", err_short(err), err->details, true, &ending))
+            log_error("a failed job could not be ended", LOG_STR("job", id), LOG_ERR(&ending));
+    } else {
+        for (size_t i = 0; i < p.disks_len; i++)
+            log_info("disk announced", LOG_STR("job", id), LOG_STR("disk", p.disks[i].disk_key),
+                     LOG_STR("mode", p.disks[i].mode), LOG_STR("reason", p.disks[i].reason),
+                     LOG_STR("why", p.disks[i].reason_text));
+        *ret = answer;
+    }
+    hub_running_unlock(h, p.running);
+    plan_clear(&p);
+    return ok;
+}
+
+// ---- progress and failure
+
+bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, WorkProgressAnswer *ret, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    if (!store_backup_get(h->store, id, &b, err) || !job_state_parse(b.status, &state, err))
+        return false;
+    if (state == JOB_PENDING)
+        return err_set(err, ERR_CONFLICT, "backup %s was not claimed", id);
+    if (job_state_is_final(state))
+        return err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
+    for (size_t i = 0; i < progress->disks_len; i++) {
+        const WorkProgressDisk *d = &progress->disks[i];
+        StoreDisk row = {.backup_id = b.id,
+                         .disk_id = d->disk_id,
+                         .done_bytes = d->done_bytes,
+                         .transferred_bytes = d->transferred_bytes,
+                         .zero_bytes = d->zero_bytes,
+                         .changed_bytes = d->changed_bytes};
+        if (!store_disk_set_progress(h->store, &row, err))
+            return false;
+    }
+    if (!store_backup_seen(h->store, id, progress->phase, clock_utc_us(), err) ||
+        (progress->disks_len > 0 && !store_backup_set_progress(h->store, id, err)))
+        return false;
+    *ret = (WorkProgressAnswer){.cancel = b.cancel_requested, .status = state};
+    return true;
+}
+
+bool hub_job_fail(Hub *h, const char *id, const WorkFailure *f, json_t **ret, Err *err)
+{
+    Running *r;
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    if (!hub_running_lock(h, id, &r, err))
+        return false;
+    bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
+    if (ok && (job_state_is_final(state) || state == JOB_COMMITTING))
+        ok = err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
+    const char *status = f->cancelled || b.cancel_requested ? "cancelled" : "failed";
+    ok = ok && hub_job_end(h, r, status, f->error, f->details, true, err);
+    hub_running_unlock(h, r);
+    if (!ok)
+        return false;
+    json_t *o = json_object();
+    ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", status, err) &&
+         codec_json_set_text(o, "backup_id", id, err);
+    *ret = o;
+    return ok;
+}

@@ -1,0 +1,74 @@
+// Where a VM's disks come from: one struct of functions. A source freezes all disks of a VM at one
+// instant, says what it knows of each, and gives an end to read each from. file/, qemu/ today;
+// libvirt and vSphere fit the same table.
+#pragma once
+
+#include "wire/blocks.h"
+
+#include <jansson.h>
+#include <stdatomic.h>
+
+// What the work order tells a source. All text borrowed for the source's lifetime.
+typedef struct SourceParent { // one disk of the parent point
+    const char *disk_key;
+    const char *change_id;
+    const char *backing_identity;
+    bool tracking;
+    uint64_t size;
+} SourceParent;
+
+typedef struct SourceRequest {
+    const char *job_id;
+    const char *vm_id;           // UUID
+    const char *repository_uuid;
+    const json_t *spec;          // the VM's "source" object
+    const char *const *excluded; // disk keys, NULL-terminated; may be NULL
+    const SourceParent *parents; // empty for a full
+    size_t parents_len;
+    const char *scratch;         // folder for scratch images; NULL: the source's default
+    const atomic_bool *cancel;   // looked at while waiting
+} SourceRequest;
+
+typedef struct SourceDisk {
+    char *key;               // stable name of the disk; joined by nothing else
+    uint64_t disk_id;        // the hypervisor's number, or 0: the hub gives one
+    char *label;
+    uint64_t size;           // bytes, exact
+    char *backing_identity;  // "" if unknown
+    char *change_id;         // of this instant
+    const char *tracking;    // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
+    char *base_change_id;    // the change set is computed from this one; NULL: there is none
+    char *lost;              // why there is none, for people; NULL when there is, or no parent
+    uint64_t estimated_bytes; // data that a backup would move: dirty bytes, or allocated bytes; size if unknown
+} SourceDisk;
+
+typedef struct Source Source;
+
+typedef struct SourceOps {
+    const char *type; // "file", "qemu"
+    // Check the spec of a VM, without touching anything: members, types, absolute paths.
+    bool (*check_spec)(const json_t *spec, Err *err);
+    // Freeze. On failure nothing is left behind. Whatever an earlier, killed run left behind is resolved first.
+    bool (*open)(const SourceRequest *req, Source **ret, Err *err);
+    // An end to read disk i from; with_changes: its extents() gives the change set since base_change_id.
+    bool (*blocks)(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err);
+    // After the last read, before `complete`: does the frozen view still stand? (safety rules 9, 11)
+    bool (*intact)(Source *s, Err *err);
+    // Ends the frozen view: no export, scratch image, job or frozen filesystem stays. completed: the hub has recorded
+    // the point, so older change tracking may go. Errors are reported, and never undo a completed point.
+    bool (*close)(Source *s, bool completed, Err *err); // frees s in any case
+} SourceOps;
+
+struct Source {
+    const SourceOps *ops;
+    SourceDisk *disks;
+    size_t disks_len;
+    char **left_out; // keys that were excluded and exist; owned
+    size_t left_out_len;
+    const char *consistency; // "application", "crash", "inconsistent"
+    char *consistency_detail; // e.g. why the agent did not freeze; NULL
+};
+
+void source_disk_clear(SourceDisk *d);
+// NULL and ERR_INVALID for an unknown type.
+const SourceOps *source_find(const char *type, Err *err) must_check;

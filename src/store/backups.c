@@ -1,0 +1,324 @@
+// Backup jobs and their disks.
+#include "base/clock.h"
+#include "base/str.h"
+#include "domain/job.h"
+#include "store/tables.h"
+
+#include <stdio.h>
+
+#define ACTIVE "status IN ('pending', 'running', 'committing')"
+
+bool store_backup_add(Store *s, const StoreBackup *b, Err *err)
+{
+    store_lock(s);
+    int64_t busy = 0;
+    bool ok = db_number(s->db, "SELECT COUNT(*) FROM backup_jobs WHERE active_vm = ?", DB_ARGS(DB_T(b->active_vm)), 0,
+                        &busy, err);
+    if (ok && busy > 0) {
+        (void)err_set(err, ERR_BUSY, "VM \"%s\" has a job that is pending or running; wait for it, or cancel it",
+                      b->vm_name);
+        ok = err_title(err, "a job of this vm is running");
+    }
+    ok = ok && db_insert(s->db, &tables_backup, b, err);
+    store_unlock(s);
+    return ok;
+}
+
+bool store_backup_get(Store *s, const char *id, StoreBackup *ret, Err *err)
+{
+    bool found;
+    if (!store_one(s, &tables_backup, "WHERE id = ?", DB_ARGS(DB_T(id)), ret, &found, err))
+        return false;
+    if (found)
+        return true;
+    (void)err_set(err, ERR_NOT_FOUND, "there is no backup \"%s\"", id);
+    return err_title(err, "backup job not found");
+}
+
+bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err)
+{
+    int64_t n;
+    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), 0, &n, err))
+        return false;
+    *ret = n > 0;
+    return true;
+}
+
+bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
+                       Err *err)
+{
+    // an absent filter compares the column with itself
+    static const char where[] = "WHERE vm_name = COALESCE(?, vm_name) AND status = COALESCE(?, status)"
+                                " AND (? = 0 OR repository_id = ?)";
+    const DbArg args[] = {DB_T(f->vm_name),       DB_T(f->status), DB_N(f->repository_id),
+                          DB_N(f->repository_id), DB_N(f->limit),  DB_N(f->offset)};
+    StrBuf sql = STR_BUF(4096), count = STR_BUF(4096);
+    int64_t total = 0;
+    bool ok = str_addf(&sql, err, "%s ORDER BY created_at DESC, sequence DESC, id DESC LIMIT ? OFFSET ?", where) &&
+              str_addf(&count, err, "SELECT COUNT(*) FROM backup_jobs %s", where);
+    store_lock(s);
+    ok = ok && db_number(s->db, count.s, args, 4, 0, &total, err) &&
+         db_select_all(s->db, &tables_backup, sql.s, args, ARRAY_LEN(args), (void **)ret, ret_len, err);
+    store_unlock(s);
+    if (ok)
+        *ret_total = (uint64_t)total;
+    str_clear(&sql);
+    str_clear(&count);
+    return ok;
+}
+
+bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_backup, "WHERE " ACTIVE " ORDER BY created_at", DB_NO_ARGS, (void **)ret, ret_len,
+                     err);
+}
+
+bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
+{
+    int64_t n;
+    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE " ACTIVE, DB_NO_ARGS, 0, &n, err))
+        return false;
+    *ret = (uint64_t)n;
+    return true;
+}
+
+bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
+                         Err *err)
+{
+    return store_all(s, &tables_backup,
+                     "WHERE repository_id = ? AND vm_id = COALESCE(?, vm_id) AND status = 'completed'"
+                     " ORDER BY vm_id, sequence",
+                     DB_ARGS(DB_N(repository_id), DB_T(vm_id)), (void **)ret, ret_len, err);
+}
+
+bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,
+                         Err *err)
+{
+    return store_one(s, &tables_backup,
+                     "WHERE repository_id = ? AND vm_id = ? AND status = 'completed' ORDER BY sequence DESC LIMIT 1",
+                     DB_ARGS(DB_N(repository_id), DB_T(vm_id)), ret, ret_found, err);
+}
+
+bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_id, uint64_t *ret, Err *err)
+{
+    int64_t n;
+    if (!store_number(s, "SELECT MAX(sequence) + 1 FROM backup_jobs WHERE repository_id = ? AND vm_id = ?",
+                      DB_ARGS(DB_N(repository_id), DB_T(vm_id)), 1, &n, err))
+        return false;
+    *ret = (uint64_t)n;
+    return true;
+}
+
+bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_backup,
+                     "WHERE status NOT IN ('failed', 'cancelled') AND (parent_id = ? OR id IN"
+                     " (SELECT backup_id FROM backup_disks WHERE parent_backup_id = ?)) ORDER BY sequence",
+                     DB_ARGS(DB_T(id), DB_T(id)), (void **)ret, ret_len, err);
+}
+
+static bool done(bool ok, uint64_t affected, bool *ret_done)
+{
+    if (ok)
+        *ret_done = affected > 0;
+    return ok;
+}
+
+bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err)
+{
+    JobState a, b;
+    if (!job_state_parse(from, &a, err) || !job_state_parse(to, &b, err))
+        return false;
+    if (!job_state_may_follow(a, b) || job_state_is_final(b))
+        return err_set(err, ERR_INTERNAL, "no job goes from %s to %s this way", from, to);
+    uint64_t n = 0;
+    return done(store_run(s, "UPDATE backup_jobs SET status = ?, phase = ? WHERE id = ? AND status = ?",
+                          DB_ARGS(DB_T(to), DB_T(to), DB_T(id), DB_T(from)), &n, err),
+                n, ret_done);
+}
+
+bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)
+{
+    char now[CLOCK_TEXT];
+    clock_format(now_us, now);
+    uint64_t n = 0;
+    return done(store_run(s,
+                          "UPDATE backup_jobs SET status = 'running', phase = 'claimed', claim = ?, started_at = ?,"
+                          " last_seen_at = ? WHERE id = ? AND status = 'pending'",
+                          DB_ARGS(DB_T(claim), DB_T(now), DB_T(now), DB_T(id)), &n, err),
+                n, ret_done);
+}
+
+bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details,
+                      int64_t now_us, bool *ret_done, Err *err)
+{
+    JobState to;
+    if (!job_state_parse(status, &to, err))
+        return false;
+    if (to != JOB_FAILED && to != JOB_CANCELLED)
+        return err_set(err, ERR_INTERNAL, "a job does not end as %s", status);
+    // which states may lead here is the table of domain/job.h
+    char states[128] = "''";
+    for (int from = 0; from < JOB_STATES; from++)
+        if (job_state_may_follow((JobState)from, to)) {
+            size_t n = strlen(states);
+            (void)snprintf(states + n, sizeof(states) - n, ", '%s'", job_state_name((JobState)from));
+        }
+    char now[CLOCK_TEXT], sql[512];
+    clock_format(now_us, now);
+    (void)snprintf(sql, sizeof(sql),
+                   "UPDATE backup_jobs SET status = ?, phase = NULL, error = ?, details = ?, completed_at = ?,"
+                   " active_vm = NULL WHERE id = ? AND status IN (%s)",
+                   states);
+    uint64_t n = 0;
+    return done(store_run(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id)), &n, err), n,
+                ret_done);
+}
+
+bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_jobs SET parent_id = ?, sequence = ?, backup_type = ?, reason = ?, reason_text = ?,"
+                     " context = ?, stem = ?, attempt = ?, partial = ?, left_out = ?, consistency = ?,"
+                     " consistency_detail = ?, total_bytes = ? WHERE id = ?",
+                     DB_ARGS(DB_T(b->parent_id), DB_N(b->sequence), DB_T(b->backup_type), DB_T(b->reason),
+                             DB_T(b->reason_text), DB_T(b->context), DB_T(b->stem), DB_T(b->attempt), DB_N(b->partial),
+                             DB_T(b->left_out), DB_T(b->consistency), DB_T(b->consistency_detail),
+                             DB_N(b->total_bytes), DB_T(b->id)),
+                     NULL, err);
+}
+
+bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET client_pid = ?, client_start = ? WHERE id = ?",
+                     DB_ARGS(DB_N(pid), DB_N(start), DB_T(id)), NULL, err);
+}
+
+bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET token_digest = ? WHERE id = ?", DB_ARGS(DB_T(digest), DB_T(id)), NULL,
+                     err);
+}
+
+bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err)
+{
+    char now[CLOCK_TEXT];
+    clock_format(now_us, now);
+    return store_run(s, "UPDATE backup_jobs SET last_seen_at = ?, phase = COALESCE(?, phase) WHERE id = ? AND " ACTIVE,
+                     DB_ARGS(DB_T(now), DB_T(phase), DB_T(id)), NULL, err);
+}
+
+bool store_backup_set_progress(Store *s, const char *id, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_jobs SET"
+                     " done_bytes = (SELECT COALESCE(SUM(done_bytes), 0) FROM backup_disks WHERE backup_id = ?),"
+                     " bytes_transferred = (SELECT COALESCE(SUM(transferred_bytes), 0) FROM backup_disks WHERE"
+                     " backup_id = ?),"
+                     " stored_bytes = (SELECT COALESCE(SUM(stored_bytes), 0) FROM backup_disks WHERE backup_id = ?)"
+                     " WHERE id = ?",
+                     DB_ARGS(DB_T(id), DB_T(id), DB_T(id), DB_T(id)), NULL, err);
+}
+
+bool store_backup_request_cancel(Store *s, const char *id, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET cancel_requested = 1 WHERE id = ? AND " ACTIVE, DB_ARGS(DB_T(id)),
+                     NULL, err);
+}
+
+bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
+{
+    char now[CLOCK_TEXT];
+    clock_format(b->completed_us, now);
+    uint64_t n = 0;
+    if (!store_run(s,
+                   "UPDATE backup_jobs SET status = 'completed', phase = NULL, active_vm = NULL, change_id = ?,"
+                   " completed_at = ?, bytes_transferred = ?, stored_bytes = ?, done_bytes = total_bytes, error = NULL,"
+                   " details = NULL WHERE id = ? AND status = 'committing'",
+                   DB_ARGS(DB_T(b->change_id), DB_T(now), DB_N(b->bytes_transferred), DB_N(b->stored_bytes),
+                           DB_T(b->id)),
+                   &n, err))
+        return false;
+    return n == 1 || err_set(err, ERR_CONFLICT, "backup %s is not committing", b->id);
+}
+
+bool store_backup_set_suspect(Store *s, const char *id, bool suspect, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET suspect = ? WHERE id = ?", DB_ARGS(DB_N(suspect), DB_T(id)), NULL,
+                     err);
+}
+
+bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err)
+{
+    char now[CLOCK_TEXT];
+    clock_format(now_us, now);
+    return store_run(s, "UPDATE backup_jobs SET verify_result = ?, verified_at = ? WHERE id = ?",
+                     DB_ARGS(DB_T(result), DB_T(now), DB_T(id)), NULL, err);
+}
+
+bool store_backup_remove(Store *s, const char *id, Err *err)
+{
+    return store_run(s, "DELETE FROM backup_disks WHERE backup_id = ?", DB_ARGS(DB_T(id)), NULL, err) &&
+           store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
+}
+
+void store_backup_clear(StoreBackup *b)
+{
+    db_row_clear(&tables_backup, b);
+}
+
+bool store_disk_add(Store *s, const StoreDisk *d, Err *err)
+{
+    return store_insert(s, &tables_disk, d, err);
+}
+
+bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_disk, "WHERE backup_id = ? ORDER BY disk_no", DB_ARGS(DB_T(backup_id)), (void **)ret,
+                     ret_len, err);
+}
+
+bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_disks SET exporter_pid = ?, exporter_start = ?, socket = ?, control = ?,"
+                     " export_name = ? WHERE backup_id = ? AND disk_key = ?",
+                     DB_ARGS(DB_N(d->exporter_pid), DB_N(d->exporter_start), DB_T(d->socket), DB_T(d->control),
+                             DB_T(d->export_name), DB_T(d->backup_id), DB_T(d->disk_key)),
+                     NULL, err);
+}
+
+bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_disks SET done_bytes = ?, transferred_bytes = ?, zero_bytes = ?, changed_bytes = ?"
+                     " WHERE backup_id = ? AND disk_id = ?",
+                     DB_ARGS(DB_N(d->done_bytes), DB_N(d->transferred_bytes), DB_N(d->zero_bytes),
+                             DB_N(d->changed_bytes), DB_T(d->backup_id), DB_N(d->disk_id)),
+                     NULL, err);
+}
+
+bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_disks SET change_id = ?, tracking = ?, transferred_bytes = ?, done_bytes = size,"
+                     " stored_bytes = ?, image_bytes = ?, root = ?, metadata = ?, hashes_digest = ?"
+                     " WHERE backup_id = ? AND disk_key = ?",
+                     DB_ARGS(DB_T(d->change_id), DB_T(d->tracking), DB_N(d->transferred_bytes), DB_N(d->stored_bytes),
+                             DB_N(d->image_bytes), DB_T(d->root), DB_T(d->metadata), DB_T(d->hashes_digest),
+                             DB_T(d->backup_id), DB_T(d->disk_key)),
+                     NULL, err);
+}
+
+bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_disks SET exporter_pid = 0, exporter_start = 0, socket = NULL, control = NULL,"
+                     " export_name = NULL WHERE backup_id = ?",
+                     DB_ARGS(DB_T(backup_id)), NULL, err);
+}
+
+void store_disk_clear(StoreDisk *d)
+{
+    db_row_clear(&tables_disk, d);
+}

@@ -1,0 +1,90 @@
+// The seam between our questions and a database: statements with bound parameters, rows, transactions.
+// SQL above it keeps to what SQLite and MariaDB 10.11 share: no RETURNING, no ON CONFLICT, no partial
+// index; a conditional UPDATE and its affected rows decide a race. One driver behind it today:
+// db_sqlite.c; MariaDB's fits the same table of functions.
+#pragma once
+
+#include "base/mem.h"
+
+typedef struct Db Db;
+typedef struct DbStmt DbStmt;
+
+typedef struct DbOps {
+    const char *name; // "sqlite"
+    void (*close)(Db *db);
+    bool (*exec)(Db *db, const char *sql, Err *err); // one statement, no parameters
+    bool (*prepare)(Db *db, const char *sql, DbStmt **ret, Err *err);
+    // Parameters and columns count from 0. NULL text binds NULL; text is copied.
+    bool (*bind_text)(DbStmt *s, unsigned i, const char *text, Err *err);
+    bool (*bind_int)(DbStmt *s, unsigned i, int64_t v, Err *err);
+    bool (*bind_null)(DbStmt *s, unsigned i, Err *err);
+    bool (*step)(DbStmt *s, bool *ret_row, Err *err);
+    const char *(*column_text)(DbStmt *s, unsigned i); // NULL for NULL; valid until the next step
+    int64_t (*column_int)(DbStmt *s, unsigned i);
+    bool (*column_is_null)(DbStmt *s, unsigned i);
+    void (*finish)(DbStmt *s);
+    uint64_t (*affected)(Db *db); // rows of the last INSERT, UPDATE or DELETE
+    int64_t (*last_id)(Db *db);   // of the last INSERT
+    bool (*begin)(Db *db, Err *err); // takes the write lock at once
+    bool (*commit)(Db *db, Err *err);
+    void (*rollback)(Db *db);
+    bool (*backup)(Db *db, const char *path, Err *err); // a consistent copy, before a migration
+} DbOps;
+
+struct Db {
+    const DbOps *ops;
+};
+
+// WAL, synchronous=FULL, foreign keys on. Created 0600 if it is not there.
+bool db_sqlite_open(const char *path, Db **ret, Err *err) must_check;
+
+// Rows and structs: one table of columns for each struct, from which INSERT, SELECT and reading derive.
+typedef enum DbKind {
+    DB_TEXT, // char *, owned, NULL is NULL
+    DB_U64,  // uint64_t, up to INT64_MAX
+    DB_I64,  // int64_t
+    DB_BOOL, // bool
+    DB_TIME, // int64_t, microseconds UTC; kept as RFC 3339 text; 0 is NULL
+    DB_SKIP_ON_INSERT_I64, // int64_t that the database gives (auto increment)
+} DbKind;
+
+typedef struct DbColumn {
+    const char *name;
+    DbKind kind;
+    size_t offset;
+} DbColumn;
+
+typedef struct DbTable {
+    const char *name;
+    const DbColumn *columns;
+    unsigned columns_len;
+    size_t row_size;
+} DbTable;
+
+bool db_insert(Db *db, const DbTable *t, const void *row, Err *err) must_check;
+void db_row_clear(const DbTable *t, void *row); // frees its texts
+
+// Arguments of a question: text or number, in the order of the question marks.
+typedef struct DbArg {
+    const char *text;
+    int64_t number;
+    bool is_number;
+} DbArg;
+#define DB_T(v) ((DbArg){.text = (v)})
+#define DB_N(v) ((DbArg){.number = (int64_t)(v), .is_number = true})
+#define DB_ARGS(...) (const DbArg[]){__VA_ARGS__}, sizeof((const DbArg[]){__VA_ARGS__}) / sizeof(DbArg)
+#define DB_NO_ARGS NULL, 0
+
+// "SELECT <columns> FROM <table> <tail>". First row into *row (zeroed before); *ret_found tells.
+bool db_select_one(Db *db, const DbTable *t, const char *tail, const DbArg *args, size_t n, void *row, bool *ret_found,
+                   Err *err) must_check;
+// All rows: *ret_rows is an array of t->row_size structs, the caller clears each and frees it.
+bool db_select_all(Db *db, const DbTable *t, const char *tail, const DbArg *args, size_t n, void **ret_rows,
+                   size_t *ret_len, Err *err) must_check;
+bool db_run(Db *db, const char *sql, const DbArg *args, size_t n, uint64_t *ret_affected, Err *err) must_check;
+// First column of the first row as a number; fallback if there is no row or it is NULL.
+bool db_number(Db *db, const char *sql, const DbArg *args, size_t n, int64_t fallback, int64_t *ret, Err *err) must_check;
+
+// Bring the schema to the newest version; before the first step that changes an existing database a copy
+// "<path>.before-<version>" is made (copy_path_prefix NULL: none). A database newer than this program: ERR_UNSUPPORTED.
+bool db_migrate(Db *db, const char *copy_path_prefix, Err *err) must_check;

@@ -1,0 +1,209 @@
+#include "store/db.h"
+
+#include <fcntl.h>
+#include <sqlite3.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct DbSqlite {
+    Db base;
+    sqlite3 *handle;
+} DbSqlite;
+
+struct DbStmt {
+    DbSqlite *db;
+    sqlite3_stmt *handle;
+};
+
+static DbSqlite *self(Db *db)
+{
+    return (DbSqlite *)db;
+}
+
+static bool fail(DbSqlite *db, const char *what, Err *err)
+{
+    int rc = sqlite3_errcode(db->handle);
+    ErrCode code = ERR_INTERNAL;
+    if (rc == SQLITE_FULL)
+        code = ERR_NO_SPACE;
+    else if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED)
+        code = ERR_BUSY;
+    else if (rc == SQLITE_IOERR || rc == SQLITE_CANTOPEN)
+        code = ERR_IO;
+    else if (rc == SQLITE_NOMEM)
+        code = ERR_NO_MEMORY;
+    else if (rc == SQLITE_CONSTRAINT)
+        code = ERR_EXISTS;
+    else if (rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB)
+        code = ERR_DAMAGED;
+    return err_set(err, code, "database: %s: %s", what, sqlite3_errmsg(db->handle));
+}
+
+static void db_close(Db *db)
+{
+    if (!db)
+        return;
+    (void)sqlite3_close(self(db)->handle); // statements are finished by then; nothing to lose after a commit
+    free(db);
+}
+
+static bool db_exec(Db *db, const char *sql, Err *err)
+{
+    if (sqlite3_exec(self(db)->handle, sql, NULL, NULL, NULL) != SQLITE_OK)
+        return fail(self(db), "statement", err);
+    return true;
+}
+
+static bool db_prepare(Db *db, const char *sql, DbStmt **ret, Err *err)
+{
+    DbStmt *s = mem_calloc(1, sizeof(*s), err);
+    if (!s)
+        return false;
+    s->db = self(db);
+    if (sqlite3_prepare_v2(s->db->handle, sql, -1, &s->handle, NULL) != SQLITE_OK) {
+        free(s);
+        return fail(self(db), sql, err);
+    }
+    *ret = s;
+    return true;
+}
+
+static bool db_bind_text(DbStmt *s, unsigned i, const char *text, Err *err)
+{
+    int rc = text ? sqlite3_bind_text(s->handle, (int)i + 1, text, -1, SQLITE_TRANSIENT)
+                  : sqlite3_bind_null(s->handle, (int)i + 1);
+    return rc == SQLITE_OK ? true : fail(s->db, "bind", err);
+}
+
+static bool db_bind_int(DbStmt *s, unsigned i, int64_t v, Err *err)
+{
+    return sqlite3_bind_int64(s->handle, (int)i + 1, v) == SQLITE_OK ? true : fail(s->db, "bind", err);
+}
+
+static bool db_bind_null(DbStmt *s, unsigned i, Err *err)
+{
+    return db_bind_text(s, i, NULL, err);
+}
+
+static bool db_step(DbStmt *s, bool *ret_row, Err *err)
+{
+    int rc = sqlite3_step(s->handle);
+    if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+        return fail(s->db, sqlite3_sql(s->handle), err);
+    *ret_row = rc == SQLITE_ROW;
+    return true;
+}
+
+static const char *db_column_text(DbStmt *s, unsigned i)
+{
+    return (const char *)sqlite3_column_text(s->handle, (int)i);
+}
+
+static int64_t db_column_int(DbStmt *s, unsigned i)
+{
+    return sqlite3_column_int64(s->handle, (int)i);
+}
+
+static bool db_column_is_null(DbStmt *s, unsigned i)
+{
+    return sqlite3_column_type(s->handle, (int)i) == SQLITE_NULL;
+}
+
+static void db_finish(DbStmt *s)
+{
+    if (!s)
+        return;
+    (void)sqlite3_finalize(s->handle); // repeats the error of the last step, which was reported there
+    free(s);
+}
+
+static uint64_t db_affected(Db *db)
+{
+    return (uint64_t)sqlite3_changes64(self(db)->handle);
+}
+
+static int64_t db_last_id(Db *db)
+{
+    return sqlite3_last_insert_rowid(self(db)->handle);
+}
+
+static bool db_begin(Db *db, Err *err)
+{
+    return db_exec(db, "BEGIN IMMEDIATE", err);
+}
+
+static bool db_commit(Db *db, Err *err)
+{
+    return db_exec(db, "COMMIT", err);
+}
+
+static void db_rollback(Db *db)
+{
+    // fails only where SQLite has rolled back already
+    (void)sqlite3_exec(self(db)->handle, "ROLLBACK", NULL, NULL, NULL);
+}
+
+static bool db_copy(Db *db, const char *path, Err *err)
+{
+    sqlite3 *to = NULL;
+    int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_set(err, ERR_IO, "cannot create the database's copy %s", path);
+    (void)close(fd);
+    bool ok = sqlite3_open(path, &to) == SQLITE_OK;
+    sqlite3_backup *b = ok ? sqlite3_backup_init(to, "main", self(db)->handle, "main") : NULL;
+    ok = b && sqlite3_backup_step(b, -1) == SQLITE_DONE;
+    if (b)
+        ok = sqlite3_backup_finish(b) == SQLITE_OK && ok;
+    if (!ok)
+        (void)err_set(err, ERR_IO, "cannot copy the database to %s: %s", path, sqlite3_errmsg(to));
+    (void)sqlite3_close(to);
+    return ok;
+}
+
+static const DbOps sqlite_ops = {
+    .name = "sqlite",
+    .close = db_close,
+    .exec = db_exec,
+    .prepare = db_prepare,
+    .bind_text = db_bind_text,
+    .bind_int = db_bind_int,
+    .bind_null = db_bind_null,
+    .step = db_step,
+    .column_text = db_column_text,
+    .column_int = db_column_int,
+    .column_is_null = db_column_is_null,
+    .finish = db_finish,
+    .affected = db_affected,
+    .last_id = db_last_id,
+    .begin = db_begin,
+    .commit = db_commit,
+    .rollback = db_rollback,
+    .backup = db_copy,
+};
+
+bool db_sqlite_open(const char *path, Db **ret, Err *err)
+{
+    DbSqlite *db = mem_calloc(1, sizeof(*db), err);
+    if (!db)
+        return false;
+    db->base.ops = &sqlite_ops;
+    mode_t old = umask(077);
+    int rc = sqlite3_open_v2(path, &db->handle,
+                             SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX, NULL);
+    (void)umask(old);
+    bool ok = rc == SQLITE_OK;
+    if (!ok)
+        (void)fail(db, path, err);
+    // a reader with the sqlite3 shell may hold a lock for a moment: wait for it
+    ok = ok && sqlite3_busy_timeout(db->handle, 10000) == SQLITE_OK &&
+         db_exec(&db->base, "PRAGMA journal_mode=WAL", err) && db_exec(&db->base, "PRAGMA synchronous=FULL", err) &&
+         db_exec(&db->base, "PRAGMA foreign_keys=ON", err) && db_exec(&db->base, "PRAGMA trusted_schema=OFF", err);
+    if (!ok) {
+        (void)err_set(err, ERR_INTERNAL, "cannot set up the database %s", path);
+        db_close(&db->base);
+        return false;
+    }
+    *ret = &db->base;
+    return true;
+}

@@ -1,0 +1,97 @@
+// The schema, in numbered steps. One statement each, so that a database whose DDL is not
+// transactional can run a step again. A step, once released, is never edited.
+#include "base/clock.h"
+#include "base/file.h"
+#include "store/db.h"
+
+static const char *const steps[] = {
+    /* 1 */
+    "CREATE TABLE repositories (id INTEGER PRIMARY KEY AUTOINCREMENT, name VARCHAR(255) NOT NULL UNIQUE,"
+    " uuid VARCHAR(36) NOT NULL UNIQUE, path VARCHAR(1000) NOT NULL UNIQUE, hash_algorithm VARCHAR(16) NOT NULL,"
+    " cluster_size BIGINT NOT NULL, created_at VARCHAR(32) NOT NULL)",
+    /* 2 */
+    "CREATE TABLE vms (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, source TEXT NOT NULL,"
+    " excluded_disks TEXT NOT NULL, created_at VARCHAR(32) NOT NULL)",
+    /* 3 */
+    "CREATE TABLE vm_contexts (repository_id BIGINT NOT NULL, vm_id VARCHAR(36) NOT NULL, folder VARCHAR(255) NOT NULL,"
+    " PRIMARY KEY (repository_id, vm_id))",
+    /* 4 */
+    "CREATE TABLE vm_disks (repository_id BIGINT NOT NULL, vm_id VARCHAR(36) NOT NULL, disk_key VARCHAR(255) NOT NULL,"
+    " disk_id BIGINT NOT NULL, disk_no BIGINT NOT NULL, PRIMARY KEY (repository_id, vm_id, disk_key),"
+    " UNIQUE (repository_id, vm_id, disk_no))",
+    /* 5 */
+    "CREATE TABLE backup_jobs (id VARCHAR(300) PRIMARY KEY, vm_id VARCHAR(36) NOT NULL, vm_name VARCHAR(255) NOT NULL,"
+    " repository_id BIGINT NOT NULL, backup_type VARCHAR(16) NOT NULL, requested_type VARCHAR(16) NOT NULL,"
+    " status VARCHAR(16) NOT NULL, phase VARCHAR(64), active_vm VARCHAR(36) UNIQUE, change_id VARCHAR(255),"
+    " parent_id VARCHAR(300), sequence BIGINT NOT NULL, reason VARCHAR(32), reason_text TEXT, left_out TEXT,"
+    " partial INTEGER NOT NULL, suspect INTEGER NOT NULL, cancel_requested INTEGER NOT NULL,"
+    " start_client INTEGER NOT NULL, consistency VARCHAR(32), consistency_detail TEXT, verify_result VARCHAR(16),"
+    " verified_at VARCHAR(32), error TEXT, details TEXT, bytes_transferred BIGINT NOT NULL,"
+    " stored_bytes BIGINT NOT NULL, total_bytes BIGINT NOT NULL, done_bytes BIGINT NOT NULL, context VARCHAR(255),"
+    " stem VARCHAR(255), attempt VARCHAR(32), token_digest VARCHAR(64), claim VARCHAR(64), client_pid BIGINT NOT NULL,"
+    " client_start BIGINT NOT NULL, last_seen_at VARCHAR(32), created_at VARCHAR(32) NOT NULL, started_at VARCHAR(32),"
+    " completed_at VARCHAR(32))",
+    /* 6 */ "CREATE INDEX backup_jobs_by_vm ON backup_jobs (repository_id, vm_id, sequence)",
+    /* 7 */ "CREATE INDEX backup_jobs_by_name ON backup_jobs (vm_name, created_at)",
+    /* 8 */
+    "CREATE TABLE backup_disks (backup_id VARCHAR(300) NOT NULL REFERENCES backup_jobs (id) ON DELETE CASCADE,"
+    " disk_key VARCHAR(255) NOT NULL, disk_id BIGINT NOT NULL, disk_no BIGINT NOT NULL, label TEXT,"
+    " backing_identity TEXT, size BIGINT NOT NULL, mode VARCHAR(16) NOT NULL, reason VARCHAR(32), reason_text TEXT,"
+    " change_id VARCHAR(255), tracking VARCHAR(16), parent_backup_id VARCHAR(300), image VARCHAR(255),"
+    " hashes VARCHAR(255), backing_name VARCHAR(255), chain_length BIGINT NOT NULL, transferred_bytes BIGINT NOT NULL,"
+    " changed_bytes BIGINT NOT NULL, zero_bytes BIGINT NOT NULL, done_bytes BIGINT NOT NULL,"
+    " stored_bytes BIGINT NOT NULL, image_bytes BIGINT NOT NULL, root VARCHAR(64), metadata VARCHAR(64),"
+    " hashes_digest VARCHAR(64), exporter_pid BIGINT NOT NULL, exporter_start BIGINT NOT NULL, socket TEXT,"
+    " control TEXT, export_name TEXT, PRIMARY KEY (backup_id, disk_key))",
+    /* 9 */
+    "CREATE TABLE exports (id VARCHAR(36) PRIMARY KEY, backup_id VARCHAR(300) NOT NULL, disk_key VARCHAR(255) NOT NULL,"
+    " purpose VARCHAR(16) NOT NULL, pid BIGINT NOT NULL, start BIGINT NOT NULL, socket TEXT, control TEXT,"
+    " export_name TEXT, created_at VARCHAR(32) NOT NULL, used_at VARCHAR(32) NOT NULL)",
+    /* 10 */
+    "CREATE TABLE replication_jobs (id VARCHAR(300) PRIMARY KEY, vm_name VARCHAR(255) NOT NULL, target TEXT,"
+    " status VARCHAR(16) NOT NULL, change_id VARCHAR(255), created_at VARCHAR(32) NOT NULL,"
+    " updated_at VARCHAR(32) NOT NULL)",
+    /* 11 */
+    "CREATE TABLE replication_change_ids (id INTEGER PRIMARY KEY AUTOINCREMENT, job_id VARCHAR(300) NOT NULL REFERENCES"
+    " replication_jobs (id) ON DELETE CASCADE, disk_id BIGINT NOT NULL, change_id VARCHAR(255) NOT NULL,"
+    " recorded_at VARCHAR(32) NOT NULL)",
+};
+
+static bool run_step(Db *db, unsigned version, Err *err)
+{
+    char now[CLOCK_TEXT];
+    clock_format(clock_utc_us(), now);
+    if (!db->ops->begin(db, err))
+        return false;
+    if (!db->ops->exec(db, steps[version - 1], err) ||
+        !db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (?, ?)",
+                DB_ARGS(DB_N(version), DB_T(now)), NULL, err)) {
+        db->ops->rollback(db);
+        return err_context(err, "migration %u", version);
+    }
+    return db->ops->commit(db, err);
+}
+
+bool db_migrate(Db *db, const char *copy_path_prefix, Err *err)
+{
+    int64_t version;
+    if (!db->ops->exec(db,
+                       "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY,"
+                       " applied_at VARCHAR(32) NOT NULL)",
+                       err) ||
+        !db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &version, err))
+        return false;
+    if (version > (int64_t)ARRAY_LEN(steps))
+        return err_set(err, ERR_UNSUPPORTED,
+                       "the database has schema %lld, this program knows up to %zu; start the newer version again",
+                       (long long)version, ARRAY_LEN(steps));
+    if (version > 0 && version < (int64_t)ARRAY_LEN(steps) && copy_path_prefix) {
+        cleanup_free char *copy = mem_printf(err, "%s.before-%zu", copy_path_prefix, ARRAY_LEN(steps));
+        if (!copy || !file_unlink(copy, err) || !db->ops->backup(db, copy, err))
+            return false;
+    }
+    for (unsigned v = (unsigned)version + 1; v <= ARRAY_LEN(steps); v++)
+        if (!run_step(db, v, err))
+            return false;
+    return true;
+}

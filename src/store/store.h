@@ -1,0 +1,195 @@
+// The database: one function for each question. Thread-safe: each call is a transaction of its own, unless the
+// thread holds one open by store_begin(). What a question returns belongs to the caller: _clear it.
+// docs/reference/tables.md maps endpoints to tables.
+#pragma once
+
+#include "base/mem.h"
+
+typedef struct Store Store;
+
+bool store_open_sqlite(const char *path, Store **ret, Err *err) must_check; // migrates
+void store_close(Store *s);
+const char *store_engine(const Store *s); // "sqlite"
+
+// One writer at a time: the lock and the transaction are held until commit or rollback, by this thread.
+bool store_begin(Store *s, Err *err) must_check;
+bool store_commit(Store *s, Err *err) must_check;
+void store_rollback(Store *s);
+
+// ---- repositories
+typedef struct StoreRepository {
+    int64_t id;
+    char *name, *uuid, *path, *hash_algorithm;
+    uint64_t cluster_size;
+    int64_t created_us;
+} StoreRepository;
+bool store_repository_add(Store *s, const StoreRepository *r, int64_t *ret_id, Err *err) must_check; // name, path, uuid taken: ERR_EXISTS
+// By number or by name (a number first). ERR_NOT_FOUND titled "repository not found".
+bool store_repository_find(Store *s, const char *id_or_name, StoreRepository *ret, Err *err) must_check;
+bool store_repository_get(Store *s, int64_t id, StoreRepository *ret, Err *err) must_check;
+bool store_repository_list(Store *s, StoreRepository **ret, size_t *ret_len, Err *err) must_check;
+// Its points, contexts and disk numbers go with it.
+bool store_repository_remove(Store *s, int64_t id, Err *err) must_check;
+bool store_repository_totals(Store *s, int64_t id, uint64_t *ret_points, uint64_t *ret_stored, Err *err) must_check;
+void store_repository_clear(StoreRepository *r);
+
+// ---- VMs
+typedef struct StoreVm {
+    char *id, *name, *source, *excluded; // source, excluded: JSON text
+    int64_t created_us;
+} StoreVm;
+bool store_vm_add(Store *s, const StoreVm *v, Err *err) must_check; // name or id taken: ERR_EXISTS
+bool store_vm_find(Store *s, const char *id_or_name, StoreVm *ret, Err *err) must_check; // ERR_NOT_FOUND "vm not found"
+bool store_vm_list(Store *s, StoreVm **ret, size_t *ret_len, Err *err) must_check;
+bool store_vm_update(Store *s, const StoreVm *v, Err *err) must_check;
+bool store_vm_remove(Store *s, const char *id, Err *err) must_check;
+bool store_vm_points(Store *s, const char *vm_id, uint64_t *ret_points, Err *err) must_check;
+// VMs that have points and are not registered (any more): id and newest name.
+bool store_vm_orphans(Store *s, StoreVm **ret, size_t *ret_len, Err *err) must_check;
+void store_vm_clear(StoreVm *v);
+
+// ---- what a VM has in a repository
+// Folder of the VM in the repository; NULL if it has none yet.
+bool store_context_get(Store *s, int64_t repository_id, const char *vm_id, char **ret_folder, Err *err) must_check;
+bool store_context_set(Store *s, int64_t repository_id, const char *vm_id, const char *folder, Err *err) must_check;
+typedef struct StoreDiskNumber {
+    int64_t repository_id;
+    char *vm_id, *disk_key;
+    uint64_t disk_id, disk_no;
+} StoreDiskNumber;
+bool store_disk_number_get(Store *s, int64_t repository_id, const char *vm_id, const char *disk_key,
+                           StoreDiskNumber *ret, bool *ret_found, Err *err) must_check;
+bool store_disk_number_add(Store *s, const StoreDiskNumber *n, Err *err) must_check;
+// The number this VM's disk key has in any repository, else the next free one of the VM (from 2000).
+bool store_disk_id_pick(Store *s, const char *vm_id, const char *disk_key, uint64_t *ret, Err *err) must_check;
+bool store_disk_no_next(Store *s, int64_t repository_id, const char *vm_id, uint64_t *ret, Err *err) must_check;
+void store_disk_number_clear(StoreDiskNumber *n);
+
+// ---- backup jobs; the completed ones are the catalogue of restore points
+typedef struct StoreBackup {
+    char *id, *vm_id, *vm_name;
+    int64_t repository_id;
+    char *backup_type, *requested_type, *status, *phase;
+    char *active_vm; // vm_id while the job is pending, running or committing, else NULL; unique: one job a VM
+    char *change_id, *parent_id;
+    uint64_t sequence;
+    char *reason, *reason_text, *left_out; // left_out: JSON list of disk keys
+    bool partial, suspect, cancel_requested, start_client;
+    char *consistency, *consistency_detail;
+    char *verify_result;
+    int64_t verified_us;
+    char *error, *details;
+    uint64_t bytes_transferred, stored_bytes, total_bytes, done_bytes;
+    char *context, *stem, *attempt;
+    char *token_digest, *claim;
+    int64_t client_pid;
+    uint64_t client_start;
+    int64_t last_seen_us, created_us, started_us, completed_us;
+} StoreBackup;
+
+typedef struct StoreDisk {
+    char *backup_id, *disk_key;
+    uint64_t disk_id, disk_no;
+    char *label, *backing_identity;
+    uint64_t size;
+    char *mode, *reason, *reason_text, *change_id, *tracking, *parent_backup_id;
+    char *image, *hashes, *backing_name; // file names in disk-<n>/
+    uint64_t chain_length;
+    uint64_t transferred_bytes, changed_bytes, zero_bytes, done_bytes, stored_bytes, image_bytes;
+    char *root, *metadata, *hashes_digest;
+    int64_t exporter_pid;
+    uint64_t exporter_start;
+    char *socket, *control, *export_name; // of the exporter while it runs
+} StoreDisk;
+
+typedef struct StoreBackupFilter {
+    const char *vm_name; // NULL: any
+    const char *status;
+    int64_t repository_id; // 0: any
+    uint64_t limit, offset;
+} StoreBackupFilter;
+
+// ERR_BUSY titled "a job of this vm is running" where active_vm is taken; ERR_EXISTS where the ID is.
+bool store_backup_add(Store *s, const StoreBackup *b, Err *err) must_check;
+bool store_backup_get(Store *s, const char *id, StoreBackup *ret, Err *err) must_check; // ERR_NOT_FOUND "backup job not found"
+bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err) must_check;
+bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
+                       Err *err) must_check; // newest first
+bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // not final
+bool store_backup_count_active(Store *s, uint64_t *ret, Err *err) must_check;
+bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
+                         Err *err) must_check; // completed ones; vm_id NULL: all; oldest first by sequence
+// Newest completed point of the VM in the repository, by sequence.
+bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,
+                         Err *err) must_check;
+bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_id, uint64_t *ret, Err *err) must_check;
+// Jobs, of any state but failed and cancelled, that have it as parent (job or disk).
+bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+// Conditional steps; *ret_done false where the job was not in that state.
+bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err) must_check;
+bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err) must_check;
+bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details, int64_t now_us,
+                      bool *ret_done, Err *err) must_check; // to failed or cancelled, from any state that is not final
+bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err) must_check;  // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency
+bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check;
+bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err) must_check;
+bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err) must_check;
+bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; // sums from its disks
+bool store_backup_request_cancel(Store *s, const char *id, Err *err) must_check;
+bool store_backup_complete(Store *s, const StoreBackup *b, Err *err) must_check; // everything a completed job has; status too
+bool store_backup_set_suspect(Store *s, const char *id, bool suspect, Err *err) must_check;
+bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err) must_check;
+bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with its disks
+void store_backup_clear(StoreBackup *b);
+
+bool store_disk_add(Store *s, const StoreDisk *d, Err *err) must_check;
+bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *ret_len, Err *err) must_check; // by disk_no
+bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err) must_check; // pid, start, socket, control, export_name
+bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err) must_check;
+bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err) must_check; // change_id, tracking, bytes, root, digests
+bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err) must_check;
+void store_disk_clear(StoreDisk *d);
+
+// ---- exports of points
+typedef struct StoreExport {
+    char *id, *backup_id, *disk_key, *purpose;
+    int64_t pid;
+    uint64_t start;
+    char *socket, *control, *export_name;
+    int64_t created_us, used_us;
+} StoreExport;
+bool store_export_add(Store *s, const StoreExport *e, Err *err) must_check;
+bool store_export_get(Store *s, const char *id, StoreExport *ret, Err *err) must_check; // "export not found"
+bool store_export_list(Store *s, StoreExport **ret, size_t *ret_len, Err *err) must_check;
+bool store_export_used(Store *s, const char *id, int64_t now_us, Err *err) must_check;
+bool store_export_remove(Store *s, const char *id, Err *err) must_check;
+void store_export_clear(StoreExport *e);
+
+// ---- replications
+typedef struct StoreReplication {
+    char *id, *vm_name, *target, *status, *change_id;
+    int64_t created_us, updated_us;
+} StoreReplication;
+typedef struct StoreChangeId {
+    int64_t id;
+    char *job_id, *change_id;
+    int64_t disk_id; // -1: not said
+    int64_t recorded_us;
+} StoreChangeId;
+bool store_replication_add(Store *s, const StoreReplication *r, Err *err) must_check;
+bool store_replication_get(Store *s, const char *id, StoreReplication *ret, Err *err) must_check; // "Job not found"
+bool store_replication_list(Store *s, StoreReplication **ret, size_t *ret_len, Err *err) must_check;
+// Appends to the history and sets the job's change_id, in one transaction.
+bool store_replication_record(Store *s, const StoreChangeId *c, Err *err) must_check;
+bool store_replication_history(Store *s, const char *job_id, StoreChangeId **ret, size_t *ret_len, Err *err) must_check; // newest first
+void store_replication_clear(StoreReplication *r);
+void store_changeid_clear(StoreChangeId *c);
+
+#define STORE_LIST_FREE(list, len, clear)        \
+    do {                                         \
+        for (size_t i_ = 0; i_ < (len); i_++)    \
+            clear(&(list)[i_]);                  \
+        free(list);                              \
+        (list) = NULL;                           \
+        (len) = 0;                               \
+    } while (0)

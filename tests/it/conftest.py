@@ -1,0 +1,85 @@
+"""Fixtures of the tests that run the real programs.
+
+A test that leaves a process, a socket or a mount behind fails, whatever else it did.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lib import system                      # noqa: E402
+from lib.cli import Cli                     # noqa: E402
+from lib.hub import BIN, Hub                # noqa: E402
+from lib.proxy import Proxy                 # noqa: E402
+from lib.world import World                 # noqa: E402
+
+
+@pytest.fixture
+def place(tmp_path):
+    """The test's folder. What still has to do with it after the test is a failure."""
+    yield tmp_path
+    left = system.leftovers(tmp_path, ours={os.getpid(), os.getppid()})
+    assert not left, "left behind: " + "; ".join(left)
+
+
+@pytest.fixture
+def make_hub(place):
+    """A function that makes a Hub, started unless told otherwise; all are closed at the end."""
+    if not (BIN / "sendense-hub").exists():
+        pytest.fail(f"{BIN}/sendense-hub is not built; type make build")
+    hubs = []
+
+    def make(name="hub", start=True, **more):
+        hub = Hub(place / name, **more)
+        hubs.append(hub)
+        return hub.start() if start else hub
+
+    yield make
+    errors = []
+    for hub in reversed(hubs):
+        try:
+            hub.close()
+        except (AssertionError, OSError) as e:
+            errors.append(str(e))
+    assert not errors, "\n".join(errors)
+
+
+@pytest.fixture
+def hub(make_hub):
+    return make_hub()
+
+
+@pytest.fixture
+def proxy(hub):
+    with Proxy(hub.port) as running:
+        yield running
+
+
+@pytest.fixture
+def cli(proxy, place):
+    """The CLI through the recording proxy."""
+    return Cli(proxy.url, cwd=place)
+
+
+@pytest.fixture
+def api(hub):
+    return hub.api
+
+
+@pytest.fixture
+def world(hub, place):
+    """A hub with one repository."""
+    made = World(hub, place)
+    made.add_repository()
+    return made
+
+
+@pytest.fixture
+def vm(world):
+    """Path of the one disk of the VM pgtest1."""
+    _, paths = world.add_vm()
+    return paths[0]

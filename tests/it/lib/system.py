@@ -1,0 +1,73 @@
+"""What a test may have left behind: processes, sockets and mounts that have to do with a folder."""
+
+import os
+import re
+import signal
+import stat
+import time
+
+
+def _read(path):
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError:
+        return b""
+
+
+def processes_of(folder):
+    """{pid: command line} of the processes that name the folder in their command line or environment."""
+    needle = os.fsencode(str(folder))
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        line = _read(f"/proc/{name}/cmdline")
+        if line and (needle in line or needle in _read(f"/proc/{name}/environ")):
+            found[int(name)] = line.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def wait_gone(folder, seconds=5):
+    """Waits until no process names the folder; returns those that still do."""
+    until = time.monotonic() + seconds
+    while (left := processes_of(folder)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
+
+
+def sockets_below(folder):
+    found = []
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(where, name)
+            try:
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    found.append(path)
+            except OSError:
+                pass
+    return found
+
+
+def mounts_below(folder):
+    places = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), line.split()[4])
+              for line in _read("/proc/self/mountinfo").decode(errors="replace").splitlines())
+    return [p for p in places if p.startswith(f"{folder}/")]
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def leftovers(folder, ours=()):
+    """Lines about what is left; processes that name the folder are ended. `ours`: pids that may be there."""
+    left = {p: line for p, line in wait_gone(folder).items() if p not in ours}
+    lines = [f"process {pid}: {line[:300]}" for pid, line in left.items()]
+    for pid in left:
+        kill(pid)
+    lines += [f"socket {path}" for path in sockets_below(folder)]
+    lines += [f"mount {path}" for path in mounts_below(folder)]
+    return lines

@@ -1,0 +1,210 @@
+// Restore points of two small disks, made with the real engine, for tests of the repository.
+#pragma once
+
+#include "base/file.h"
+#include "base/str.h"
+#include "image/repo.h"
+#include "image/writer.h"
+#include "unit.h"
+
+#define POINT_DISKS 2
+#define POINT_VM "11111111-aaaa-4bbb-8ccc-222222222222"
+
+typedef struct Point {
+    Record rec;
+    char stem[64];
+    char attempt[16];
+    uint8_t fill; // seeds the disks' bytes
+} Point;
+
+static const uint64_t point_sizes[POINT_DISKS] = {200001, 65536};
+
+static inline char *point_dup(const char *s)
+{
+    char *copy = strdup(s);
+    assert_non_null(copy);
+    return copy;
+}
+
+// The disk's bytes: half of them change with `fill`, the others with the disk only.
+static inline uint8_t *point_bytes(size_t disk, uint8_t fill)
+{
+    uint8_t *p = malloc(point_sizes[disk]);
+    assert_non_null(p);
+    for (uint64_t i = 0; i < point_sizes[disk]; i++)
+        p[i] = (uint8_t)((i / 4096) * 7 + disk + (i < point_sizes[disk] / 2 ? fill : 1));
+    return p;
+}
+
+static inline char *point_file(const Repo *r, const char *context, unsigned disk, const char *name)
+{
+    Err err = ERR_INIT;
+    char *path = repo_path_disk_file(r, context, disk, name, &err);
+    if (!path)
+        fail_msg("%s", err.details);
+    return path;
+}
+
+// Writes one disk's image and hashes under their partial names, and fills its part of the record.
+static inline void point_disk(const Repo *r, Point *p, const Point *parent, unsigned no)
+{
+    Err err = ERR_INIT;
+    RecordDisk *d = &p->rec.disks[no];
+    const RecordDisk *before = parent ? &parent->rec.disks[no] : NULL;
+    char name[200], key[16], *folder, *below_image = NULL, *below_hashes = NULL;
+    (void)snprintf(key, sizeof key, "key-%u", no);
+    *d = (RecordDisk){.disk_key = point_dup(key),
+                      .disk_id = 2000 + no,
+                      .disk_no = no,
+                      .label = point_dup(""),
+                      .backing_identity = point_dup(""),
+                      .size = point_sizes[no],
+                      .mode = before ? DISK_COMPARE : DISK_FULL,
+                      .reason = before ? CHAIN_NOT_TRACKED : CHAIN_FIRST,
+                      .reason_text = point_dup(""),
+                      .change_id = point_dup("52d0eb97-27ad-4c3d-874a-c34e85f2ea95/1"),
+                      .chain_length = before ? before->chain_length + 1 : 1};
+    (void)snprintf(name, sizeof name, "%s-%s.qcow2", p->stem, before ? "incr" : "full");
+    d->image = point_dup(name);
+    (void)snprintf(name, sizeof name, "%s-%s.hashes", p->stem, before ? "incr" : "full");
+    d->hashes = point_dup(name);
+    ChainHashes *chain = NULL;
+    if (before) {
+        d->backing_name = point_dup(before->image);
+        d->parent_backup_id = point_dup(parent->rec.backup_id);
+        below_image = point_file(r, p->rec.context, no, before->image);
+        below_hashes = point_file(r, p->rec.context, no, before->hashes);
+        assert_int_equal(before->chain_length, 1); // one layer is enough here
+        ChainLayerPath layer = {below_image, below_hashes};
+        assert_ok(chain_hashes_open(&layer, 1, &r->geo, &chain, &err), &err);
+    }
+    assert_ok(repo_disk_folder(r, p->rec.context, no, &folder, &err), &err);
+    char image[1200], hashes[1200];
+    (void)snprintf(image, sizeof image, "%s/%s.partial-%s", folder, d->image, p->attempt);
+    (void)snprintf(hashes, sizeof hashes, "%s/%s.partial-%s", folder, d->hashes, p->attempt);
+    WriterSpec spec = {.image_path = image,
+                       .hashes_path = hashes,
+                       .backing_name = d->backing_name,
+                       .size = d->size,
+                       .cluster_bits = 16,
+                       .hash = r->info.hash,
+                       .mode = d->mode,
+                       .parent = chain};
+    Writer *w;
+    HashesSummary s;
+    uint8_t *bytes = point_bytes(no, p->fill);
+    assert_ok(writer_open(&spec, &w, &err), &err);
+    assert_ok(writer_write(w, bytes, 0, (uint32_t)d->size, &err), &err);
+    assert_ok(writer_seal(w, NULL, &s, &d->hashes_digest, &err), &err);
+    writer_free(w);
+    chain_hashes_free(chain);
+    d->root = s.root;
+    d->metadata = s.metadata;
+    d->image_bytes = s.image_bytes;
+    d->stored_bytes = s.stored_clusters * r->info.cluster_size;
+    free(bytes);
+    free(folder);
+    free(below_image);
+    free(below_hashes);
+}
+
+// Everything that a backup does before repo_commit(). `second` names it, and orders it.
+static inline Point point_make(const Repo *r, const char *context, unsigned second, const Point *parent, uint8_t fill,
+                               const char *attempt)
+{
+    Point p = {.fill = fill};
+    char id[64];
+    (void)snprintf(id, sizeof id, "backup-web-%u", second);
+    (void)snprintf(p.stem, sizeof p.stem, "backup-web-%u", second);
+    (void)snprintf(p.attempt, sizeof p.attempt, "%s", attempt);
+    p.rec = (Record){.backup_id = point_dup(id),
+                     .vm_id = point_dup(POINT_VM),
+                     .vm_name = point_dup("web"),
+                     .source_type = point_dup("file"),
+                     .repository_uuid = point_dup(r->info.uuid),
+                     .context = point_dup(context),
+                     .parent_backup_id = parent ? point_dup(parent->rec.backup_id) : NULL,
+                     .sequence = second,
+                     .requested_type = parent ? BACKUP_INCREMENTAL : BACKUP_FULL,
+                     .type = parent ? BACKUP_INCREMENTAL : BACKUP_FULL,
+                     .reason = parent ? CHAIN_NONE : CHAIN_FIRST,
+                     .consistency = point_dup("crash"),
+                     .left_out = point_dup(""),
+                     .created_us = second * INT64_C(1000000),
+                     .completed_us = second * INT64_C(1000000) + 1};
+    p.rec.disks = calloc(POINT_DISKS, sizeof *p.rec.disks);
+    assert_non_null(p.rec.disks);
+    p.rec.disks_len = POINT_DISKS;
+    for (unsigned no = 0; no < POINT_DISKS; no++)
+        point_disk(r, &p, parent, no);
+    return p;
+}
+
+static inline void point_clear(Point *p)
+{
+    record_clear(&p->rec);
+}
+
+static inline const Record *point_find(void *ctx, const char *backup_id)
+{
+    const RepoScan *s = ctx;
+    for (size_t i = 0; i < s->len; i++)
+        if (str_eq(s->records[i].backup_id, backup_id))
+            return &s->records[i];
+    return NULL;
+}
+
+// Is the point listed?
+static inline bool point_listed(const RepoScan *s, const Point *p)
+{
+    for (size_t i = 0; i < s->len; i++)
+        if (str_eq(s->stems[i], p->stem))
+            return true;
+    return false;
+}
+
+// Listed, and every byte of every disk comes back.
+static inline void point_check(const Repo *r, RepoScan *s, const Point *p)
+{
+    Err err = ERR_INIT;
+    const Record *rec = point_find(s, p->rec.backup_id);
+    assert_non_null(rec);
+    for (unsigned no = 0; no < POINT_DISKS; no++) {
+        RepoChain chain;
+        Reader *reader;
+        assert_ok(repo_check_layer(r, rec, &rec->disks[no], REPO_CHECK_FILES, &err), &err);
+        assert_ok(repo_chain(r, rec, rec->disks[no].disk_key, point_find, s, &chain, &err), &err);
+        assert_ok(reader_open(chain.layers, chain.len, &r->geo, &reader, &err), &err);
+        assert_int_equal(reader_size(reader), point_sizes[no]);
+        uint8_t *want = point_bytes(no, p->fill), *got = malloc(point_sizes[no]);
+        assert_non_null(got);
+        assert_ok(reader_read(reader, got, 0, (uint32_t)point_sizes[no], &err), &err);
+        assert_memory_equal(got, want, point_sizes[no]);
+        free(want);
+        free(got);
+        reader_free(reader);
+        repo_chain_clear(&chain);
+    }
+}
+
+// The number of files below the repository that have this beginning.
+static inline unsigned point_count_files(const Repo *r, const char *context, const char *begins)
+{
+    Err err = ERR_INIT;
+    FileList list;
+    unsigned n = 0;
+    char path[1200];
+    for (int no = -1; no < POINT_DISKS; no++) {
+        if (no < 0)
+            (void)snprintf(path, sizeof path, "%s/%s", r->path, context);
+        else
+            (void)snprintf(path, sizeof path, "%s/%s/disk-%d", r->path, context, no);
+        if (!file_is_dir(path))
+            continue;
+        assert_ok(file_list(path, 1000, &list, &err), &err);
+        for (size_t i = 0; i < list.len; i++)
+            n += str_starts(list.names[i], begins);
+        file_list_clear(&list);
+    }
+    return n;
+}

@@ -1,0 +1,358 @@
+#include "model.h"
+
+// Any bytes, anywhere, in any order, on a full.
+static void random_full_op(Model *m, Writer *w)
+{
+    Err err = ERR_INIT;
+    ModelPoint *p = &m->points[m->len];
+    uint64_t offset = unit_random_below(&m->random, p->size);
+    uint64_t most = unit_random_below(&m->random, 3) ? 9000 : 700000;
+    uint64_t length = 1 + unit_random_below(&m->random, MIN(p->size - offset, most));
+    if (unit_random_below(&m->random, 2) == 0) {
+        uint64_t end = MIN(p->size, align_up(offset + length, m->cluster_size));
+        offset = align_down(offset, m->cluster_size);
+        length = end - offset;
+    }
+    switch (unit_random_below(&m->random, 5)) {
+    case 0:
+        model_zero(m, w, offset, length);
+        break;
+    case 1: // zeros that come as data
+        memset(p->bytes + offset, 0, length);
+        model_write(m, w, offset, (uint32_t)length);
+        break;
+    case 2: {
+        uint8_t *got = malloc(length);
+        assert_ok(writer_read(w, got, offset, (uint32_t)length, &err), &err);
+        assert_memory_equal(got, p->bytes + offset, length);
+        free(got);
+        break;
+    }
+    default:
+        model_fill(m, p->bytes + offset, length);
+        model_write(m, w, offset, (uint32_t)length);
+    }
+    if (unit_random_below(&m->random, 20) == 0)
+        assert_ok(writer_flush(w, &err), &err);
+}
+
+static void test_full_random(void **state)
+{
+    static const struct {
+        uint32_t bits;
+        uint64_t size;
+        unsigned cache;
+        bool direct;
+        HashAlgorithm algorithm;
+    } cases[] = {
+        {12, (9u << 20) + 4096, 2, true, HASH_XXH3_128}, {12, (6u << 20) + 1, 1, false, HASH_SHA256},
+        {16, (5u << 20) + 777, 0, true, HASH_XXH3_128},  {16, 70000, 0, false, HASH_XXH3_128},
+        {21, (7u << 20) - 512, 0, true, HASH_XXH3_128},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        Model m = model_new(state, cases[i].bits, cases[i].algorithm);
+        m.direct = cases[i].direct;
+        m.cache_groups = cases[i].cache;
+        Writer *w = model_begin(&m, DISK_FULL, cases[i].size);
+        for (int n = 0; n < 150; n++)
+            random_full_op(&m, w);
+        model_cover(&m, w);
+        for (int n = 0; n < 50; n++)
+            random_full_op(&m, w);
+        WriterProgress progress;
+        writer_progress(w, &progress);
+        assert_int_equal(progress.received_data + progress.received_zero, cases[i].size);
+        model_end(&m, w);
+        model_clear(&m);
+    }
+}
+
+// The smallest disks, and ends beside every kind of bound.
+static void test_odd_sizes(void **state)
+{
+    static const uint64_t sizes[] = {1,     511,    512,    513,            4095,     4096,          4097, 65535,
+                                     65536, 131071, 131073, (2u << 20) - 1, 2u << 20, (2u << 20) + 1, 65537};
+    for (uint32_t bits = 12; bits <= 16; bits += 4) {
+        for (size_t i = bits / 16; i < ARRAY_LEN(sizes); i += bits / 8) { // some of them with larger clusters
+            Model m = model_new(state, bits, HASH_XXH3_128);
+            Writer *w = model_begin(&m, DISK_FULL, sizes[i]);
+            model_fill(&m, m.points[0].bytes, sizes[i]);
+            model_write(&m, w, 0, (uint32_t)sizes[i]);
+            model_end(&m, w);
+            assert_int_equal(m.points[0].summary.skipped_clusters, 0);
+            // Grow, without a word about what is new.
+            uint64_t grown = sizes[i] + 1 + unit_random_below(&m.random, 200000);
+            w = model_begin(&m, DISK_COMPARE, grown);
+            model_cover(&m, w);
+            model_end(&m, w);
+            model_clear(&m);
+        }
+    }
+}
+
+// Whole clusters of a point with a parent: new, zero, the parent's again.
+static void random_incremental_op(Model *m, Writer *w)
+{
+    Err err = ERR_INIT;
+    ModelPoint *p = &m->points[m->len];
+    const ModelPoint *before = &m->points[m->len - 1];
+    uint64_t clusters = (p->size + m->cluster_size - 1) / m->cluster_size;
+    uint64_t first = unit_random_below(&m->random, clusters), n = 1 + unit_random_below(&m->random, MIN(clusters - first, 40));
+    uint64_t offset = first * m->cluster_size, length = MIN(p->size, (first + n) * m->cluster_size) - offset;
+    uint64_t at;
+    switch (unit_random_below(&m->random, 5)) {
+    case 0:
+        model_zero(m, w, offset, length);
+        break;
+    case 1: // as it was
+        memset(p->bytes + offset, 0, length);
+        if (offset < before->size)
+            memcpy(p->bytes + offset, before->bytes + offset, MIN(length, before->size - offset));
+        model_write(m, w, offset, (uint32_t)length);
+        break;
+    case 2: // a part of a cluster: only if the image holds it
+        at = offset + unit_random_below(&m->random, length);
+        if (writer_write(w, (const uint8_t[]){0xee}, at, 1, &err)) {
+            p->bytes[at] = 0xee;
+            m->arrived[at] = 1;
+        } else {
+            assert_int_equal(err.code, ERR_INVALID);
+        }
+        break;
+    default:
+        for (uint64_t i = 0; i < length; i += m->cluster_size)
+            if (unit_random_below(&m->random, 3) > 0)
+                model_fill(m, p->bytes + offset + i, MIN(length - i, m->cluster_size));
+        model_write(m, w, offset, (uint32_t)length);
+    }
+}
+
+// Chains of tracked and compared points, of any size, each checked after it was made.
+static void test_chain_random(void **state)
+{
+    for (int round = 0; round < 3; round++) {
+        Model m = model_new(state, round == 1 ? 16 : 12, round == 2 ? HASH_SHA256 : HASH_XXH3_128);
+        m.cache_groups = 1 + (unsigned)unit_random_below(&m.random, 3);
+        uint64_t size = 3000000 + unit_random_below(&m.random, 4000000);
+        Writer *w = model_begin(&m, DISK_FULL, size);
+        for (int n = 0; n < 60; n++)
+            random_full_op(&m, w);
+        model_cover(&m, w);
+        model_end(&m, w);
+        while (m.len < 7) {
+            bool resize = unit_random_below(&m.random, 2) == 0;
+            if (resize)
+                size = 1 + unit_random_below(&m.random, 7000000);
+            bool compare = resize || unit_random_below(&m.random, 2) == 0;
+            w = model_begin(&m, compare ? DISK_COMPARE : DISK_TRACKED, size);
+            for (int n = 0; n < 25; n++)
+                random_incremental_op(&m, w);
+            if (compare)
+                model_cover(&m, w);
+            model_end(&m, w);
+        }
+        model_clear(&m);
+    }
+}
+
+// Safety rule 1: a cluster that becomes zero must not let the parent's bytes through, and may come back.
+static void test_a_zero_a(void **state)
+{
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    uint64_t size = 10 * 65536;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_fill(&m, m.points[0].bytes, size);
+    model_write(&m, w, 0, (uint32_t)size);
+    model_end(&m, w);
+    w = model_begin(&m, DISK_TRACKED, size);
+    model_zero(&m, w, 3 * 65536, 2 * 65536);
+    model_end(&m, w);
+    assert_int_equal(m.points[1].summary.zeroed_clusters, 2);
+    assert_int_equal(m.points[1].summary.stored_clusters, 0);
+    w = model_begin(&m, DISK_TRACKED, size);
+    memcpy(m.points[2].bytes + 3 * 65536, m.points[0].bytes + 3 * 65536, 65536);
+    model_write(&m, w, 3 * 65536, 65536);
+    model_end(&m, w);
+    assert_int_equal(m.points[2].summary.stored_clusters, 1);
+    // Zero, data and zero again within one image: the host cluster stays, and is used again.
+    w = model_begin(&m, DISK_TRACKED, size);
+    model_zero(&m, w, 0, 65536);
+    model_fill(&m, m.points[3].bytes, 65536);
+    model_write(&m, w, 0, 65536);
+    model_zero(&m, w, 0, 65536);
+    model_fill(&m, m.points[3].bytes + 65536, 65536);
+    model_write(&m, w, 65536, 65536);
+    model_zero(&m, w, 65536, 65536);
+    model_fill(&m, m.points[3].bytes + 65536, 65536);
+    model_write(&m, w, 65536, 65536);
+    model_end(&m, w);
+    assert_int_equal(m.points[3].summary.zeroed_clusters, 1);
+    assert_int_equal(m.points[3].summary.stored_clusters, 1);
+    model_clear(&m);
+}
+
+// Safety rule 1: beyond a layer's size there is zero, whatever lies below, also when the disk grows again.
+static void test_shrink_then_grow(void **state)
+{
+    static const uint64_t shrunk[] = {1, 5 * 4096, 5 * 4096 + 1, 2u << 20, (2u << 20) + 100, (3u << 20) - 512};
+    for (size_t i = 0; i < ARRAY_LEN(shrunk); i++) {
+        Model m = model_new(state, 12, HASH_XXH3_128);
+        uint64_t size = 5u << 20;
+        Writer *w = model_begin(&m, DISK_FULL, size);
+        model_fill(&m, m.points[0].bytes, size);
+        model_write(&m, w, 0, (uint32_t)size);
+        model_end(&m, w);
+        w = model_begin(&m, DISK_COMPARE, shrunk[i]);
+        model_cover(&m, w);
+        model_end(&m, w);
+        // Only a tail that is cut within a cluster differs.
+        assert_int_equal(m.points[1].summary.stored_clusters, shrunk[i] % 4096 != 0);
+        w = model_begin(&m, DISK_COMPARE, size);
+        assert_true(hash_is_zero(m.points[2].bytes + shrunk[i], size - shrunk[i]));
+        model_cover(&m, w);
+        model_end(&m, w);
+        assert_int_equal(m.points[2].summary.stored_clusters, 0);
+        model_clear(&m);
+    }
+}
+
+static void test_compare_stores_differences(void **state)
+{
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    uint64_t size = 64 * 65536;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_fill(&m, m.points[0].bytes, size / 2);
+    model_cover(&m, w);
+    model_end(&m, w);
+    assert_int_equal(m.points[0].summary.stored_clusters, 32);
+    w = model_begin(&m, DISK_COMPARE, size);
+    m.points[1].bytes[7 * 65536 + 5] ^= 1;
+    m.points[1].bytes[63 * 65536 + 65535] = 1;
+    memset(m.points[1].bytes + 9 * 65536, 0, 65536);
+    model_cover(&m, w);
+    model_end(&m, w);
+    const HashesSummary *s = &m.points[1].summary;
+    assert_int_equal(s->stored_clusters, 2);
+    assert_int_equal(s->zeroed_clusters, 1);
+    assert_int_equal(s->skipped_clusters, 61);
+    assert_int_equal(s->received_data + s->received_zero, size);
+    model_clear(&m);
+}
+
+// Safety rule 6.
+static void test_coverage(void **state)
+{
+    Err err = ERR_INIT;
+    HashesSummary summary;
+    Hash digest;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    uint64_t size = 20 * 65536 + 100;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_write(&m, w, 0, 65536);
+    model_write(&m, w, 65536, 1000);
+    assert_false(writer_seal(w, NULL, &summary, &digest, &err));
+    assert_int_equal(err.code, ERR_CONFLICT);
+    assert_non_null(strstr(err.details, "1244284 bytes at 66536"));
+    err_clear(&err);
+    model_abandon(&m, w);
+
+    w = model_begin(&m, DISK_FULL, size);
+    model_zero(&m, w, 0, size);
+    model_end(&m, w);
+    assert_int_equal(m.points[0].summary.stored_clusters, 0);
+
+    for (int wrong = 0; wrong < 5; wrong++) {
+        w = model_begin(&m, DISK_TRACKED, size);
+        model_write(&m, w, 2 * 65536, 3 * 65536);
+        model_write(&m, w, 20 * 65536, 100);
+        model_write(&m, w, 2 * 65536, 65536);
+        WriterExpect expect = model_expect(&m);
+        assert_int_equal(expect.extents, 2);
+        expect.extents += wrong == 1;
+        expect.bytes -= wrong == 2;
+        expect.digest ^= wrong == 3;
+        if (wrong == 0) {
+            model_end(&m, w);
+        } else {
+            assert_fails(writer_seal(w, wrong == 4 ? NULL : &expect, &summary, &digest, &err), &err,
+                         wrong == 4 ? ERR_INVALID : ERR_CONFLICT);
+            assert_false(writer_write(w, "x", 0, 1, &err)); // broken for good
+            err_clear(&err);
+            model_abandon(&m, w);
+        }
+    }
+    model_clear(&m);
+}
+
+static void test_refused(void **state)
+{
+    Err err = ERR_INIT;
+    HashesSummary summary;
+    Hash digest;
+    uint8_t byte = 1;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    uint64_t size = 5 * 65536 + 10;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    assert_fails(writer_write(w, &byte, size, 1, &err), &err, ERR_INVALID);
+    assert_fails(writer_write(w, &byte, UINT64_MAX, 1, &err), &err, ERR_INVALID);
+    assert_fails(writer_zero(w, 1, size, &err), &err, ERR_INVALID);
+    assert_ok(writer_write(w, &byte, size, 0, &err), &err);
+    model_cover(&m, w);
+    WriterExpect expect = model_expect(&m);
+    assert_ok(writer_seal(w, &expect, &summary, &digest, &err), &err);
+    assert_fails(writer_write(w, &byte, 0, 1, &err), &err, ERR_CONFLICT); // sealed
+    assert_fails(writer_seal(w, &expect, &summary, &digest, &err), &err, ERR_CONFLICT);
+    m.points[0].summary = summary;
+    m.points[0].digest = digest;
+    m.len = 1;
+    writer_free(w);
+    free(m.arrived);
+    // Safety rule 7: parts of clusters that an increment does not hold.
+    w = model_begin(&m, DISK_COMPARE, size);
+    assert_fails(writer_write(w, &byte, 100, 1, &err), &err, ERR_INVALID);
+    assert_fails(writer_zero(w, 65536, 70000, &err), &err, ERR_INVALID);
+    assert_fails(writer_read(w, &byte, 0, 1, &err), &err, ERR_INVALID);
+    m.points[1].bytes[5 * 65536] = 9;
+    model_write(&m, w, 5 * 65536, 10); // to the disk's end
+    m.points[1].bytes[5 * 65536 + 3] = 7;
+    model_write(&m, w, 5 * 65536 + 3, 1); // held now
+    assert_ok(writer_read(w, &byte, 5 * 65536 + 3, 1, &err), &err);
+    assert_int_equal(byte, 7);
+    model_cover(&m, w);
+    model_end(&m, w);
+    assert_int_equal(m.points[1].summary.stored_clusters, 1);
+    model_clear(&m);
+}
+
+// A file whose header was not written is no QCOW2.
+static void test_unsealed_is_nothing(void **state)
+{
+    Err err = ERR_INIT;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    Writer *w = model_begin(&m, DISK_FULL, 1u << 20);
+    model_fill(&m, m.points[0].bytes, 1u << 20);
+    model_cover(&m, w);
+    assert_ok(writer_flush(w, &err), &err);
+    uint8_t head[4096];
+    int fd = open(m.points[0].image, O_RDONLY | O_CLOEXEC);
+    assert_ok(file_pread(fd, head, sizeof head, 0, &err), &err);
+    assert_true(hash_is_zero(head, sizeof head));
+    assert_int_equal(close(fd), 0);
+    model_abandon(&m, w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        in_folder(test_full_random),
+        in_folder(test_odd_sizes),
+        in_folder(test_chain_random),
+        in_folder(test_a_zero_a),
+        in_folder(test_shrink_then_grow),
+        in_folder(test_compare_stores_differences),
+        in_folder(test_coverage),
+        in_folder(test_refused),
+        in_folder(test_unsealed_is_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
