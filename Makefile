@@ -14,30 +14,30 @@ $(BUILD)/build.ninja:
 	meson setup $(BUILD) --buildtype=$(BUILDTYPE)
 
 deps:
-	tools/install-deps build run test
+	tools/install-deps build run guest test
 
 test:
-	tools/install-deps build run test
+	tools/install-deps build run guest test
 	$(MAKE) build
 	tools/run-tests
 
 quickstart:
-	tools/install-deps build run test
+	tools/install-deps build run guest
 	$(MAKE) build
 	tools/quickstart
 
 soak:
-	tools/install-deps build run test
+	tools/install-deps build run guest test
 	$(MAKE) build
 	tests/soak/run
 
 bench:
-	tools/install-deps build run test
+	tools/install-deps build run guest test
 	$(MAKE) build
 	bench/run
 
 lint:
-	tools/install-deps build run test dev
+	tools/install-deps build run guest test dev
 	tools/lint
 
 install: build

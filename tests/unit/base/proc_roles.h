@@ -59,7 +59,8 @@ static int role_signals(void)
 static _Noreturn void role_ignore_term(void)
 {
     struct sigaction ignore = {.sa_handler = SIG_IGN};
-    (void)sigaction(SIGTERM, &ignore, NULL);
+    for (int i = 1; i < NSIG; i++)
+        (void)sigaction(i, &ignore, NULL); // all but SIGKILL and SIGSTOP
     (void)!write(STDOUT_FILENO, "r", 1);
     for (;;)
         (void)pause();

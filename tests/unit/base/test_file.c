@@ -4,8 +4,10 @@
 #include "base/str.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -314,6 +316,43 @@ static void test_lock(void **state)
     assert_fails(file_lock(unit_path(state, "link"), &a, &err), &err, ERR_IO);
 }
 
+typedef struct Race {
+    const char *path;
+    atomic_int holders, faults;
+} Race;
+
+static void *lock_and_remove(void *arg)
+{
+    Race *r = arg;
+    for (int i = 0; i < 3000; i++) {
+        int fd = -1;
+        Err err = ERR_INIT;
+        if (!file_lock(r->path, &fd, &err)) {
+            r->faults += err.code != ERR_BUSY;
+            continue;
+        }
+        r->faults += atomic_fetch_add(&r->holders, 1) != 0;
+        (void)sched_yield();
+        (void)atomic_fetch_sub(&r->holders, 1);
+        (void)unlink(r->path); // from here on others may have it
+        (void)close(fd);
+    }
+    return NULL;
+}
+
+// Holders that remove the file as they leave: who had it open by then locked a file without a name, and two
+// held "the" lock.
+static void test_lock_whose_file_is_removed(void **state)
+{
+    Race r = {.path = unit_path(state, "race")};
+    pthread_t t[4];
+    for (size_t i = 0; i < ARRAY_LEN(t); i++)
+        assert_int_equal(pthread_create(&t[i], NULL, lock_and_remove, &r), 0);
+    for (size_t i = 0; i < ARRAY_LEN(t); i++)
+        assert_int_equal(pthread_join(t[i], NULL), 0);
+    assert_int_equal(r.faults, 0);
+}
+
 #define in_folder(f) cmocka_unit_test_setup_teardown(f, unit_folder_setup, unit_folder_teardown)
 
 int main(void)
@@ -332,6 +371,7 @@ int main(void)
         in_folder(test_remove_tree_stops_at_a_mount),
         in_folder(test_space),
         in_folder(test_lock),
+        in_folder(test_lock_whose_file_is_removed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -141,6 +141,35 @@ static void test_standard_input(void **state)
     assert_string_equal(text, "words");
 }
 
+// A daemon's own 0, 1 and 2 may be closed: then our copies must not land there, where dup2() would do nothing.
+static void test_own_input_is_closed(void **state)
+{
+    Err err = ERR_INIT;
+    assert_ok(file_create_durable(unit_path(state, "closed"), "words", 5, 0600, &err), &err);
+    cleanup_close int in = open(unit_path(state, "closed"), O_RDONLY | O_CLOEXEC);
+    int ends[2];
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    int saved = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3);
+    (void)close(STDIN_FILENO);
+    const char *argv[] = {self, "cat", NULL};
+    ProcSpec spec = spec_of(argv);
+    spec.stdin_fd = in;
+    spec.stdout_fd = ends[1];
+    Proc p = PROC_NONE;
+    bool ok = proc_spawn(&spec, &p, &err);
+    if (saved >= 0) {
+        assert_int_equal(dup2(saved, STDIN_FILENO), STDIN_FILENO);
+        (void)close(saved);
+    }
+    assert_ok(ok, &err);
+    assert_ok(proc_wait(&p, SOON, NULL, &err), &err);
+    (void)close(ends[1]);
+    char text[6] = "";
+    assert_int_equal(read(ends[0], text, 5), 5);
+    assert_string_equal(text, "words");
+    (void)close(ends[0]);
+}
+
 // A leaked descriptor kept an image's lock, and a listening port, for as long as the child lived.
 static void test_no_descriptor_leaks(void **state)
 {
@@ -459,6 +488,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_no_shell),
         cmocka_unit_test(test_environment),
         cmocka_unit_test(test_standard_input),
+        cmocka_unit_test(test_own_input_is_closed),
         cmocka_unit_test(test_no_descriptor_leaks),
         cmocka_unit_test(test_session),
         cmocka_unit_test(test_signals_are_reset),

@@ -189,13 +189,18 @@ static inline void model_check_hashes(Model *m, size_t index)
     uint64_t groups = hash_groups(&m->geo, p->size);
     Hash *leaves = calloc(m->geo.leaves, sizeof(Hash)), *flat = calloc(m->geo.leaves, sizeof(Hash));
     Hash *nodes = calloc(groups, sizeof(Hash)), root;
-    uint8_t *cluster = malloc(m->cluster_size);
+    uint8_t *cluster = calloc(1, m->cluster_size);
+    Hash zero;
+    hash_bytes(&m->hash, cluster, m->cluster_size, &zero);
     for (uint64_t g = 0; g < groups; g++) {
         for (uint64_t k = 0; k < m->geo.leaves; k++) {
             uint64_t at = (g * m->geo.leaves + k) * m->cluster_size;
+            if (at >= p->size) {
+                leaves[k] = zero;
+                continue;
+            }
             memset(cluster, 0, m->cluster_size);
-            if (at < p->size)
-                memcpy(cluster, p->bytes + at, MIN(m->cluster_size, p->size - at));
+            memcpy(cluster, p->bytes + at, MIN(m->cluster_size, p->size - at));
             hash_bytes(&m->hash, cluster, m->cluster_size, &leaves[k]);
         }
         hash_node(&m->geo, leaves, &nodes[g]);

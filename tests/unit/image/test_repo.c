@@ -267,6 +267,14 @@ static void commit_refuses(void **state)
     assert_ok(repo_scan(&r, &s, &err), &err);
     assert_int_equal(s.len, 0);
     repo_scan_clear(&s);
+    // A final name that another attempt has given is never taken for one's own.
+    char *final = point_file(&r, context, 0, p.rec.disks[0].image), *aside = point_file(&r, context, 0, "backup-x-1-full.qcow2");
+    assert_int_equal(rename(final, aside), 0);
+    put(final, "another's");
+    assert_fails(repo_commit(&r, &p.rec, p.stem, p.attempt, &err), &err, ERR_EXISTS);
+    assert_int_equal(rename(aside, final), 0);
+    free(final);
+    free(aside);
     // Aborting the one that had nothing leaves the final names that the other has given already.
     assert_ok(repo_abort(&r, context, p.stem, "cd", &err), &err);
     assert_int_equal(point_count_files(&r, context, p.stem), 9);

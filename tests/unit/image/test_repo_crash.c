@@ -264,7 +264,7 @@ static bool try_commit(Stage *s, int stop_at)
     return ok;
 }
 
-#define VARIANTS 6
+#define VARIANTS 4
 
 // The promise: listed exactly when its record has the final name, and then complete; what was called done stays.
 static void commit_stopped_anywhere(void **state)
@@ -460,11 +460,42 @@ static void other_hub_takes_over(void **state)
     stage_clear(&s);
 }
 
+static void recover_beside(void *ctx)
+{
+    Stage *s = ctx;
+    Err err = ERR_INIT;
+    const char *const keep[] = {"a0"};
+    RepoScan scan;
+    assert_ok(repo_recover(&s->repo, keep, 1, &scan, &err), &err);
+    repo_scan_clear(&scan);
+}
+
+// A recovery that knows of the attempt does not disturb its commit, whenever it comes.
+static void recovery_beside_a_commit(void **state)
+{
+    Err err = ERR_INIT;
+    Stage s = stage_new(state);
+    bool finished = false;
+    for (int stop = 0; !finished; stop++) {
+        stage_reset(&s);
+        begin(stop);
+        world.between = recover_beside;
+        world.ctx = &s;
+        assert_ok(repo_commit(&s.repo, &s.incr.rec, s.incr.stem, s.incr.attempt, &err), &err);
+        finished = world.step <= stop;
+        end();
+        recover(&s);
+        check_settled(&s, true);
+    }
+    stage_clear(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         in_folder(commit_stopped_anywhere), in_folder(commit_goes_on),           in_folder(commit_then_abort),
         in_folder(delete_stopped_anywhere), in_folder(recovery_stopped_anywhere), in_folder(other_hub_takes_over),
+        in_folder(recovery_beside_a_commit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,59 @@
+#include "cli/command.h"
+
+#include <inttypes.h>
+
+bool command_hub_health(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    if (!cli_get(c, "/api/v1/health", &answer, err))
+        return false;
+    if (cli_said_json(c, answer))
+        return true;
+    cli_show("hub", c->hub_url);
+    cli_show("status", cli_text(answer, "status"));
+    cli_show("version", cli_text(answer, "version"));
+    cli_show("database", cli_text(answer, "database"));
+    (void)printf("%-16s%" PRIu64 "\n", "running jobs:", cli_u64(answer, "running_jobs"));
+    return true;
+}
+
+static bool fill_list(const json_t *list, Table *t, Err *err)
+{
+    size_t i;
+    json_t *e;
+    json_array_foreach(list, i, e)
+    {
+        char time[TEXT_TIME];
+        text_time(cli_text(e, "created_at"), time);
+        const char *const cells[] = {cli_text(e, "export_id"), cli_text(e, "backup_id"), cli_text(e, "disk_key"),
+                                     cli_text(e, "purpose"), time};
+        if (!table_row(t, cells, err))
+            return false;
+    }
+    return true;
+}
+
+bool command_hub_exports(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    cleanup(table_clear) Table t = {.titles = {"EXPORT", "BACKUP", "DISK", "PURPOSE", "SINCE (UTC)"}};
+    if (!cli_get(c, "/api/v1/exports", &answer, err))
+        return false;
+    if (cli_said_json(c, answer))
+        return true;
+    if (!fill_list(cli_list(answer, "exports"), &t, err))
+        return false;
+    table_print(&t, stdout);
+    return true;
+}
+
+bool command_hub_export_end(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    cleanup_free char *path = cli_path("exports", c->words[0], NULL, err);
+    if (!path || !cli_send(c, "DELETE", path, NULL, false, &answer, err))
+        return false;
+    if (!cli_said_json(c, answer))
+        cli_show("ended", c->words[0]);
+    return true;
+}

@@ -1,0 +1,27 @@
+// A disk of a restore point, served by the hub for as long as it is read: a socket of the hub's machine.
+#pragma once
+
+#include "cli/cli.h"
+#include "image/hash.h"
+#include "wire/blocks.h"
+
+typedef struct PointExport {
+    Cli *cli; // borrowed
+    char *id; // NULL: none
+    char *uri;
+    char *root; // the disk's root hash as text
+    uint64_t disk_id, size;
+    uint32_t cluster_size;
+    HashSpec hash;
+    bool suspect;
+} PointExport;
+
+// disk: as the backup's "disks" has it. purpose: "restore" or "verify". ERR_DAMAGED: the files are not what was written.
+bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const char *purpose, PointExport *ret,
+                       Err *err) must_check;
+bool point_export_read(const PointExport *e, Blocks **ret, Err *err) must_check;
+// Ends it on the hub; says so on standard error where that fails. Fine on a zeroed struct. No Blocks may be left.
+void point_export_close(PointExport *e);
+
+// Bytes that are not known to be zero.
+bool point_export_data(Blocks *b, uint64_t size, uint64_t *ret, Err *err) must_check;

@@ -1,0 +1,162 @@
+#include "cli/target.h"
+
+#include "base/file.h"
+#include "base/num.h"
+#include "base/str.h"
+
+#include <stdio.h>
+#include <sys/sysmacros.h>
+
+#define TEXT_MAX (16u << 20)
+#define NAMES_MAX 4096
+#define DEVICES_MAX 1024
+#define DEPTH_MAX 16
+
+const TargetSystem target_system = {
+    .mountinfo = "/proc/self/mountinfo",
+    .swaps = "/proc/swaps",
+    .devices = "/sys/dev/block",
+};
+
+// A device with its partitions and what is made of them (LVM, RAID, dm-crypt).
+typedef struct Family {
+    dev_t devices[DEVICES_MAX];
+    size_t len;
+} Family;
+
+// "8:16"
+static bool parse_device(const char *s, dev_t *ret)
+{
+    char text[24];
+    Err bad = ERR_INIT;
+    uint64_t major_no, minor_no;
+    size_t n = strcspn(s, " \n");
+    if (n >= sizeof(text))
+        return false;
+    memcpy(text, s, n);
+    text[n] = '\0';
+    char *colon = strchr(text, ':');
+    if (!colon)
+        return false;
+    *colon = '\0';
+    if (!num_u64(text, 0, UINT32_MAX, &major_no, &bad) || !num_u64(colon + 1, 0, UINT32_MAX, &minor_no, &bad))
+        return false;
+    *ret = makedev((unsigned)major_no, (unsigned)minor_no);
+    return true;
+}
+
+static bool add_family(const TargetSystem *system, dev_t device, unsigned depth, Family *f, Err *err);
+
+// The device whose number stands in <folder>/<name>/dev, if it is one, with all that is on it.
+static bool add_relative(const TargetSystem *system, const char *folder, const char *name, unsigned depth, Family *f,
+                         Err *err)
+{
+    Err none = ERR_INIT;
+    dev_t device;
+    cleanup_free char *text = NULL;
+    cleanup_free char *path = mem_printf(err, "%s/%s/dev", folder, name);
+    if (!path)
+        return false;
+    if (!file_read(path, TEXT_MAX, &text, NULL, &none) || !parse_device(text, &device))
+        return true; // another kind of entry
+    return add_family(system, device, depth + 1, f, err);
+}
+
+static bool add_relatives(const TargetSystem *system, const char *folder, unsigned depth, Family *f, Err *err)
+{
+    Err none = ERR_INIT;
+    FileList list;
+    if (!file_list(folder, NAMES_MAX, &list, &none))
+        return none.code == ERR_NOT_FOUND || err_set(err, none.code, "%s", none.details);
+    bool fine = true;
+    for (size_t i = 0; fine && i < list.len; i++)
+        fine = add_relative(system, folder, list.names[i], depth, f, err);
+    file_list_clear(&list);
+    return fine;
+}
+
+static bool add_family(const TargetSystem *system, dev_t device, unsigned depth, Family *f, Err *err)
+{
+    for (size_t i = 0; i < f->len; i++)
+        if (f->devices[i] == device)
+            return true;
+    if (f->len == DEVICES_MAX || depth == DEPTH_MAX)
+        return err_set(err, ERR_TOO_LARGE, "too many devices rest on this one");
+    f->devices[f->len++] = device;
+    // Partitions are folders of the device's own, the rest are links in "holders"
+    cleanup_free char *folder = mem_printf(err, "%s/%u:%u", system->devices, major(device), minor(device));
+    cleanup_free char *holders = folder ? mem_printf(err, "%s/holders", folder) : NULL;
+    return holders && add_relatives(system, folder, depth, f, err) && add_relatives(system, holders, depth, f, err);
+}
+
+static bool is_in(const Family *f, dev_t device)
+{
+    for (size_t i = 0; i < f->len; i++)
+        if (f->devices[i] == device)
+            return true;
+    return false;
+}
+
+// The kernel writes blanks in names as three octal digits.
+static void unescape(char *s)
+{
+    char *to = s;
+    for (const char *p = s; *p; to++) {
+        bool octal = p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' && p[3] <= '7';
+        *to = octal ? (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0')) : *p;
+        p += octal ? 4 : 1;
+    }
+    *to = '\0';
+}
+
+// Is the word a path of a device of the family? It is cut off at its end, and unescaped.
+static bool names_device(char *word, const Family *f)
+{
+    struct stat st;
+    word[strcspn(word, " \t")] = '\0';
+    unescape(word);
+    return word[0] == '/' && stat(word, &st) == 0 && S_ISBLK(st.st_mode) && is_in(f, st.st_rdev);
+}
+
+// "36 35 98:0 /root /mnt/point rw,noatime master:1 - ext3 /dev/root rw": proc(5)
+static bool mount_uses(char *line, const Family *f, const char **ret_where)
+{
+    dev_t device;
+    char *words[5];
+    char *at = line;
+    for (size_t i = 0; i < ARRAY_LEN(words); i++) {
+        words[i] = at;
+        at = strchr(at, ' ');
+        if (!at)
+            return false;
+        at++;
+    }
+    char *end = strstr(at, " - ");
+    char *source = end ? strchr(end + 3, ' ') : NULL;
+    bool used = parse_device(words[2], &device) && is_in(f, device);
+    // Some filesystems (btrfs) have a number of their own: look at what they are mounted from
+    used = used || (source && names_device(source + 1, f));
+    words[4][strcspn(words[4], " ")] = '\0';
+    unescape(words[4]);
+    *ret_where = words[4];
+    return used;
+}
+
+bool target_device_is_free(const TargetSystem *system, const char *path, dev_t device, Err *err)
+{
+    cleanup_free char *mounts = NULL, *swaps = NULL;
+    cleanup_free Family *f = mem_calloc(1, sizeof(*f), err);
+    if (!f || !add_family(system, device, 0, f, err) || !file_read(system->mountinfo, TEXT_MAX, &mounts, NULL, err) ||
+        !file_read(system->swaps, TEXT_MAX, &swaps, NULL, err))
+        return err_context(err, "whether %s is in use", path);
+    char *rest = NULL;
+    for (char *line = strtok_r(mounts, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        const char *where;
+        if (mount_uses(line, f, &where))
+            return err_set(err, ERR_BUSY, "%s, or a part of it, is mounted at %s; unmount it first", path, where);
+    }
+    for (char *line = strtok_r(swaps, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+        if (names_device(line, f))
+            return err_set(err, ERR_BUSY, "%s, or a part of it, is swapped to; switch that off first", path);
+    return true;
+}
