@@ -44,15 +44,16 @@ static bool take_token(Secret *ret, Err *err)
 
 static void help(const Opt *table)
 {
-    printf("usage: sendense-backup-client [OPTIONS]\n"
-           "\n"
-           "Does the one job of the environment: reads a VM's disks and writes them to the hub's exports.\n"
-           "\n"
-           "  MIGRATEKIT_JOB_ID    the job: backup-… or replication-…\n"
-           "  SHA_API_URL          the hub; default " HUB_API_URL_DEFAULT "\n"
-           "  SENDENSE_JOB_TOKEN   the job's token\n"
-           "  SENDENSE_LOG         debug, info, warn or error\n"
-           "\n");
+    printf(
+        "usage: sendense-backup-client [OPTIONS]\n"
+        "\n"
+        "Does the one job of the environment: reads a VM's disks and writes them to the hub's exports.\n"
+        "\n"
+        "  MIGRATEKIT_JOB_ID    the job: backup-… or replication-…\n"
+        "  SHA_API_URL          the hub; default " HUB_API_URL_DEFAULT "\n"
+        "  SENDENSE_JOB_TOKEN   the job's token\n"
+        "  SENDENSE_LOG         debug, info, warn or error\n"
+        "\n");
     opt_print_help(table);
     printf("\nexit status: 0 done; 1 failed; 2 wrong usage; 4 done, but disks were left out\n");
 }
@@ -85,9 +86,11 @@ static int run(ClientSpec *spec)
     catch_signals();
     ClientResult result;
     if (!client_backup(spec, &result, &err))
-        return failed(err.code == ERR_CANCELLED ? "the job was cancelled" : "the job failed", spec->job_id, &err);
+        return failed(err.code == ERR_CANCELLED ? "the job was cancelled" : "the job failed",
+                      spec->job_id, &err);
     log_info("job done", LOG_STR("job", spec->job_id), LOG_NUM("disks", result.disks),
-             LOG_NUM("left_out", result.left_out), LOG_NUM("transferred_bytes", result.transferred_bytes));
+             LOG_NUM("left_out", result.left_out),
+             LOG_NUM("transferred_bytes", result.transferred_bytes));
     return result.left_out > 0 ? EXIT_PARTIAL : 0;
 }
 
@@ -97,15 +100,38 @@ int main(int argc, char **argv)
     uint64_t parallel = 2, connections = 4, reach = 300, record = 600;
     cleanup_free char *scratch = NULL;
     const Opt table[] = {
-        {.name = "parallel", .kind = OPT_U64, .target = &parallel, .min = 1, .max = 16, .value = "N",
+        {.name = "parallel",
+         .kind = OPT_U64,
+         .target = &parallel,
+         .min = 1,
+         .max = 16,
+         .value = "N",
          .help = "disks copied at a time (2)"},
-        {.name = "connections", .kind = OPT_U64, .target = &connections, .min = 1, .max = 16, .value = "N",
+        {.name = "connections",
+         .kind = OPT_U64,
+         .target = &connections,
+         .min = 1,
+         .max = 16,
+         .value = "N",
          .help = "connections to each export (4)"},
-        {.name = "scratch", .kind = OPT_TEXT, .target = &scratch, .value = "DIR",
+        {.name = "scratch",
+         .kind = OPT_TEXT,
+         .target = &scratch,
+         .value = "DIR",
          .help = "folder for scratch images of a running VM"},
-        {.name = "reach-for", .kind = OPT_U64, .target = &reach, .min = 0, .max = 86400, .value = "SECONDS",
+        {.name = "reach-for",
+         .kind = OPT_U64,
+         .target = &reach,
+         .min = 0,
+         .max = 86400,
+         .value = "SECONDS",
          .help = "how long to try to reach the hub before the copy (300)"},
-        {.name = "record-for", .kind = OPT_U64, .target = &record, .min = 0, .max = 86400, .value = "SECONDS",
+        {.name = "record-for",
+         .kind = OPT_U64,
+         .target = &record,
+         .min = 0,
+         .max = 86400,
+         .value = "SECONDS",
          .help = "how long to repeat a completion without a clear answer (600)"},
         {.name = "help", .kind = OPT_FLAG, .target = &want_help, .help = "this text"},
         {.name = "version", .kind = OPT_FLAG, .target = &want_version, .help = "the version"},
@@ -126,7 +152,11 @@ int main(int argc, char **argv)
         printf("sendense-backup-client " SENDENSE_VERSION "\n");
         return 0;
     }
-    ClientSpec spec = {.scratch = scratch, .parallel = (unsigned)parallel, .connections = (unsigned)connections,
-                       .reach_s = (unsigned)reach, .record_s = (unsigned)record, .stop = &stop};
+    ClientSpec spec = {.scratch = scratch,
+                       .parallel = (unsigned)parallel,
+                       .connections = (unsigned)connections,
+                       .reach_s = (unsigned)reach,
+                       .record_s = (unsigned)record,
+                       .stop = &stop};
     return run(&spec);
 }

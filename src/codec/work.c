@@ -93,7 +93,8 @@ bool work_keys(const json_t *object, const char *key, char ***ret, size_t *ret_l
     for (; len < json_array_size(array); len++) {
         const char *s = json_string_value(json_array_get(array, len));
         if (!s || *s == '\0' || strlen(s) > WORK_KEY_MAX) {
-            (void)err_set(err, ERR_INVALID, "%s[%zu] is not a text of 1 to %d bytes", key, len, WORK_KEY_MAX);
+            (void)err_set(err, ERR_INVALID, "%s[%zu] is not a text of 1 to %d bytes", key, len,
+                          WORK_KEY_MAX);
             break;
         }
         keys[len] = mem_strdup(s, err);
@@ -153,7 +154,8 @@ bool work_disks(const json_t *object, const char *key, json_t **ret, Err *err)
 bool work_claim_encode(const char *claim_uuid, char **ret_text, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
-    return o && codec_json_set_text(o, "claim", claim_uuid, err) && codec_json_dump(o, ret_text, err);
+    return o && codec_json_set_text(o, "claim", claim_uuid, err) &&
+        codec_json_dump(o, ret_text, err);
 }
 
 bool work_claim_decode(const char *text, size_t n, char ret_uuid[37], Err *err)
@@ -199,17 +201,17 @@ bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
     return o && codec_json_set_text(o, "job_id", w->job_id, err) &&
-           codec_json_set_text(o, "vm_id", w->vm_id, err) &&
-           codec_json_set_text(o, "vm_name", w->vm_name, err) &&
-           codec_json_set_text(o, "repository_uuid", w->repository_uuid, err) &&
-           codec_json_set_u64(o, "cluster_size", w->cluster_size, err) &&
-           codec_json_set_text(o, "backup_type", backup_type_name(w->backup_type), err) &&
-           codec_json_set(o, "source", json_incref(w->source), err) &&
-           work_set_keys(o, "excluded_disks", w->excluded_disks, w->excluded_disks_len, err) &&
-           codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) &&
-           parents_encode(o, w, err) &&
-           codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) &&
-           codec_json_dump(o, ret_text, err);
+        codec_json_set_text(o, "vm_id", w->vm_id, err) &&
+        codec_json_set_text(o, "vm_name", w->vm_name, err) &&
+        codec_json_set_text(o, "repository_uuid", w->repository_uuid, err) &&
+        codec_json_set_u64(o, "cluster_size", w->cluster_size, err) &&
+        codec_json_set_text(o, "backup_type", backup_type_name(w->backup_type), err) &&
+        codec_json_set(o, "source", json_incref(w->source), err) &&
+        work_set_keys(o, "excluded_disks", w->excluded_disks, w->excluded_disks_len, err) &&
+        codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) &&
+        parents_encode(o, w, err) &&
+        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) &&
+        codec_json_dump(o, ret_text, err);
 }
 
 static void parent_clear(WorkParentDisk *d)
@@ -238,11 +240,11 @@ void work_order_clear(WorkOrder *w)
 static bool parent_decode(const json_t *o, WorkParentDisk *d, Err *err)
 {
     return work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) &&
-           codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) &&
-           codec_json_u64(o, "size", DISK_SIZE_MAX, &d->size, err) &&
-           work_text(o, "change_id", 1, CHANGEID_MAX, &d->change_id, err) &&
-           codec_json_bool_opt(o, "tracking", false, &d->tracking, err) &&
-           work_text(o, "backing_identity", 0, WORK_TEXT_MAX, &d->backing_identity, err);
+        codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) &&
+        codec_json_u64(o, "size", DISK_SIZE_MAX, &d->size, err) &&
+        work_text(o, "change_id", 1, CHANGEID_MAX, &d->change_id, err) &&
+        codec_json_bool_opt(o, "tracking", false, &d->tracking, err) &&
+        work_text(o, "backing_identity", 0, WORK_TEXT_MAX, &d->backing_identity, err);
 }
 
 static bool parents_decode(const json_t *o, WorkOrder *w, Err *err)
@@ -266,7 +268,8 @@ static bool order_fields(const json_t *o, WorkOrder *w, Err *err)
     const char *type;
     uint64_t cluster_size, lease;
     json_t *source = json_object_get(o, "source");
-    if (!codec_json_object(source, "source", err) || !codec_json_text(o, "backup_type", 32, &type, err) ||
+    if (!codec_json_object(source, "source", err) ||
+        !codec_json_text(o, "backup_type", 32, &type, err) ||
         !backup_type_parse(type, &w->backup_type, err) ||
         !codec_json_u64(o, "cluster_size", CLUSTER_SIZE_MAX, &cluster_size, err) ||
         !codec_json_u64(o, "lease_seconds", LEASE_SECONDS_MAX, &lease, err))

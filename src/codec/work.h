@@ -59,9 +59,9 @@ typedef struct AnnounceDisk {
     uint64_t size;
     char *backing_identity; // "" if unknown
     char *change_id;
-    const char *tracking;   // static: see work_tracking()
-    char *base_change_id;   // NULL: no change set
-    char *lost;             // NULL: nothing was lost
+    const char *tracking; // static: see work_tracking()
+    char *base_change_id; // NULL: no change set
+    char *lost;           // NULL: nothing was lost
     uint64_t estimated_bytes;
 } AnnounceDisk;
 
@@ -70,7 +70,7 @@ typedef struct Announce {
     size_t disks_len;
     char **left_out; // disk keys
     size_t left_out_len;
-    char *consistency; // "application", "crash", "inconsistent"
+    char *consistency;        // "application", "crash", "inconsistent"
     char *consistency_detail; // NULL
 } Announce;
 
@@ -118,7 +118,8 @@ typedef struct WorkProgressAnswer {
 } WorkProgressAnswer;
 
 bool work_progress_answer_encode(const WorkProgressAnswer *a, char **ret_text, Err *err) must_check;
-bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer *ret, Err *err) must_check;
+bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer *ret, Err *err)
+    must_check;
 
 // ---- fail: POST …/fail
 typedef struct WorkFailure {
@@ -126,7 +127,8 @@ typedef struct WorkFailure {
     bool cancelled;
 } WorkFailure;
 
-bool work_failure_encode(const WorkFailure *f, char **ret_text, Err *err) must_check; // texts are cut to what decode takes
+// Texts are cut to what decode takes.
+bool work_failure_encode(const WorkFailure *f, char **ret_text, Err *err) must_check;
 bool work_failure_decode(const char *text, size_t n, WorkFailure *ret, Err *err) must_check;
 void work_failure_clear(WorkFailure *f);
 

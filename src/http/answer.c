@@ -49,7 +49,7 @@ static void make_utf8(char *s)
     }
 }
 
-struct MHD_Response *http_answer_error(const Err *err)
+char *http_answer_error_text(const Err *err)
 {
     char title[ERR_SHORT_MAX];
     char details[ERR_DETAILS_MAX];
@@ -68,7 +68,13 @@ struct MHD_Response *http_answer_error(const Err *err)
         !codec_json_set_time(body, "timestamp", clock_utc_us(), &why) ||
         !codec_json_dump(body, &text, &why))
         return NULL;
-    return from_text(text);
+    return text;
+}
+
+struct MHD_Response *http_answer_error(const Err *err)
+{
+    char *text = http_answer_error_text(err);
+    return text ? from_text(text) : NULL;
 }
 
 struct MHD_Response *http_answer_json(HttpResponse *response, Err *err)

@@ -7,6 +7,7 @@
 struct MHD_Response;
 
 // {"error", "details", "timestamp"}. Bytes in the details that are not UTF-8 become '?'.
+char *http_answer_error_text(const Err *err) must_check;
 struct MHD_Response *http_answer_error(const Err *err) must_check;
 // Takes over response->body and response->text.
 struct MHD_Response *http_answer_json(HttpResponse *response, Err *err) must_check;

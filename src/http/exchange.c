@@ -2,17 +2,12 @@
 
 #include "base/clock.h"
 #include "http/answer.h"
-#include "http/guard.h"
 #include "http/request_internal.h"
 
 #include <arpa/inet.h>
-#include <poll.h>
-#include <sys/socket.h>
 
 #define DISCARD_MAX \
     (UINT64_C(64) << 20) // of a body that is too large: so much is read before the 413
-#define LINGER_MS 2000   // so long, and so much, after an answer that came before the body was read
-#define LINGER_MAX (UINT64_C(64) << 20)
 
 typedef struct Exchange {
     HttpSite *site;
@@ -22,7 +17,6 @@ typedef struct Exchange {
     const HttpRoute *route; // NULL: the request is answered by err
     char allow[HTTP_ALLOW_MAX];
     bool begun; // the headers were looked at
-    bool early; // answered before the body was read: the connection ends with it
     uint64_t body_seen;
     int64_t started_ms;
     int status; // 0: nothing answered
@@ -65,26 +59,6 @@ static void note_remote(HttpRequest *req, struct MHD_Connection *connection)
         req->remote[0] = '\0';
 }
 
-typedef struct Headers {
-    HttpHeader items[HTTP_HEADER_COUNT_MAX +
-                     1]; // one more, so that the guard sees that there are too many
-    size_t len;
-} Headers;
-
-static enum MHD_Result take_header(void *cls, enum MHD_ValueKind kind, const char *key,
-                                   size_t key_size, const char *value, size_t value_size)
-{
-    (void)kind;
-    Headers *headers = cls;
-    if (headers->len == ARRAY_LEN(headers->items))
-        return MHD_NO;
-    headers->items[headers->len++] = (HttpHeader){.name = key,
-                                                  .name_len = key_size,
-                                                  .value = value ? value : "",
-                                                  .value_len = value ? value_size : 0};
-    return MHD_YES;
-}
-
 static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection,
                               struct MHD_Response *r, HttpPhase phase)
 {
@@ -104,48 +78,22 @@ static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection,
     return queued;
 }
 
-static enum MHD_Result answer_error(Exchange *ex, struct MHD_Connection *connection, int status)
+static enum MHD_Result answer_error(Exchange *ex, struct MHD_Connection *connection)
 {
-    ex->status = status ? status : err_http(ex->err.code);
+    ex->status = err_http(ex->err.code);
     return answer(ex, connection, http_answer_error(&ex->err), HTTP_SENDING);
 }
 
-static enum MHD_Result answer_early(Exchange *ex, struct MHD_Connection *connection, int status)
+// Looks at what was asked for. What is wrong with it is kept in ex->err, and answered once the body was read.
+static void begin(Exchange *ex, struct MHD_Connection *connection, const char *method)
 {
-    ex->early = true;
-    return answer_error(ex, connection, status);
-}
-
-// Looks at request line and headers. What can be answered only after the body was read is kept in ex->err.
-static enum MHD_Result begin(Exchange *ex, struct MHD_Connection *connection, const char *method,
-                             const char *version)
-{
-    if (ex->err.code != ERR_NONE)
-        return answer_early(ex, connection, 0);
-    Headers headers = {0};
-    (void)MHD_get_connection_values_n(connection, MHD_HEADER_KIND, take_header,
-                                      &headers); // a count, and ours is better
-    const HttpHead head = {.method = method,
-                           .version = version,
-                           .target_len = strlen(ex->target),
-                           .headers = headers.items,
-                           .n_headers = headers.len};
-    HttpFraming framing;
-    int status;
     ex->req.method = method;
+    ex->req.authorization = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
     note_remote(&ex->req, connection);
-    if (!http_guard_check(&head, &framing, &status, &ex->err))
-        return answer_early(ex, connection, status);
-    ex->req.authorization = framing.authorization;
-    if (framing.content_length > HTTP_BODY_MAX) {
-        err_set(&ex->err, ERR_TOO_LARGE, "a request body has at most %d bytes", (int)HTTP_BODY_MAX);
-        return answer_early(ex, connection, 0);
-    }
     const HttpRoute *route;
-    if (http_url_parse(ex->target, &ex->req.url, &ex->err) &&
+    if (ex->target && http_url_parse(ex->target, &ex->req.url, &ex->err) &&
         http_route_find(&ex->site->config.routes, &ex->req, &route, ex->allow, &ex->err))
         ex->route = route;
-    return MHD_YES;
 }
 
 // Keeps the body, or only counts it where it is not wanted or above the ceiling.
@@ -165,10 +113,10 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
     HttpResponse response = {0};
     http_watch_phase(&ex->site->watch, ex->conn, HTTP_HANDLING);
     if (!(route->flags & HTTP_BODY) && !http_request_no_body(&ex->req, &ex->err))
-        return answer_error(ex, connection, 0);
+        return answer_error(ex, connection);
     if (!route->handler(&ex->req, ex->site->config.ctx, &response, &ex->err)) {
         http_answer_discard(&response);
-        return answer_error(ex, connection, 0);
+        return answer_error(ex, connection);
     }
     ex->status = response.status ? response.status : 200;
     if (response.stream.next) {
@@ -177,7 +125,7 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
         return answer(ex, connection, r, HTTP_STREAMING);
     }
     struct MHD_Response *r = http_answer_json(&response, &ex->err);
-    return r ? answer(ex, connection, r, HTTP_SENDING) : answer_error(ex, connection, 0);
+    return r ? answer(ex, connection, r, HTTP_SENDING) : answer_error(ex, connection);
 }
 
 enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection,
@@ -186,13 +134,15 @@ enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection,
                                   size_t *upload_data_size, void **exchange)
 {
     (void)site;
+    (void)version;
     (void)decoded_target; // decoded by the library: a "%2F" in it is a slash already
     Exchange *ex = *exchange;
     if (!ex)
         return MHD_NO;
     if (!ex->begun) {
         ex->begun = true;
-        return begin(ex, connection, method, version);
+        begin(ex, connection, method);
+        return MHD_YES;
     }
     if (*upload_data_size > 0) {
         bool going_on = take_body(ex, upload_data, *upload_data_size);
@@ -200,40 +150,20 @@ enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection,
         return going_on ? MHD_YES : MHD_NO;
     }
     if (ex->err.code != ERR_NONE)
-        return answer_error(ex, connection, 0);
+        return answer_error(ex, connection);
     return dispatch(ex, connection);
-}
-
-// Closing a socket with unread bytes resets the connection, and the peer may lose the answer. So what it still
-// sends is read away, for a while.
-static void linger(int fd)
-{
-    char waste[16384];
-    int64_t until = clock_mono_ms() + LINGER_MS;
-    uint64_t total = 0;
-    (void)shutdown(fd, SHUT_WR); // fails only where the peer is gone
-    for (int64_t now = clock_mono_ms(); now < until && total < LINGER_MAX; now = clock_mono_ms()) {
-        struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (poll(&p, 1, (int)(until - now)) <= 0)
-            return;
-        ssize_t n = recv(fd, waste, sizeof(waste), MSG_DONTWAIT);
-        if (n <= 0)
-            return;
-        total += (uint64_t)n;
-    }
 }
 
 void http_exchange_end(void *site, struct MHD_Connection *connection, void **exchange,
                        enum MHD_RequestTerminationCode how)
 {
     (void)connection;
+    (void)how;
     Exchange *ex = *exchange;
     if (!ex)
         return;
     *exchange = NULL;
     const HttpConfig *config = &((HttpSite *)site)->config;
-    if (ex->early && how == MHD_REQUEST_TERMINATED_COMPLETED_OK)
-        linger(ex->conn->fd);
     if (config->done && ex->status) {
         const HttpDone done = {.method = ex->req.method,
                                .path = ex->req.url.raw ? ex->req.url.raw : "",

@@ -1,31 +1,25 @@
-// What is refused on the request line and the headers before anybody acts on them: whatever two HTTP parsers in a row
-// could read differently (request smuggling), and what is too large. Pure; RFC 9110 and 9112.
+// Looks at the head of a request (request line and headers) as it came, byte for byte, before any parser acts on it.
+// Refused is whatever two parsers in a row could read differently (request smuggling), and what is too large.
+// Stricter than RFC 9112 asks for: no bare line feeds, no folded lines, no empty lines before the request. Pure.
 #pragma once
 
 #include "base/mem.h"
 
 #define HTTP_HEADER_COUNT_MAX 100
 
-typedef struct HttpHeader {
-    const char *name;
-    size_t name_len;
-    const char *value;
-    size_t value_len;
-} HttpHeader;
+typedef struct HttpSlice {
+    const char *s;
+    size_t len;
+} HttpSlice;
 
 typedef struct HttpHead {
-    const char *method;
-    const char *version;
-    size_t target_len;
-    const HttpHeader *headers;
-    size_t n_headers;
+    HttpSlice method;
+    HttpSlice target;
+    uint64_t content_length; // 0 when chunked or absent
 } HttpHead;
 
-typedef struct HttpFraming {
-    uint64_t content_length;   // 0 when chunked or absent
-    const char *authorization; // NULL: none; borrowed
-} HttpFraming;
-
-// On false the connection has to be closed after the answer: where the next request starts is not known.
-// *ret_status is 0 (go by err) or 414, 431.
-bool http_guard_check(const HttpHead *head, HttpFraming *ret, int *ret_status, Err *err) must_check;
+// *ret_len: bytes of the head, the empty line at its end included; 0 if more has to come.
+// On false the connection has to be closed after the answer: where a next request would start is not known. ret_head
+// then has what was recognised; *ret_status is the status to answer (err's own, or 413, 414, 431, 501).
+bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len, int *ret_status,
+                      Err *err) must_check;

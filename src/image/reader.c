@@ -1,7 +1,5 @@
 #include "image/reader_parts.h"
 
-#include "base/file.h"
-
 
 #define RUN_MAX (1u << 20) // bytes of neighbouring clusters that one read takes
 #define SUBCLUSTERS 32
@@ -107,7 +105,7 @@ static bool mix_layer(const Reader *r, size_t layer, uint64_t cluster, uint32_t 
         size_t n = (size_t)MIN(sub, seen - at);
         if (whole)
             memcpy(p + at, whole + at, n);
-        else if (!file_pread(f->fd, p + at, n, e.offset + at, err))
+        else if (!reader_file_read(f, e.offset + at, p + at, n, err))
             return false;
     }
     *open &= ~(alloc | zero);
@@ -155,7 +153,7 @@ static bool read_cluster(const Reader *r, const MapGroup *g, uint32_t i, uint8_t
     if (g->kinds[i] == MAP_COMPRESSED)
         ok = reader_file_inflate(f, g->offsets[i], g->lengths[i], p, err);
     else
-        ok = file_pread(f->fd, p, r->geo.cluster_size, g->offsets[i], err);
+        ok = reader_file_read(f, g->offsets[i], p, r->geo.cluster_size, err);
     if (!ok) {
         err_context(err, "offset %llu", (unsigned long long)(cluster << r->cluster_bits));
         return reader_file_context(r, layer, err);
@@ -183,7 +181,7 @@ static bool read_run(const Reader *r, const MapGroup *g, uint32_t i, uint32_t n,
         return read_cluster(r, g, i, p, err);
     size_t layer = g->layers[i];
     uint64_t first = g->group * r->geo.leaves + i;
-    if (!file_pread(r->files[layer].fd, p, (size_t)n << r->cluster_bits, g->offsets[i], err))
+    if (!reader_file_read(&r->files[layer], g->offsets[i], p, (size_t)n << r->cluster_bits, err))
         return reader_file_context(r, layer, err);
     for (uint32_t k = 0; k < n; k++) {
         uint8_t *at = p + ((size_t)k << r->cluster_bits);

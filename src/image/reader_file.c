@@ -108,9 +108,12 @@ bool reader_file_open(const ReaderLayer *layer, const HashGeometry *geo, ReaderF
 bool reader_file_entry(const ReaderFile *f, const uint8_t *table, uint32_t index, Qcow2Entry *ret, Err *err)
 {
     const uint8_t *p = table + (size_t)index * qcow2_l2_entry_bytes(f->header.extended_l2);
+    uint32_t bits = f->header.cluster_bits;
+    // QEMU leaves the last data cluster of a file short: what it lacks is zeros.
+    uint64_t bytes = align_up(f->bytes, UINT64_C(1) << bits);
     if (f->header.extended_l2)
-        return qcow2_l2_decode_extended(qcow2_get64(p), qcow2_get64(p + 8), f->header.cluster_bits, f->bytes, ret, err);
-    return qcow2_l2_decode(qcow2_get64(p), f->header.cluster_bits, f->bytes, ret, err);
+        return qcow2_l2_decode_extended(qcow2_get64(p), qcow2_get64(p + 8), bits, bytes, ret, err);
+    return qcow2_l2_decode(qcow2_get64(p), bits, bytes, ret, err);
 }
 
 bool reader_file_lookup(const ReaderFile *f, uint64_t cluster, Qcow2Entry *ret, Err *err)
@@ -125,6 +128,15 @@ bool reader_file_lookup(const ReaderFile *f, uint64_t cluster, Qcow2Entry *ret, 
     uint32_t bytes = qcow2_l2_entry_bytes(f->header.extended_l2);
     return file_pread(f->fd, raw, bytes, f->tables[table] + cluster % per_table * bytes, err) &&
            reader_file_entry(f, raw, 0, ret, err);
+}
+
+bool reader_file_read(const ReaderFile *f, uint64_t offset, void *p, size_t n, Err *err)
+{
+    size_t inside = offset >= f->bytes ? 0 : (size_t)MIN(n, f->bytes - offset);
+    if (!file_pread(f->fd, p, inside, offset, err))
+        return false;
+    memset((uint8_t *)p + inside, 0, n - inside);
+    return true;
 }
 
 // ---- compressed clusters
@@ -155,8 +167,7 @@ bool reader_file_inflate(const ReaderFile *f, uint64_t offset, uint32_t length, 
 {
     if (f->header.compression != QCOW2_ZSTD)
         return err_set(err, ERR_UNSUPPORTED, "clusters compressed with zlib are not read; use qemu-img");
-    size_t n = (size_t)MIN(length, f->bytes - offset); // the last sector may end behind the file
-    cleanup_free uint8_t *raw = mem_calloc(n, 1, err);
-    return raw && file_pread(f->fd, raw, n, offset, err) &&
-           inflate(raw, n, p, (size_t)1 << f->header.cluster_bits, err);
+    cleanup_free uint8_t *raw = mem_calloc(length, 1, err);
+    return raw && reader_file_read(f, offset, raw, length, err) && // the last sector may end behind the file
+           inflate(raw, length, p, (size_t)1 << f->header.cluster_bits, err);
 }

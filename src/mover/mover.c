@@ -11,7 +11,7 @@
 #define IN_FLIGHT_DEFAULT 16
 #define IN_FLIGHT_MAX 256
 #define BUFFER_ALIGNMENT 4096
-#define POLL_MS 50            // how long a cancel may go unseen while nothing happens
+#define POLL_MS 50 // how long a cancel may go unseen while nothing happens
 #define PROGRESS_MS 100
 #define STALL_MS (10 * 60000) // nothing completed for so long: an end hangs
 #define SECTOR 512
@@ -58,12 +58,13 @@ struct Mover {
     unsigned ops_used;
     MoverProgress total;
     int64_t progress_at, moved_at; // clock_mono_ms
-    Err error; // the first
+    Err error;                     // the first
 };
 
 // ---- completions
 
-static void fail_request(Mover *m, const Err *err, const char *what, uint64_t offset, uint64_t length)
+static void fail_request(Mover *m, const Err *err, const char *what, uint64_t offset,
+                         uint64_t length)
 {
     if (m->error.code != ERR_NONE)
         return;
@@ -71,7 +72,8 @@ static void fail_request(Mover *m, const Err *err, const char *what, uint64_t of
     if (length == 0)
         (void)err_context(&m->error, "flushing");
     else
-        (void)err_context(&m->error, "%s %" PRIu64 " bytes at offset %" PRIu64, what, length, offset);
+        (void)err_context(&m->error, "%s %" PRIu64 " bytes at offset %" PRIu64, what, length,
+                          offset);
 }
 
 static void read_done(BlocksReq *req, const Err *err)
@@ -114,8 +116,13 @@ static Op *op_get(Mover *m, Chunk *chunk, bool zero, uint64_t offset, uint64_t l
         Op *op = &m->ops[i];
         if (op->used)
             continue;
-        *op = (Op){.req = {.done = op_done, .ctx = op}, .mover = m, .used = true, .zero = zero,
-                   .chunk = chunk, .offset = offset, .length = length};
+        *op = (Op){.req = {.done = op_done, .ctx = op},
+                   .mover = m,
+                   .used = true,
+                   .zero = zero,
+                   .chunk = chunk,
+                   .offset = offset,
+                   .length = length};
         m->ops_used++;
         return op;
     }
@@ -172,7 +179,8 @@ static bool send_chunk(Mover *m, Chunk *c, bool *moved, Err *err)
         Op *op = op_get(m, c, false, c->offset + at, n);
         if (!to->ops->write(to, c->buffer + at, c->offset + at, n, &op->req, err)) {
             op_put(m, op);
-            return err_context(err, "writing %" PRIu32 " bytes at offset %" PRIu64, n, c->offset + at);
+            return err_context(err, "writing %" PRIu32 " bytes at offset %" PRIu64, n,
+                               c->offset + at);
         }
     }
     return true;
@@ -189,13 +197,18 @@ static Chunk *free_chunk(Mover *m)
 static bool start_read(Mover *m, Chunk *c, const Extent *e, Err *err)
 {
     Blocks *from = m->spec->from;
-    *c = (Chunk){.req = {.done = read_done, .ctx = c}, .mover = m, .state = CHUNK_READING,
-                 .buffer = c->buffer, .offset = e->offset, .length = (uint32_t)e->length};
+    *c = (Chunk){.req = {.done = read_done, .ctx = c},
+                 .mover = m,
+                 .state = CHUNK_READING,
+                 .buffer = c->buffer,
+                 .offset = e->offset,
+                 .length = (uint32_t)e->length};
     m->reads++;
     if (!from->ops->read(from, c->buffer, c->offset, c->length, &c->req, err)) {
         c->state = CHUNK_FREE;
         m->reads--;
-        return err_context(err, "reading %" PRIu64 " bytes at offset %" PRIu64, e->length, e->offset);
+        return err_context(err, "reading %" PRIu64 " bytes at offset %" PRIu64, e->length,
+                           e->offset);
     }
     return true;
 }
@@ -264,7 +277,7 @@ static bool wait_for_ends(Mover *m, bool moved, Err *err)
     if (poll(fds, both, moved ? 0 : POLL_MS) < 0 && errno != EINTR)
         return err_errno(err, errno, "waiting for the ends of a copy");
     return end_dispatch(m->spec->from, fds, n, "source", err) &&
-           end_dispatch(m->spec->to, fds + n, both - n, "sink", err);
+        end_dispatch(m->spec->to, fds + n, both - n, "sink", err);
 }
 
 // One turn: looks at cancel, errors and time, starts what can be started, waits if there was nothing.
@@ -284,7 +297,8 @@ static bool turn(Mover *m, bool *ret_idle, Err *err)
         if (!wait_for_ends(m, moved, err))
             return false;
         if (clock_mono_ms() - m->moved_at > STALL_MS)
-            return err_set(err, ERR_TIMEOUT, "no request was answered for %d minutes", STALL_MS / 60000);
+            return err_set(err, ERR_TIMEOUT, "no request was answered for %d minutes",
+                           STALL_MS / 60000);
     }
     return m->error.code == ERR_NONE;
 }
@@ -339,15 +353,17 @@ static bool check_spec(const MoverSpec *s, Err *err)
 {
     if (s->size == 0 || s->size > DISK_SIZE_MAX || s->cluster_size < SECTOR ||
         (s->cluster_size & (s->cluster_size - 1)) != 0 || s->request_bytes % s->cluster_size != 0)
-        return err_set(err, ERR_INVALID, "a copy of %" PRIu64 " bytes in clusters of %" PRIu32 " and requests of %" PRIu32
-                       " is not possible", s->size, s->cluster_size, s->request_bytes);
+        return err_set(err, ERR_INVALID,
+                       "a copy of %" PRIu64 " bytes in clusters of %" PRIu32 " is not possible",
+                       s->size, s->cluster_size);
     if (!end_size_fits(s->from, s->size) || !end_size_fits(s->to, s->size))
         return err_set(err, ERR_PROTOCOL,
-                       "the disk has %" PRIu64 " bytes, its source (%s) %" PRIu64 ", its sink (%s) %" PRIu64, s->size,
-                       s->from->ops->name, s->from->size, s->to->ops->name, s->to->size);
+                       "the disk has %" PRIu64 " bytes, its source (%s) %" PRIu64
+                       ", its sink (%s) %" PRIu64,
+                       s->size, s->from->ops->name, s->from->size, s->to->ops->name, s->to->size);
     if (!s->from->ops->read || !s->to->ops->write || !s->to->ops->zero || !s->to->ops->flush)
-        return err_set(err, ERR_UNSUPPORTED, "%s cannot be read, or %s not written", s->from->ops->name,
-                       s->to->ops->name);
+        return err_set(err, ERR_UNSUPPORTED, "%s cannot be read, or %s not written",
+                       s->from->ops->name, s->to->ops->name);
     return true;
 }
 
@@ -357,7 +373,8 @@ static bool request_size(const MoverSpec *s, uint32_t *ret, Err *err)
     n = MIN(n, MIN(s->from->max_request, s->to->max_request));
     n -= n % s->cluster_size;
     if (n == 0)
-        return err_set(err, ERR_UNSUPPORTED, "a cluster of %" PRIu32 " bytes is more than one request can hold",
+        return err_set(err, ERR_UNSUPPORTED,
+                       "a cluster of %" PRIu32 " bytes is more than one request can hold",
                        s->cluster_size);
     *ret = n;
     return true;
@@ -379,11 +396,12 @@ static bool mover_init(Mover *m, const MoverSpec *s, Err *err)
     if (!m->chunks || !m->ops)
         return false;
     void *memory;
-    if (posix_memalign(&memory, BUFFER_ALIGNMENT, m->chunks_len * (size_t)align_up(m->request_bytes, BUFFER_ALIGNMENT)) != 0)
+    size_t stride = (size_t)align_up(m->request_bytes, BUFFER_ALIGNMENT);
+    if (posix_memalign(&memory, BUFFER_ALIGNMENT, m->chunks_len * stride) != 0)
         return err_no_memory(err);
     m->memory = memory;
     for (size_t i = 0; i < m->chunks_len; i++)
-        m->chunks[i].buffer = m->memory + i * (size_t)align_up(m->request_bytes, BUFFER_ALIGNMENT);
+        m->chunks[i].buffer = m->memory + i * stride;
     m->moved_at = m->progress_at = clock_mono_ms();
     return true;
 }
@@ -407,8 +425,8 @@ static bool check_account(const Mover *m, Err *err)
 {
     uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes;
     if (sent != m->plan.coverage.bytes || (m->spec->plan == MOVER_ALL && sent != m->spec->size))
-        return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned", sent,
-                       m->plan.coverage.bytes);
+        return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned",
+                       sent, m->plan.coverage.bytes);
     return true;
 }
 

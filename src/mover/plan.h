@@ -5,18 +5,19 @@
 #include "mover/mover.h"
 
 typedef struct Plan {
-    Blocks *from;           // borrowed
+    Blocks *from; // borrowed
     uint64_t size;
     uint64_t cluster_size;
     uint32_t request_bytes; // data is cut at multiples of it
     bool tracked;
     // private
-    uint64_t window;        // bytes of the next window: multiple of the cluster size, grows while maps are short
-    uint64_t planned;       // everything below was planned
-    ExtentVec items;        // of the current window
-    size_t next;            // first item that is not wholly taken
-    uint64_t taken;         // bytes of it that are
-    Coverage coverage;      // of everything taken
+    uint64_t
+        window; // bytes of the next window: multiple of the cluster size, grows while maps are short
+    uint64_t planned;  // everything below was planned
+    ExtentVec items;   // of the current window
+    size_t next;       // first item that is not wholly taken
+    uint64_t taken;    // bytes of it that are
+    Coverage coverage; // of everything taken
 } Plan;
 
 void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes);

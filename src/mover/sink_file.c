@@ -12,7 +12,8 @@
 
 #define MAX_REQUEST (32u << 20)
 #define MAX_IN_FLIGHT 16
-#define WRITE_BEHIND (UINT64_C(32) << 20) // bytes after which the kernel is told to start writing them out
+#define WRITE_BEHIND \
+    (UINT64_C(32) << 20) // bytes after which the kernel is told to start writing them out
 
 typedef struct SinkFile {
     Blocks blocks; // first
@@ -21,20 +22,13 @@ typedef struct SinkFile {
     char *partial; // NULL: a device, or finished
     bool replace;
     bool device;
-    bool cannot_punch; // the filesystem or device refused once
+    bool cannot_punch;   // the filesystem or device refused once
     uint64_t written_to; // of a file: beyond it there is only a hole
     uint64_t behind;     // bytes since the last write-out
 } SinkFile;
 
-static bool file_read_op(Blocks *b, void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
-{
-    if (!file_pread(((SinkFile *)b)->fd, p, length, offset, err))
-        return false;
-    req->done(req, NULL);
-    return true;
-}
-
-static bool file_write_op(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
+static bool file_write_op(Blocks *b, const void *p, uint64_t offset, uint32_t length,
+                          BlocksReq *req, Err *err)
 {
     SinkFile *f = (SinkFile *)b;
     if (!file_pwrite(f->fd, p, length, offset, err))
@@ -43,7 +37,8 @@ static bool file_write_op(Blocks *b, const void *p, uint64_t offset, uint32_t le
     f->behind += length;
     if (f->behind >= WRITE_BEHIND) {
         f->behind = 0;
-        (void)sync_file_range(f->fd, 0, 0, SYNC_FILE_RANGE_WRITE); // only a hint; the flush is what counts
+        (void)sync_file_range(f->fd, 0, 0,
+                              SYNC_FILE_RANGE_WRITE); // only a hint; the flush is what counts
     }
     req->done(req, NULL);
     return true;
@@ -108,7 +103,6 @@ static void file_free_op(Blocks *b)
 
 static const BlocksOps file_ops = {
     .name = "file",
-    .read = file_read_op,
     .write = file_write_op,
     .zero = file_zero_op,
     .flush = file_flush_op,
@@ -119,7 +113,8 @@ static bool open_device(SinkFile *f, Err *err)
 {
     uint64_t bytes;
     if (!f->replace)
-        return err_set(err, ERR_EXISTS, "%s is a block device; force it to overwrite what is on it", f->path);
+        return err_set(err, ERR_EXISTS, "%s is a block device; force it to overwrite what is on it",
+                       f->path);
     f->device = true;
     f->fd = open(f->path, O_RDWR | O_EXCL | O_CLOEXEC);
     if (f->fd < 0 && errno == EBUSY)
@@ -127,8 +122,8 @@ static bool open_device(SinkFile *f, Err *err)
     if (f->fd < 0 || ioctl(f->fd, BLKGETSIZE64, &bytes) != 0)
         return err_errno(err, errno, "%s", f->path);
     if (bytes < f->blocks.size)
-        return err_set(err, ERR_NO_SPACE, "%s has %llu bytes, the disk %llu", f->path, (unsigned long long)bytes,
-                       (unsigned long long)f->blocks.size);
+        return err_set(err, ERR_NO_SPACE, "%s has %llu bytes, the disk %llu", f->path,
+                       (unsigned long long)bytes, (unsigned long long)f->blocks.size);
     return true;
 }
 
@@ -150,7 +145,9 @@ bool sink_file_open(const SinkFileSpec *spec, Blocks **ret, Err *err)
     if (!f)
         return false;
     f->fd = -1;
-    f->blocks = (Blocks){.ops = &file_ops, .size = spec->size, .max_request = MAX_REQUEST,
+    f->blocks = (Blocks){.ops = &file_ops,
+                         .size = spec->size,
+                         .max_request = MAX_REQUEST,
                          .max_in_flight = MAX_IN_FLIGHT};
     f->replace = spec->replace;
     f->path = mem_strdup(spec->path, err);

@@ -1,5 +1,5 @@
 // HTTP requests over libcurl: one at a time, every one with deadlines and a bounded answer. No redirects are
-// followed, no proxy is used, TLS is verified. One HttpClient belongs to one thread.
+// followed, no proxy is used, TLS is verified, a connection has 5 s to come about. One HttpClient belongs to one thread.
 #pragma once
 
 #include "base/secret.h"
@@ -7,13 +7,13 @@
 #include <stdatomic.h>
 
 typedef struct HttpRequest {
-    const char *method; // "GET", "POST", "PATCH", "DELETE"
-    const char *url;    // http:// or https://
-    const char *body;   // JSON; NULL: none
+    const char *method;  // "GET", "POST", "PATCH", "DELETE"
+    const char *url;     // http:// or https://
+    const char *body;    // JSON; NULL: none
     const Secret *token; // sent as "Authorization: Bearer …"; NULL or not set: none
-    int connect_ms;     // 0: 5 s
-    int timeout_ms;     // of the whole exchange; 0: 30 s. With on_data: of silence, in whole seconds
-    size_t max_answer;  // bytes of the answer's body, 0: 4 MiB. With on_data it bounds only error answers
+    int timeout_ms; // of the whole exchange; 0: 30 s. With on_data: of silence, in whole seconds
+    size_t
+        max_answer; // bytes of the answer's body, 0: 4 MiB. With on_data it bounds only error answers
     const atomic_bool *cancel; // looked at about once a second while waiting; may be NULL
     // A stream: each piece of a 200 answer's body as it arrives; false ends the exchange (which then went well).
     bool (*on_data)(void *ctx, const char *p, size_t n);

@@ -8,14 +8,14 @@ struct HubApi {
     char *url; // without a slash at the end
     Secret token;
     const atomic_bool *cancel; // borrowed
-    int timeout_ms; // 0: the HTTP client's default
+    int timeout_ms;            // 0: the HTTP client's default
     int status;
 };
 
 ErrCode hub_api_code(int status); // of an answer that is no success
 // Sends; true for any answer.
-bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret,
-                      Err *err) must_check;
+bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body,
+                      HttpAnswer *ret, Err *err) must_check;
 // Sends; an answer other than 200 to 202 is an error.
 bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret,
                  Err *err) must_check;

@@ -205,13 +205,14 @@ bool stream_receive(Stream *s, int64_t deadline, json_t **ret, Err *err)
     if (s->lost)
         return err_set(err, ERR_UNAVAILABLE, "the connection is lost");
     size_t n;
-    while ((n = scan(s)) == 0) {
+    do {
         // A peer that sends without end must not keep us beyond the deadline.
         if (clock_mono_ms() > deadline)
             return err_set(err, ERR_TIMEOUT, "no answer in time");
-        if (!fill(s, deadline, err))
+        n = scan(s);
+        if (n == 0 && !fill(s, deadline, err))
             return false;
-    }
+    } while (n == 0);
     json_error_t e;
     json_t *value = json_loadb(s->buffer, n, JSON_REJECT_DUPLICATES, &e);
     drop(s, n);
@@ -229,6 +230,8 @@ bool stream_skip(Stream *s, char mark, int64_t deadline, Err *err)
     if (s->lost)
         return err_set(err, ERR_UNAVAILABLE, "the connection is lost");
     for (;;) {
+        if (clock_mono_ms() > deadline)
+            return err_set(err, ERR_TIMEOUT, "no answer in time");
         char *at = s->len > 0 ? memchr(s->buffer, mark, s->len) : NULL;
         if (at) {
             drop(s, (size_t)(at - s->buffer) + 1);
@@ -236,8 +239,6 @@ bool stream_skip(Stream *s, char mark, int64_t deadline, Err *err)
         }
         if (s->len > 0)
             drop(s, s->len);
-        if (clock_mono_ms() > deadline)
-            return err_set(err, ERR_TIMEOUT, "no answer in time");
         if (!fill(s, deadline, err))
             return false;
     }

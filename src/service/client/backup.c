@@ -17,14 +17,16 @@
 static bool is_away(const Job *j, const Err *err)
 {
     int status = hub_api_status(j->hub);
-    return (status == 0 && (err->code == ERR_UNAVAILABLE || err->code == ERR_TIMEOUT)) || status == 408 ||
-           status == 429 || status == 500 || (status >= 502 && status <= 504);
+    return (status == 0 && (err->code == ERR_UNAVAILABLE || err->code == ERR_TIMEOUT)) ||
+        status == 408 || status == 429 || status == 500 || (status >= 502 && status <= 504);
 }
 
 static bool claim(Job *j, Err *err)
 {
     char uuid[UUID_TEXT];
-    if (!uuid_new(uuid, err)) // the same in each try, so that a claim whose answer was lost is not refused
+    if (!uuid_new(
+            uuid,
+            err)) // the same in each try, so that a claim whose answer was lost is not refused
         return false;
     int64_t until = clock_mono_ms() + (int64_t)j->spec->reach_s * 1000;
     hub_api_set_timeout(j->hub, CALL_TIMEOUT_MS);
@@ -34,7 +36,8 @@ static bool claim(Job *j, Err *err)
             break;
         bool again = is_away(j, &e) && clock_mono_ms() < until;
         if (again)
-            log_warn("the hub is not there; the claim is repeated", LOG_STR("job", j->spec->job_id), LOG_ERR(&e));
+            log_warn("the hub is not there; the claim is repeated", LOG_STR("job", j->spec->job_id),
+                     LOG_ERR(&e));
         if (!again || !job_pause(j, REACH_PAUSE_MS)) {
             if (err->code == ERR_NONE)
                 *err = e;
@@ -58,23 +61,34 @@ static bool open_source(Job *j, Err *err)
     if (!ops || !ops->check_spec(o->source, err))
         return err_context(err, "the work order's source");
     cleanup_free SourceParent *parents = mem_calloc(o->parent_disks_len, sizeof(*parents), err);
-    cleanup_free const char **excluded = mem_calloc(o->excluded_disks_len + 1, sizeof(*excluded), err);
+    cleanup_free const char **excluded =
+        mem_calloc(o->excluded_disks_len + 1, sizeof(*excluded), err);
     if (!parents || !excluded)
         return false;
     for (size_t i = 0; i < o->parent_disks_len; i++) {
         const WorkParentDisk *d = &o->parent_disks[i];
-        parents[i] = (SourceParent){.disk_key = d->disk_key, .change_id = d->change_id, .tracking = d->tracking,
-                                    .backing_identity = d->backing_identity, .size = d->size};
+        parents[i] = (SourceParent){.disk_key = d->disk_key,
+                                    .change_id = d->change_id,
+                                    .tracking = d->tracking,
+                                    .backing_identity = d->backing_identity,
+                                    .size = d->size};
     }
     for (size_t i = 0; i < o->excluded_disks_len; i++)
         excluded[i] = o->excluded_disks[i];
-    SourceRequest r = {.job_id = j->spec->job_id, .vm_id = o->vm_id, .repository_uuid = o->repository_uuid,
-                       .spec = o->source, .excluded = excluded, .parents = parents,
-                       .parents_len = o->parent_disks_len, .scratch = j->spec->scratch, .cancel = j->spec->stop};
+    SourceRequest r = {.job_id = j->spec->job_id,
+                       .vm_id = o->vm_id,
+                       .repository_uuid = o->repository_uuid,
+                       .spec = o->source,
+                       .excluded = excluded,
+                       .parents = parents,
+                       .parents_len = o->parent_disks_len,
+                       .scratch = j->spec->scratch,
+                       .cancel = j->spec->stop};
     if (!ops->open(&r, &j->source, err))
         return err_context(err, "opening the source");
     if (j->source->disks_len == 0)
-        return err_set(err, ERR_INVALID, "the VM has no disk to back up; look at its excluded disks");
+        return err_set(err, ERR_INVALID,
+                       "the VM has no disk to back up; look at its excluded disks");
     return true;
 }
 
@@ -83,16 +97,25 @@ static bool fill_announce(const Job *j, AnnounceDisk *disks, Announce *ret, Err 
     const Source *s = j->source;
     for (size_t i = 0; i < s->disks_len; i++) {
         const SourceDisk *d = &s->disks[i];
-        disks[i] = (AnnounceDisk){.disk_key = d->key, .disk_id = d->disk_id, .label = d->label, .size = d->size,
-                                  .backing_identity = d->backing_identity, .change_id = d->change_id,
-                                  .tracking = d->tracking, .base_change_id = d->base_change_id, .lost = d->lost,
+        disks[i] = (AnnounceDisk){.disk_key = d->key,
+                                  .disk_id = d->disk_id,
+                                  .label = d->label,
+                                  .size = d->size,
+                                  .backing_identity = d->backing_identity,
+                                  .change_id = d->change_id,
+                                  .tracking = d->tracking,
+                                  .base_change_id = d->base_change_id,
+                                  .lost = d->lost,
                                   .estimated_bytes = d->estimated_bytes};
     }
     char *consistency = mem_strdup(s->consistency, err);
     if (!consistency)
         return false;
-    *ret = (Announce){.disks = disks, .disks_len = s->disks_len, .left_out = s->left_out,
-                      .left_out_len = s->left_out_len, .consistency = consistency,
+    *ret = (Announce){.disks = disks,
+                      .disks_len = s->disks_len,
+                      .left_out = s->left_out,
+                      .left_out_len = s->left_out_len,
+                      .consistency = consistency,
                       .consistency_detail = s->consistency_detail};
     return true;
 }
@@ -110,10 +133,12 @@ static bool join_disks(Job *j, Err *err)
             if (str_eq(j->answer.disks[k].disk_key, j->disks[i].source->key))
                 j->disks[i].answer = &j->answer.disks[k];
         if (!j->disks[i].answer)
-            return err_set(err, ERR_PROTOCOL, "the hub has no export for disk %s", j->disks[i].source->key);
+            return err_set(err, ERR_PROTOCOL, "the hub has no export for disk %s",
+                           j->disks[i].source->key);
     }
     if (j->answer.disks_len != n)
-        return err_set(err, ERR_PROTOCOL, "the hub has %zu exports for %zu disks", j->answer.disks_len, n);
+        return err_set(err, ERR_PROTOCOL, "the hub has %zu exports for %zu disks",
+                       j->answer.disks_len, n);
     pthread_mutex_lock(&j->lock);
     j->disks_len = n;
     j->disks_known = true;
@@ -135,7 +160,8 @@ static bool announce(Job *j, Err *err)
     if (!join_disks(j, err))
         return false;
     for (size_t i = 0; i < j->disks_len; i++)
-        log_info("disk announced", LOG_STR("job", j->spec->job_id), LOG_STR("disk", j->disks[i].source->key),
+        log_info("disk announced", LOG_STR("job", j->spec->job_id),
+                 LOG_STR("disk", j->disks[i].source->key),
                  LOG_NUM("size", j->disks[i].source->size),
                  LOG_STR("mode", disk_mode_name(j->disks[i].answer->mode)),
                  LOG_STR("reason", chain_reason_name(j->disks[i].answer->reason)));
@@ -169,7 +195,8 @@ static bool begin_recording(Job *j, Err *err)
     j->recording = true;
     pthread_mutex_unlock(&j->lock);
     job_phase(j, "completing");
-    return job_goes_on(j, err); // a heartbeat that was on its way may have failed the job just before
+    return job_goes_on(j,
+                       err); // a heartbeat that was on its way may have failed the job just before
 }
 
 // ---- the end
@@ -189,14 +216,16 @@ static void report_failure(Job *j, const Err *why)
         if (!hub_api_is_unknown(j->hub))
             break;
     }
-    log_warn("the hub was not told that the job failed", LOG_STR("job", j->spec->job_id), LOG_ERR(&err));
+    log_warn("the hub was not told that the job failed", LOG_STR("job", j->spec->job_id),
+             LOG_ERR(&err));
 }
 
 static void close_source(Job *j, bool completed)
 {
     Err err = ERR_INIT;
     if (j->source && !j->source->ops->close(mem_take(j->source), completed, &err))
-        log_warn("the source was not left as it should be", LOG_STR("job", j->spec->job_id), LOG_ERR(&err));
+        log_warn("the source was not left as it should be", LOG_STR("job", j->spec->job_id),
+                 LOG_ERR(&err));
 }
 
 static void fill_result(const Job *j, ClientResult *ret)
@@ -226,7 +255,8 @@ static bool run(Job *j, ClientResult *ret, Err *err)
     if (!fine && !(recording && unknown))
         report_failure(j, err);
     else if (!fine)
-        (void)err_context(err, "the hub gave no clear answer, so the point may exist; the next job will tell");
+        (void)err_context(
+            err, "the hub gave no clear answer, so the point may exist; the next job will tell");
     return fine;
 }
 

@@ -26,9 +26,12 @@ static bool snapshot(Job *j, WorkProgress *ret, bool *ret_recording, Err *err)
     pthread_mutex_lock(&j->lock);
     for (size_t i = 0; i < n; i++) {
         const MoverProgress *p = &j->disks[i].progress;
-        disks[i] = (WorkProgressDisk){.disk_id = j->disks[i].answer->disk_id, .done_bytes = p->done_bytes,
-                                      .size = j->disks[i].source->size, .transferred_bytes = p->transferred_bytes,
-                                      .zero_bytes = p->zero_bytes, .changed_bytes = p->changed_bytes};
+        disks[i] = (WorkProgressDisk){.disk_id = j->disks[i].answer->disk_id,
+                                      .done_bytes = p->done_bytes,
+                                      .size = j->disks[i].source->size,
+                                      .transferred_bytes = p->transferred_bytes,
+                                      .zero_bytes = p->zero_bytes,
+                                      .changed_bytes = p->changed_bytes};
     }
     pthread_mutex_unlock(&j->lock);
     *ret = (WorkProgress){.disks = disks, .disks_len = n, .phase = text};
@@ -43,7 +46,8 @@ static void stop_job(Job *j, ErrCode code, const char *why)
 }
 
 // Once `complete` is under way the job may end at any moment, and its own answer is what counts.
-static void heed(Job *j, HubApi *hub, bool fine, const WorkProgressAnswer *a, bool recording, Err *err)
+static void heed(Job *j, HubApi *hub, bool fine, const WorkProgressAnswer *a, bool recording,
+                 Err *err)
 {
     if (recording)
         return;

@@ -49,7 +49,8 @@ void job_fail(Job *j, const Err *why)
 
 bool job_goes_on(Job *j, Err *err)
 {
-    bool asked = atomic_load(j->spec->stop); // before the error is looked at: who sets both sets the error first
+    bool asked = atomic_load(
+        j->spec->stop); // before the error is looked at: who sets both sets the error first
     pthread_mutex_lock(&j->lock);
     Err first = j->error;
     pthread_mutex_unlock(&j->lock);
@@ -69,7 +70,8 @@ bool job_pause(const Job *j, int ms)
         int64_t left = until - clock_mono_ms();
         if (left <= 0)
             return true;
-        (void)poll(NULL, 0, (int)MIN(left, PAUSE_STEP_MS)); // only a wait; the loop looks at the clock
+        (void)poll(NULL, 0,
+                   (int)MIN(left, PAUSE_STEP_MS)); // only a wait; the loop looks at the clock
     }
     return false;
 }

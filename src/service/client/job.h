@@ -29,14 +29,14 @@ typedef struct Job {
     size_t disks_len;
 
     pthread_mutex_t lock;
-    pthread_cond_t changed;  // phase, disks, end
-    const char *phase;       // lock; static
-    bool disks_known;        // lock
-    unsigned copying;        // lock; threads
-    Err error;               // lock; the first
-    bool recording;          // lock; `complete` may have been heard: only its answer counts from here on
+    pthread_cond_t changed; // phase, disks, end
+    const char *phase;      // lock; static
+    bool disks_known;       // lock
+    unsigned copying;       // lock; threads
+    Err error;              // lock; the first
+    bool recording; // lock; `complete` may have been heard: only its answer counts from here on
     pthread_t heartbeat;
-    bool heartbeat_runs;     // main thread only
+    bool heartbeat_runs; // main thread only
     atomic_bool heartbeat_end;
 } Job;
 

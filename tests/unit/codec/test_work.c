@@ -4,44 +4,44 @@
 #include "codec/work.h"
 
 #define UUID "0b0c4a4e-7d5f-4a57-9d6e-0a3f5d5f2a10"
-#define ORDER                                                                                    \
-    "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],"       \
-    "\"job_id\":\"backup-a-1\",\"lease_seconds\":30,\"parent_backup_id\":\"backup-a-0\","        \
-    "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"       \
-    "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\","     \
+#define ORDER                                                                                \
+    "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],"   \
+    "\"job_id\":\"backup-a-1\",\"lease_seconds\":30,\"parent_backup_id\":\"backup-a-0\","    \
+    "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"   \
+    "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\"," \
     "\"source\":{\"type\":\"file\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"
-#define ANNOUNCE                                                                                 \
+#define ANNOUNCE                                                                                     \
     "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"backing_identity\":\"b\"," \
-    "\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000,\"disk_key\":\"d1\","        \
-    "\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\",\"size\":512,"             \
+    "\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000,\"disk_key\":\"d1\","            \
+    "\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\",\"size\":512,"                 \
     "\"tracking\":\"bitmap\"}],\"left_out\":[\"d2\"]}"
-#define ANSWER                                                                                   \
-    "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\","      \
+#define ANSWER                                                                              \
+    "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\"," \
     "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
-#define PROGRESS                                                                                 \
-    "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"size\":512,"           \
+#define PROGRESS                                                                       \
+    "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"size\":512," \
     "\"transferred_bytes\":3,\"zero_bytes\":4}],\"phase\":\"copying\"}"
-#define COMPLETION                                                                               \
-    "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"bytes_transferred\":9,"        \
+#define COMPLETION                                                                                  \
+    "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"bytes_transferred\":9,"           \
     "\"change_id\":\"u/2\",\"covered_bytes\":512,\"digest\":\"00000000000000ff\",\"disk_id\":2000," \
     "\"extents\":1,\"tracking\":\"none\"}]}"
 
 // Decoding and encoding gives the text back; with any one member missing it fails or still round-trips to a text; every
 // truncation fails. T: type, f: prefix of its functions.
-#define round_trip(T, f, text)                                                                   \
-    do {                                                                                         \
-        Err e_ = ERR_INIT;                                                                       \
-        T v_ = {0};                                                                              \
-        cleanup_free char *again_ = NULL;                                                        \
-        assert_ok(f##_decode(text, strlen(text), &v_, &e_), &e_);                                \
-        assert_ok(f##_encode(&v_, &again_, &e_), &e_);                                           \
-        assert_string_equal(again_, text);                                                       \
-        f##_clear(&v_);                                                                          \
-        for (size_t n_ = 0; n_ < strlen(text); n_++) {                                           \
-            assert_false(f##_decode(text, n_, &v_, &e_));                                        \
-            assert_int_equal(e_.code, ERR_INVALID);                                              \
-            err_clear(&e_);                                                                      \
-        }                                                                                        \
+#define round_trip(T, f, text)                                    \
+    do {                                                          \
+        Err e_ = ERR_INIT;                                        \
+        T v_ = {0};                                               \
+        cleanup_free char *again_ = NULL;                         \
+        assert_ok(f##_decode(text, strlen(text), &v_, &e_), &e_); \
+        assert_ok(f##_encode(&v_, &again_, &e_), &e_);            \
+        assert_string_equal(again_, text);                        \
+        f##_clear(&v_);                                           \
+        for (size_t n_ = 0; n_ < strlen(text); n_++) {            \
+            assert_false(f##_decode(text, n_, &v_, &e_));         \
+            assert_int_equal(e_.code, ERR_INVALID);               \
+            err_clear(&e_);                                       \
+        }                                                         \
     } while (0)
 
 static void everything_round_trips(void **state)
@@ -51,7 +51,8 @@ static void everything_round_trips(void **state)
     round_trip(Announce, announce, ANNOUNCE);
     round_trip(AnnounceAnswer, announce_answer, ANSWER);
     round_trip(WorkProgress, work_progress, PROGRESS);
-    round_trip(WorkFailure, work_failure, "{\"cancelled\":true,\"details\":\"why\",\"error\":\"cancelled\"}");
+    round_trip(WorkFailure, work_failure,
+               "{\"cancelled\":true,\"details\":\"why\",\"error\":\"cancelled\"}");
     round_trip(Completion, completion, COMPLETION);
     round_trip(Completion, completion, "{\"change_id\":\"u/2\"}");
     round_trip(ChangeIdReport, changeid_report, "{\"change_id\":\"u/2\",\"disk_id\":2000}");
@@ -69,7 +70,8 @@ static void claim_and_answer_to_progress(void **state)
     assert_ok(work_claim_decode(text, strlen(text), uuid, &err), &err);
     assert_string_equal(uuid, UUID);
     assert_fails(work_claim_decode("{\"claim\":\"x\"}", 13, uuid, &err), &err, ERR_INVALID);
-    assert_ok(work_progress_answer_encode(&(WorkProgressAnswer){.cancel = true, .status = JOB_RUNNING}, &answer, &err),
+    assert_ok(work_progress_answer_encode(
+                  &(WorkProgressAnswer){.cancel = true, .status = JOB_RUNNING}, &answer, &err),
               &err);
     assert_ok(work_progress_answer_decode(answer, strlen(answer), &a, &err), &err);
     assert_true(a.cancel && a.status == JOB_RUNNING);
@@ -86,12 +88,12 @@ static char *edited(const char *text, const char *what, const char *with)
     return s;
 }
 
-#define refuses(T, f, text, what, with)                                                          \
-    do {                                                                                         \
-        Err e_ = ERR_INIT;                                                                       \
-        T v_ = {0};                                                                              \
-        cleanup_free char *s_ = edited(text, what, with);                                        \
-        assert_fails(f##_decode(s_, strlen(s_), &v_, &e_), &e_, ERR_INVALID);                    \
+#define refuses(T, f, text, what, with)                                       \
+    do {                                                                      \
+        Err e_ = ERR_INIT;                                                    \
+        T v_ = {0};                                                           \
+        cleanup_free char *s_ = edited(text, what, with);                     \
+        assert_fails(f##_decode(s_, strlen(s_), &v_, &e_), &e_, ERR_INVALID); \
     } while (0)
 
 static void bad_values_are_refused(void **state)
@@ -126,12 +128,14 @@ static void the_same_disk_twice_is_refused(void **state)
     (void)state;
     const char *disk = strstr(ANNOUNCE, "{\"backing");
     Err err = ERR_INIT;
-    cleanup_free char *twice = mem_printf(&err, "[%.*s,{", (int)(strchr(disk, '}') + 1 - disk), disk);
+    cleanup_free char *twice =
+        mem_printf(&err, "[%.*s,{", (int)(strchr(disk, '}') + 1 - disk), disk);
     cleanup_free char *other_id = edited(ANNOUNCE, "[{", twice);
     cleanup_free char *other_key = edited(other_id, "\"d1\"", "\"d3\"");
     refuses(Announce, announce, other_id, ":2000", ":2001");
     refuses(Announce, announce, other_key, "\"d3\"", "\"d4\"");
-    refuses(Announce, announce, "{\"disks\":[],\"left_out\":[],\"consistency\":\"crash\"}", "[]", "[]");
+    refuses(Announce, announce, "{\"disks\":[],\"left_out\":[],\"consistency\":\"crash\"}", "[]",
+            "[]");
 }
 
 static void check_completion(const char *text, const char *title)
@@ -153,17 +157,29 @@ static void check_completion(const char *text, const char *title)
 static void completion_says_what_the_contract_says(void **state)
 {
     (void)state;
-    static const char *const bodies[] = {"", "x", "[]", "null", "\"a\"", "{\"change_id\":1}", "{\"change_id\":\"a\"",
-        "{\"change_id\":\"a\",\"change_id\":\"b\"}", "{\"change_id\":\"a\",\"bytes_transferred\":\"1\"}",
-        "{\"change_id\":\"a\",\"bytes_transferred\":-1}", "{\"bytes_transferred\":true}",
-        "{\"change_id\":\"a\\nb\"}", "{\"change_id\":\"a\",\"disks\":{}}", "{\"change_id\":\"a\",\"disks\":[1]}",
+    static const char *const bodies[] = {
+        "",
+        "x",
+        "[]",
+        "null",
+        "\"a\"",
+        "{\"change_id\":1}",
+        "{\"change_id\":\"a\"",
+        "{\"change_id\":\"a\",\"change_id\":\"b\"}",
+        "{\"change_id\":\"a\",\"bytes_transferred\":\"1\"}",
+        "{\"change_id\":\"a\",\"bytes_transferred\":-1}",
+        "{\"bytes_transferred\":true}",
+        "{\"change_id\":\"a\\nb\"}",
+        "{\"change_id\":\"a\",\"disks\":{}}",
+        "{\"change_id\":\"a\",\"disks\":[1]}",
         "{\"change_id\":\"a\",\"disks\":[{\"change_id\":\"a\"}]}",
         "{\"change_id\":\"a\",\"disks\":[{\"change_id\":\"a\",\"disk_id\":1},{\"change_id\":\"a\",\"disk_id\":1}]}",
         "{\"change_id\":\"a\",\"disks\":[{\"change_id\":\"a\",\"disk_id\":1,\"extents\":1}]}"};
     for (size_t i = 0; i < ARRAY_LEN(bodies); i++)
         check_completion(bodies[i], "invalid request body");
     static const char *const missing[] = {"{}", "{\"change_id\":\"\"}", "{\"change_id\":null}",
-        "{\"bytes_transferred\":5,\"who\":1}", "{\"change_id\":\"a\",\"disks\":[{\"disk_id\":1}]}"};
+                                          "{\"bytes_transferred\":5,\"who\":1}",
+                                          "{\"change_id\":\"a\",\"disks\":[{\"disk_id\":1}]}"};
     for (size_t i = 0; i < ARRAY_LEN(missing); i++)
         check_completion(missing[i], "missing change_id");
 }
@@ -172,7 +188,8 @@ static void completion_says_what_the_contract_says(void **state)
 static void completion_keeps_the_change_id(void **state)
 {
     (void)state;
-    static const char *const ids[] = {"52 d0 eb 97/446", "no-slash", "a/b/c", "52d0eb97-27ad-4c3d-874a-c34e85f2ea95/446"};
+    static const char *const ids[] = {"52 d0 eb 97/446", "no-slash", "a/b/c",
+                                      "52d0eb97-27ad-4c3d-874a-c34e85f2ea95/446"};
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
         Err err = ERR_INIT;
         Completion c = {0};
@@ -198,7 +215,8 @@ static void long_failures_are_cut_between_characters(void **state)
     error[sizeof(error) - 1] = '\0';
     assert_ok(work_failure_encode(&f, &text, &err), &err);
     assert_ok(work_failure_decode(text, strlen(text), &back, &err), &err);
-    assert_true(strlen(back.details) >= ERR_DETAILS_MAX - 1 && strlen(back.details) <= ERR_DETAILS_MAX);
+    assert_true(strlen(back.details) >= ERR_DETAILS_MAX - 1 &&
+                strlen(back.details) <= ERR_DETAILS_MAX);
     assert_true(str_is_utf8(back.details, strlen(back.details)));
     work_failure_clear(&back);
 }

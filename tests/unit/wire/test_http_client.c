@@ -75,7 +75,8 @@ static void requests_are_independent(void **state)
 static void redirects_are_not_followed(void **state)
 {
     (void)state;
-    Fixture f = start("HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    Fixture f = start(
+        "HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     assert_ok(call(&f), &f.err);
     assert_int_equal(f.answer.status, 302);
     assert_int_equal(atomic_load(&f.server->served), 1);
@@ -117,7 +118,8 @@ static void broken_connections_are_unavailable(void **state)
     memcpy(url, f.server->url, sizeof(url));
     canned_stop(f.server);
     f.request.url = url; // nobody listens there any more
-    assert_fails(http_client_call(f.client, &f.request, &f.answer, &f.err), &f.err, ERR_UNAVAILABLE);
+    assert_fails(http_client_call(f.client, &f.request, &f.answer, &f.err), &f.err,
+                 ERR_UNAVAILABLE);
     http_client_free(f.client);
 }
 

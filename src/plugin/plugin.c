@@ -1,0 +1,376 @@
+// The engine as an nbdkit plugin: receives a disk's blocks and writes an image and its hashes (ingest), or
+// serves a restore point read-only (serve). docs/internals/engine.md.
+#include "base/file.h"
+#include "codec/engine.h"
+#include "image/reader.h"
+#include "image/writer.h"
+#include "plugin/control.h"
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+#define EXTENTS_STEP (UINT64_C(1) << 30) // answered at once; nbdkit asks again for the rest
+
+static struct {
+    char *config_path;
+    EngineConfig config;
+    HashGeometry geo;
+    ChainHashes *parent;
+    Writer *writer; // ingest
+    Reader *reader; // serve
+    Control *control;
+    atomic_uint connections;
+    atomic_bool sealed;      // a seal was begun: nothing is written any more
+    EngineRequest seal;      // control's thread only, as are the next two
+    EngineAnswer seal_answer;
+    bool seal_answered;
+} engine;
+
+// The error as nbdkit's client and log see it; returns -1.
+static int fail(const Err *err)
+{
+    int errnum = EIO;
+    switch (err->code) {
+    case ERR_NO_SPACE: errnum = ENOSPC; break;
+    case ERR_NO_MEMORY: errnum = ENOMEM; break;
+    case ERR_INVALID: errnum = EINVAL; break;
+    case ERR_CONFLICT: errnum = ESHUTDOWN; break; // sealed
+    default: break;
+    }
+    nbdkit_error("%s: %s", err_name(err->code), err->details);
+    nbdkit_set_error(errnum);
+    return -1;
+}
+
+static int plugin_config(const char *key, const char *value)
+{
+    if (strcmp(key, "config") != 0) {
+        nbdkit_error("unknown parameter '%s'; only config=PATH is taken", key);
+        return -1;
+    }
+    char *path = nbdkit_realpath(value);
+    if (!path)
+        return -1;
+    free(engine.config_path);
+    engine.config_path = path;
+    return 0;
+}
+
+static int plugin_config_complete(void)
+{
+    Err err = ERR_INIT;
+    cleanup_free char *text = NULL;
+    size_t n = 0;
+    if (!engine.config_path) {
+        nbdkit_error("config=PATH is missing");
+        return -1;
+    }
+    if (!file_read(engine.config_path, ENGINE_CONFIG_MAX, &text, &n, &err) ||
+        !engine_config_decode(text, n, &engine.config, &err)) {
+        err_context(&err, "%s", engine.config_path);
+        return fail(&err);
+    }
+    return 0;
+}
+
+static bool open_ingest(const EngineConfig *c, Err *err)
+{
+    if (c->layers_len > 0) {
+        cleanup_free ChainLayerPath *layers = mem_calloc(c->layers_len, sizeof *layers, err);
+        if (!layers)
+            return false;
+        for (size_t i = 0; i < c->layers_len; i++)
+            layers[i] = (ChainLayerPath){.image = c->layers[i].image, .hashes = c->layers[i].hashes};
+        if (!chain_hashes_open(layers, c->layers_len, &engine.geo, &engine.parent, err))
+            return false;
+    }
+    WriterSpec spec = {
+        .image_path = c->image,
+        .hashes_path = c->hashes,
+        .backing_name = c->backing_name,
+        .size = c->size,
+        .cluster_bits = (uint32_t)__builtin_ctz(c->cluster_size),
+        .hash = engine.geo.spec,
+        .mode = c->mode,
+        .parent = engine.parent,
+        .direct_io = true,
+    };
+    return writer_open(&spec, &engine.writer, err);
+}
+
+static bool open_serve(const EngineConfig *c, Err *err)
+{
+    cleanup_free ReaderLayer *layers = mem_calloc(c->layers_len, sizeof *layers, err);
+    if (!layers)
+        return false;
+    for (size_t i = 0; i < c->layers_len; i++)
+        layers[i] = (ReaderLayer){c->layers[i].image, c->layers[i].hashes, c->layers[i].backing_name};
+    return reader_open(layers, c->layers_len, &engine.geo, &engine.reader, err);
+}
+
+static void seal(const EngineRequest *request, EngineAnswer *ret)
+{
+    Err err = ERR_INIT;
+    HashesSummary s;
+    Hash digest;
+    WriterExpect expect = {.extents = request->extents, .bytes = request->bytes, .digest = request->digest};
+    atomic_store(&engine.sealed, true);
+    if (!writer_seal(engine.writer, request->have_expect ? &expect : NULL, &s, &digest, &err)) {
+        nbdkit_error("seal: %s: %s", err_name(err.code), err.details);
+        ret->ok = false;
+        ret->code = err.code;
+        memcpy(ret->details, err.details, sizeof ret->details);
+        return;
+    }
+    *ret = (EngineAnswer){
+        .ok = true,
+        .sealed = true,
+        .image_bytes = s.image_bytes,
+        .stored_clusters = s.stored_clusters,
+        .zeroed_clusters = s.zeroed_clusters,
+        .skipped_clusters = s.skipped_clusters,
+    };
+    hash_text(&engine.geo.spec, &s.root, ret->root);
+    hash_text(&engine.geo.spec, &s.metadata, ret->metadata);
+    hash_text(&engine.geo.spec, &digest, ret->hashes_digest);
+}
+
+static bool same_seal(const EngineRequest *a, const EngineRequest *b)
+{
+    return a->have_expect == b->have_expect && a->extents == b->extents && a->bytes == b->bytes &&
+           a->digest == b->digest;
+}
+
+static void refuse(EngineAnswer *ret, ErrCode code, const char *details)
+{
+    *ret = (EngineAnswer){.code = code};
+    (void)snprintf(ret->details, sizeof ret->details, "%s", details); // a fixed short text
+}
+
+// Control's thread. A repeated seal gets the first one's answer.
+static void answer(const EngineRequest *request, EngineAnswer *ret)
+{
+    if (request->op == ENGINE_SEAL) {
+        if (!engine.writer) {
+            refuse(ret, ERR_UNSUPPORTED, "an exporter that serves has nothing to seal");
+            return;
+        }
+        if (engine.seal_answered && !same_seal(request, &engine.seal)) {
+            refuse(ret, ERR_CONFLICT, "a seal with other numbers has been answered");
+            return;
+        }
+        if (!engine.seal_answered) {
+            seal(request, &engine.seal_answer);
+            engine.seal = *request;
+            engine.seal_answered = true;
+        }
+    }
+    if (engine.seal_answered && (engine.seal_answer.ok || request->op == ENGINE_SEAL))
+        *ret = engine.seal_answer;
+    WriterProgress progress = {0};
+    if (engine.writer)
+        writer_progress(engine.writer, &progress);
+    ret->received_data = progress.received_data;
+    ret->received_zero = progress.received_zero;
+    ret->stored_bytes = progress.stored_bytes;
+    ret->connections = atomic_load(&engine.connections);
+}
+
+static int plugin_get_ready(void)
+{
+    Err err = ERR_INIT;
+    const EngineConfig *c = &engine.config;
+    HashSpec hash = {.seed = c->hash_seed};
+    if (!hash_algorithm_parse(c->hash_algorithm, &hash.algorithm, &err) ||
+        !hash_geometry_init(&engine.geo, &hash, c->cluster_size, &err) ||
+        !(c->role == ENGINE_INGEST ? open_ingest(c, &err) : open_serve(c, &err)) ||
+        !control_open(c->control, answer, &engine.connections, &engine.control, &err))
+        return fail(&err);
+    return 0;
+}
+
+static int plugin_after_fork(void)
+{
+    Err err = ERR_INIT;
+    return control_start(engine.control, &err) ? 0 : fail(&err);
+}
+
+static void plugin_unload(void)
+{
+    control_free(engine.control);
+    writer_free(engine.writer);
+    reader_free(engine.reader);
+    chain_hashes_free(engine.parent);
+    engine_config_clear(&engine.config);
+    free(engine.config_path);
+}
+
+// The name holds a nonce: a connection that was meant for another instance fails here (safety rule 8).
+static void *plugin_open(int readonly)
+{
+    (void)readonly; // a client may open an ingest export read-only; it can only look
+    const char *name = nbdkit_export_name();
+    if (!name || strcmp(name, engine.config.export_name) != 0) {
+        nbdkit_error("no such export");
+        nbdkit_set_error(ENOENT);
+        return NULL;
+    }
+    atomic_fetch_add(&engine.connections, 1);
+    return NBDKIT_HANDLE_NOT_NEEDED;
+}
+
+static void plugin_close(void *handle)
+{
+    (void)handle; // there is none
+    atomic_fetch_sub(&engine.connections, 1);
+}
+
+// The export's name is a secret between hub and client.
+static int plugin_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+    (void)readonly; // nothing is listed, to anybody
+    (void)is_tls;
+    (void)exports;
+    return 0;
+}
+
+static int64_t plugin_get_size(void *handle)
+{
+    (void)handle; // there is none, here and below
+    return (int64_t)(engine.writer ? engine.config.size : reader_size(engine.reader));
+}
+
+static int plugin_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+    (void)handle;
+    *minimum = 1; // more, and clients refuse a disk of an odd size
+    *preferred = engine.config.cluster_size;
+    *maximum = 32u << 20;
+    return 0;
+}
+
+static int plugin_is_ingest(void *handle)
+{
+    (void)handle;
+    return engine.writer != NULL;
+}
+
+static int plugin_is_serve(void *handle)
+{
+    (void)handle;
+    return engine.reader != NULL;
+}
+
+static int plugin_can_multi_conn(void *handle)
+{
+    (void)handle;
+    return 1; // a flush on one connection covers what any has acknowledged
+}
+
+static int plugin_can_fua(void *handle)
+{
+    (void)handle;
+    return NBDKIT_FUA_NATIVE;
+}
+
+static int plugin_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    Err err = ERR_INIT;
+    (void)handle;
+    (void)flags; // none is defined
+    bool ok = engine.reader ? reader_read(engine.reader, buf, offset, count, &err)
+                            : writer_read(engine.writer, buf, offset, count, &err);
+    return ok ? 0 : fail(&err);
+}
+
+// After a write: with FUA what it wrote is made durable.
+static int done(bool ok, uint32_t flags, Err *err)
+{
+    if (ok && (flags & NBDKIT_FLAG_FUA))
+        ok = writer_flush(engine.writer, err);
+    return ok ? 0 : fail(err);
+}
+
+static bool may_write(Err *err)
+{
+    return !atomic_load(&engine.sealed) || err_set(err, ERR_CONFLICT, "the image is sealed");
+}
+
+static int plugin_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    Err err = ERR_INIT;
+    (void)handle;
+    return done(may_write(&err) && writer_write(engine.writer, buf, offset, count, &err), flags, &err);
+}
+
+static int plugin_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    Err err = ERR_INIT;
+    (void)handle;
+    return done(may_write(&err) && writer_zero(engine.writer, offset, count, &err), flags, &err);
+}
+
+static int plugin_flush(void *handle, uint32_t flags)
+{
+    Err err = ERR_INIT;
+    (void)handle;
+    (void)flags; // none is defined
+    // A client that flushes before it leaves, after the seal: all of it is durable.
+    if (!engine.writer || atomic_load(&engine.sealed))
+        return 0;
+    return writer_flush(engine.writer, &err) ? 0 : fail(&err);
+}
+
+static int plugin_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags, struct nbdkit_extents *extents)
+{
+    Err err = ERR_INIT;
+    ExtentVec list = {0};
+    (void)handle;
+    bool ok = reader_extents(engine.reader, offset, MIN(count, EXTENTS_STEP), &list, &err);
+    int r = ok ? 0 : fail(&err);
+    size_t n = flags & NBDKIT_FLAG_REQ_ONE ? MIN(list.len, 1) : list.len;
+    for (size_t i = 0; r == 0 && i < n; i++)
+        r = nbdkit_add_extent(extents, list.items[i].offset, list.items[i].length,
+                              list.items[i].zero ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0);
+    extent_vec_clear(&list);
+    return r;
+}
+
+static struct nbdkit_plugin plugin = {
+    .name = "sendense",
+    .longname = "Sendense engine",
+    .version = SENDENSE_VERSION,
+    .config = plugin_config,
+    .config_complete = plugin_config_complete,
+    .config_help = "config=PATH    (required) what to receive or to serve, written by the hub",
+    .magic_config_key = "config",
+    .get_ready = plugin_get_ready,
+    .after_fork = plugin_after_fork,
+    .unload = plugin_unload,
+    .open = plugin_open,
+    .close = plugin_close,
+    .list_exports = plugin_list_exports,
+    .get_size = plugin_get_size,
+    .block_size = plugin_block_size,
+    .can_write = plugin_is_ingest,
+    .can_flush = plugin_can_multi_conn,
+    .can_trim = plugin_is_ingest,
+    .can_zero = plugin_is_ingest,
+    .can_fast_zero = plugin_is_ingest,
+    .can_fua = plugin_can_fua,
+    .can_multi_conn = plugin_can_multi_conn,
+    .can_extents = plugin_is_serve,
+    .pread = plugin_pread,
+    .pwrite = plugin_pwrite,
+    .zero = plugin_zero,
+    .trim = plugin_zero,
+    .flush = plugin_flush,
+    .extents = plugin_extents,
+};
+
+NBDKIT_REGISTER_PLUGIN(plugin)
