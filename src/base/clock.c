@@ -39,8 +39,8 @@ void clock_format(int64_t utc_us, char out[CLOCK_TEXT])
     struct tm tm;
     (void)gmtime_r(&t, &tm); // within four-digit years: cannot fail
     char text[80];           // room for any int, so that the compiler need not guess
-    (void)snprintf(text, sizeof(text), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", tm.tm_year + 1900, tm.tm_mon + 1,
-                   tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, (int)us);
+    (void)snprintf(text, sizeof(text), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", tm.tm_year + 1900,
+                   tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, (int)us);
     memcpy(out, text, CLOCK_TEXT - 1);
     out[CLOCK_TEXT - 1] = '\0';
 }
@@ -111,20 +111,27 @@ static bool parse(const char *p, int64_t *ret)
 {
     int year, month, day, h, m, s;
     int64_t us = 0, offset = 0;
-    if (!take(&p, 4, 0, 9999, &year) || !take_char(&p, '-') || !take(&p, 2, 1, 12, &month) || !take_char(&p, '-') ||
-        !take(&p, 2, 1, days_in_month(year, month), &day) || (*p != 'T' && *p != 't'))
+    if (!take(&p, 4, 0, 9999, &year) || !take_char(&p, '-') || !take(&p, 2, 1, 12, &month) ||
+        !take_char(&p, '-') || !take(&p, 2, 1, days_in_month(year, month), &day) ||
+        (*p != 'T' && *p != 't'))
         return false;
     p++;
-    if (!take(&p, 2, 0, 23, &h) || !take_char(&p, ':') || !take(&p, 2, 0, 59, &m) || !take_char(&p, ':') ||
-        !take(&p, 2, 0, 60, &s))
+    if (!take(&p, 2, 0, 23, &h) || !take_char(&p, ':') || !take(&p, 2, 0, 59, &m) ||
+        !take_char(&p, ':') || !take(&p, 2, 0, 60, &s))
         return false;
     if (take_char(&p, '.') && !take_fraction(&p, &us))
         return false;
     if (!take_offset(&p, &offset) || *p)
         return false;
-    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = h, .tm_min = m, .tm_sec = s};
+    struct tm tm = {.tm_year = year - 1900,
+                    .tm_mon = month - 1,
+                    .tm_mday = day,
+                    .tm_hour = h,
+                    .tm_min = m,
+                    .tm_sec = s};
     int64_t t = (int64_t)timegm(&tm) - offset;
-    if (s == 60 && t % 86400 != 0) // a leap second is the last of a UTC day; it counts as the next one's first
+    if (s == 60 &&
+        t % 86400 != 0) // a leap second is the last of a UTC day; it counts as the next one's first
         return false;
     if (t < FIRST_S || t > LAST_S)
         return false;

@@ -68,8 +68,8 @@ bool err_context(Err *err, const char *fmt, ...) printf_like(2, 3);
 // Forget an error that was handled.
 void err_clear(Err *err);
 
-const char *err_short(const Err *err);   // title, or the code's own short text
-const char *err_name(ErrCode code);      // stable word: "not_found"
-int err_http(ErrCode code);              // HTTP status
-int err_exit(ErrCode code);              // exit status of a program: 0, 1, 2 (usage), 3 (damaged)
-bool err_retryable(ErrCode code);        // the same request may succeed later
+const char *err_short(const Err *err); // title, or the code's own short text
+const char *err_name(ErrCode code);    // stable word: "not_found"
+int err_http(ErrCode code);            // HTTP status
+int err_exit(ErrCode code);            // exit status of a program: 0, 1, 2 (usage), 3 (damaged)
+bool err_retryable(ErrCode code);      // the same request may succeed later

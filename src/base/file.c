@@ -11,9 +11,11 @@
 #include <unistd.h>
 
 // Until the end of the file, at most max bytes, a NUL behind them.
-static bool read_all(int fd, const char *path, size_t first, size_t max, char **ret_text, size_t *ret_len, Err *err)
+static bool read_all(int fd, const char *path, size_t first, size_t max, char **ret_text,
+                     size_t *ret_len, Err *err)
 {
-    size_t cap = MIN(first, max) + 1, len = 0; // one more than the file is said to have: to see its end
+    size_t cap = MIN(first, max) + 1,
+           len = 0; // one more than the file is said to have: to see its end
     cleanup_free char *text = mem_calloc(cap + 1, 1, err);
     if (!text)
         return false;
@@ -74,7 +76,8 @@ static bool offset_fits(uint64_t offset, size_t n, Err *err)
 {
     uint64_t end;
     if (!add_u64(offset, n, &end) || end > INT64_MAX)
-        return err_set(err, ERR_INVALID, "%zu bytes at %" PRIu64 " are beyond what a file can have", n, offset);
+        return err_set(err, ERR_INVALID, "%zu bytes at %" PRIu64 " are beyond what a file can have",
+                       n, offset);
     return true;
 }
 
@@ -89,7 +92,8 @@ bool file_pread(int fd, void *p, size_t n, uint64_t offset, Err *err)
         if (got < 0)
             return err_errno(err, errno, "cannot read %zu bytes at %" PRIu64, n, offset);
         if (got == 0)
-            return err_set(err, ERR_DAMAGED, "the file ends at %" PRIu64 ", within the %zu bytes at %" PRIu64,
+            return err_set(err, ERR_DAMAGED,
+                           "the file ends at %" PRIu64 ", within the %zu bytes at %" PRIu64,
                            offset + done, n, offset);
         done += (size_t)got;
     }
@@ -105,7 +109,8 @@ bool file_pwrite(int fd, const void *p, size_t n, uint64_t offset, Err *err)
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
-            return err_errno(err, got < 0 ? errno : EIO, "cannot write %zu bytes at %" PRIu64, n, offset);
+            return err_errno(err, got < 0 ? errno : EIO, "cannot write %zu bytes at %" PRIu64, n,
+                             offset);
         done += (size_t)got;
     }
     return true;
@@ -163,7 +168,8 @@ bool file_mkdir(const char *path, mode_t mode, Err *err)
     if (mkdir(path, mode) == 0)
         return true;
     int e = errno;
-    if (file_is_dir(path)) // also where a read-only filesystem or a missing permission was the answer
+    if (file_is_dir(
+            path)) // also where a read-only filesystem or a missing permission was the answer
         return true;
     return err_errno(err, e, "cannot make the folder %s", path);
 }
@@ -249,7 +255,8 @@ bool file_space(const char *path, uint64_t *ret_free, uint64_t *ret_total, Err *
 bool file_lock(const char *path, int *ret_fd, Err *err)
 {
     for (;;) {
-        cleanup_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+        cleanup_close int fd =
+            open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
         if (fd < 0)
             return err_errno(err, errno, "cannot open the lock %s", path);
         int r;

@@ -17,7 +17,8 @@ bool file_write(int fd, const void *p, size_t n, Err *err) must_check;
 
 // New file (O_EXCL, mode and umask) with these bytes, fsynced; ERR_EXISTS. Removed again on failure. Its name
 // is durable only after file_fsync_dir() of the folder.
-bool file_create_durable(const char *path, const void *p, size_t n, mode_t mode, Err *err) must_check;
+bool file_create_durable(const char *path, const void *p, size_t n, mode_t mode, Err *err)
+    must_check;
 
 bool file_exists(const char *path); // lstat: a dangling link exists
 bool file_is_dir(const char *path);

@@ -89,10 +89,11 @@ static bool mount_of(int fd, const char *name, struct statx *ret, Err *err)
 static bool same_mount(const struct statx *a, const struct statx *b)
 {
     return a->stx_dev_major == b->stx_dev_major && a->stx_dev_minor == b->stx_dev_minor &&
-           a->stx_mnt_id == b->stx_mnt_id;
+        a->stx_mnt_id == b->stx_mnt_id;
 }
 
-static bool remove_entry(int folder, const char *name, const struct statx *top, int depth, Err *err);
+static bool remove_entry(int folder, const char *name, const struct statx *top, int depth,
+                         Err *err);
 
 // Everything in the folder fd. Removing while reading may skip names, so it reads until nothing is left.
 static bool empty_folder(int fd, const struct statx *top, int depth, Err *err)

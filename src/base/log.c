@@ -8,10 +8,10 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define LINE_BYTES 4096       // PIPE_BUF: one write of this size is never torn by another's
-#define VALUE_BYTES 1600      // of one value as written: a long message leaves room for the fields
-#define CUT_VALUE "..."       // stands for the rest of a value
-#define CUT_LINE " cut=true"  // stands for the fields that found no room
+#define LINE_BYTES 4096      // PIPE_BUF: one write of this size is never torn by another's
+#define VALUE_BYTES 1600     // of one value as written: a long message leaves room for the fields
+#define CUT_VALUE "..."      // stands for the rest of a value
+#define CUT_LINE " cut=true" // stands for the fields that found no room
 #define KEY_BYTES 40
 
 typedef struct Line {
@@ -69,8 +69,8 @@ static size_t code_point(const unsigned char *p, size_t n, uint32_t *ret)
 // What would end a line, steer a terminal, or show text in another order than it is stored.
 static bool is_unsafe(uint32_t c)
 {
-    return c < 0x20 || (c >= 0x7f && c <= 0x9f) || c == 0x2028 || c == 0x2029 || c == 0x200e || c == 0x200f ||
-           (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) || c == 0xfeff;
+    return c < 0x20 || (c >= 0x7f && c <= 0x9f) || c == 0x2028 || c == 0x2029 || c == 0x200e ||
+        c == 0x200f || (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) || c == 0xfeff;
 }
 
 // How the code point at p is written: into out, its length in the line; *ret_used bytes of p are done.
@@ -116,15 +116,16 @@ static bool is_plain(const char *s)
 {
     size_t n = 0;
     for (; s[n]; n++)
-        if (!((s[n] >= 'a' && s[n] <= 'z') || (s[n] >= 'A' && s[n] <= 'Z') || (s[n] >= '0' && s[n] <= '9') ||
-              strchr("._-:/+@,%", s[n])))
+        if (!((s[n] >= 'a' && s[n] <= 'z') || (s[n] >= 'A' && s[n] <= 'Z') ||
+              (s[n] >= '0' && s[n] <= '9') || strchr("._-:/+@,%", s[n])))
             return false;
     return n > 0 && n <= 200;
 }
 
 static bool put_field(Line *l, const LogField *f)
 {
-    size_t least = KEY_BYTES + sizeof(" =\"" CUT_VALUE "\"" CUT_LINE "\n"), value = f->is_number ? 24 : 0;
+    size_t least = KEY_BYTES + sizeof(" =\"" CUT_VALUE "\"" CUT_LINE "\n"),
+           value = f->is_number ? 24 : 0;
     bool plain = !f->is_number && f->text && is_plain(f->text);
     if (plain)
         value = strlen(f->text);
@@ -133,7 +134,8 @@ static bool put_field(Line *l, const LogField *f)
     put(l, " ", 1);
     for (size_t i = 0; f->key[i] && i < KEY_BYTES; i++) {
         char c = f->key[i];
-        bool word = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.';
+        bool word = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+            c == '_' || c == '.';
         put(l, word ? &c : "_", 1);
     }
     put(l, "=", 1);

@@ -21,11 +21,11 @@ void mem_cleanup_free(void *pointer_to_pointer);
 void mem_cleanup_close(int *fd);
 
 // Give ownership away: returns *p and sets *p to NULL (or -1 for a file descriptor).
-#define mem_take(p)              \
-    ({                           \
+#define mem_take(p)               \
+    ({                            \
         __auto_type taken_ = (p); \
-        (p) = NULL;              \
-        taken_;                  \
+        (p) = NULL;               \
+        taken_;                   \
     })
 int mem_take_fd(int *fd);
 

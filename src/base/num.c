@@ -28,7 +28,8 @@ static bool take_digits(const char *s, uint64_t *ret, const char **ret_rest)
 static bool within(uint64_t v, uint64_t min, uint64_t max, uint64_t *ret, Err *err)
 {
     if (v < min || v > max)
-        return err_set(err, ERR_INVALID, "%" PRIu64 " is not within %" PRIu64 " to %" PRIu64, v, min, max);
+        return err_set(err, ERR_INVALID, "%" PRIu64 " is not within %" PRIu64 " to %" PRIu64, v,
+                       min, max);
     *ret = v;
     return true;
 }

@@ -67,14 +67,10 @@ static bool list_push(OptList *l, const char *value, Err *err)
 static bool set_value(const Opt *o, const char *value, Err *err)
 {
     switch (o->kind) {
-    case OPT_FLAG:
-        return set_flag(o, value, err);
-    case OPT_TEXT:
-        return mem_replace(o->target, value, err);
-    case OPT_LIST:
-        return list_push(o->target, value, err);
-    case OPT_U64:
-        return set_u64(o, value, err);
+    case OPT_FLAG: return set_flag(o, value, err);
+    case OPT_TEXT: return mem_replace(o->target, value, err);
+    case OPT_LIST: return list_push(o->target, value, err);
+    case OPT_U64: return set_u64(o, value, err);
     }
     return err_set(err, ERR_INTERNAL, "option --%s has no kind", o->name);
 }
@@ -95,7 +91,8 @@ static bool parse_option(int argc, char *const *argv, int *i, const Opt *table, 
         // "--path --force" is a forgotten value far more often than a folder of that name.
         const char *next = argv[*i + 1];
         if (strcmp(next, "--") == 0 || (looks_like_option(next) && match(table, next, &unused)))
-            return err_set(err, ERR_USAGE, "option --%s: needs a value; write --%s=... where it starts with a dash",
+            return err_set(err, ERR_USAGE,
+                           "option --%s: needs a value; write --%s=... where it starts with a dash",
                            o->name, o->name);
         value = next;
         (*i)++;
@@ -103,10 +100,12 @@ static bool parse_option(int argc, char *const *argv, int *i, const Opt *table, 
     return set_value(o, value, err);
 }
 
-bool opt_parse(int argc, char *const *argv, const Opt *table, bool stop_at_first, OptList *ret_args, Err *err)
+bool opt_parse(int argc, char *const *argv, const Opt *table, bool stop_at_first, OptList *ret_args,
+               Err *err)
 {
     OptList args = {0};
-    args.items = mem_calloc((size_t)MAX(argc, 0) + 1, sizeof(*args.items), err); // with a NULL at the end
+    args.items =
+        mem_calloc((size_t)MAX(argc, 0) + 1, sizeof(*args.items), err); // with a NULL at the end
     if (!args.items)
         return false;
     bool options = true;

@@ -99,7 +99,8 @@ static bool find_program(const char *name, char **ret, Err *err)
         }
         path += n + (path[n] == ':');
     }
-    return err_set(err, ERR_NOT_FOUND, "program %s is not in PATH; is its package installed?", name);
+    return err_set(err, ERR_NOT_FOUND, "program %s is not in PATH; is its package installed?",
+                   name);
 }
 
 static bool same_variable(const char *a, const char *b)
@@ -205,7 +206,8 @@ static void child_signals(void)
 {
     struct sigaction dfl = {.sa_handler = SIG_DFL};
     for (int i = 1; i < NSIG; i++)
-        (void)sigaction(i, &dfl, NULL); // SIGKILL, SIGSTOP and libc's own two refuse, and need nothing
+        (void)sigaction(i, &dfl,
+                        NULL); // SIGKILL, SIGSTOP and libc's own two refuse, and need nothing
     sigset_t none;
     (void)sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
@@ -259,7 +261,8 @@ static bool await_exec(const ProcSpec *spec, const Launch *l, Err *err)
     if (n == 0)
         return true;
     if (n != (ssize_t)sizeof(e))
-        return err_errno(err, n < 0 ? errno : EIO, "cannot learn whether %s started", spec->argv[0]);
+        return err_errno(err, n < 0 ? errno : EIO, "cannot learn whether %s started",
+                         spec->argv[0]);
     static const char *const steps[] = {
         [STEP_FDS] = "its descriptors",
         [STEP_SESSION] = "its session",
@@ -310,8 +313,8 @@ bool proc_spawn(const ProcSpec *spec, Proc *ret_proc, Err *err)
     if (!spec->argv || !spec->argv[0] || !*spec->argv[0])
         return err_set(err, ERR_INTERNAL, "no program to start");
     Launch l = {.fds = {-1, -1, -1, -1}, .error_fd = -1, .error_read_fd = -1};
-    bool ok = find_program(spec->argv[0], &l.path, err) && make_env(spec, &l, err) && make_fds(spec, &l, err) &&
-              launch(spec, &l, ret_proc, err);
+    bool ok = find_program(spec->argv[0], &l.path, err) && make_env(spec, &l, err) &&
+        make_fds(spec, &l, err) && launch(spec, &l, ret_proc, err);
     launch_clear(&l);
     return ok;
 }
@@ -348,7 +351,8 @@ bool proc_adopt(pid_t pid, uint64_t start_time, Proc *ret_proc, Err *err)
     bool same = read_start_time(pid, &found, &look) && found == start_time && !wait_end(&p, 0);
     if (!same) {
         proc_clear(&p);
-        return err_set(err, ERR_NOT_FOUND, "process %d is gone, or another has its number", (int)pid);
+        return err_set(err, ERR_NOT_FOUND, "process %d is gone, or another has its number",
+                       (int)pid);
     }
     *ret_proc = p;
     return true;
@@ -386,7 +390,8 @@ bool proc_wait(Proc *p, int timeout_ms, int *ret_status, Err *err)
     if (p->pidfd < 0)
         return err_set(err, ERR_NOT_FOUND, "no process to wait for");
     if (!wait_end(p, timeout_ms))
-        return err_set(err, ERR_TIMEOUT, "process %d has not ended within %d ms", (int)p->pid, timeout_ms);
+        return err_set(err, ERR_TIMEOUT, "process %d has not ended within %d ms", (int)p->pid,
+                       timeout_ms);
     int status = reap_status(p);
     proc_clear(p);
     if (ret_status)

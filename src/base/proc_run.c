@@ -145,12 +145,16 @@ static bool finish(Run *r, char **ret_out, char **ret_errors, int *ret_exit, Err
     return true;
 }
 
-bool proc_run(const char *const *argv, const char *const *set_env, int timeout_ms, size_t max, char **ret_out,
-              char **ret_errors, int *ret_exit, Err *err)
+bool proc_run(const char *const *argv, const char *const *set_env, int timeout_ms, size_t max,
+              char **ret_out, char **ret_errors, int *ret_exit, Err *err)
 {
-    Run r = {.proc = PROC_NONE, .out_fd = -1, .err_fd = -1, .out = STR_BUF(max), .keep_out = ret_out != NULL};
+    Run r = {.proc = PROC_NONE,
+             .out_fd = -1,
+             .err_fd = -1,
+             .out = STR_BUF(max),
+             .keep_out = ret_out != NULL};
     bool ok = start(&r, argv, set_env, err) && follow(&r, timeout_ms, err) &&
-              finish(&r, ret_out, ret_errors, ret_exit, err);
+        finish(&r, ret_out, ret_errors, ret_exit, err);
     if (!ok) {
         proc_stop(&r.proc, 0);
         (void)err_context(err, "%s", argv[0]);

@@ -4,7 +4,8 @@
 
 #include <sodium.h>
 
-#define STORED_BYTES (SECRET_MAX + 1) // always as many, so that comparing tells nothing of the length
+#define STORED_BYTES \
+    (SECRET_MAX + 1) // always as many, so that comparing tells nothing of the length
 
 static bool ready(Err *err)
 {

@@ -158,7 +158,7 @@ int main(int argc, char **argv)
         status = c.exit_status;
     } else {
         print_failure(&c, &err);
-        status = err_exit(err.code);
+        status = c.exit_status ? c.exit_status : err_exit(err.code); // damage that was found before counts
     }
     if (fflush(stdout) != 0 || ferror(stdout)) {
         cli_note("the result cannot be written: %s", strerror(errno));

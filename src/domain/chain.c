@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-static const char *const modes[] = {[DISK_FULL] = "full", [DISK_TRACKED] = "tracked", [DISK_COMPARE] = "compare"};
+static const char *const modes[] = {
+    [DISK_FULL] = "full", [DISK_TRACKED] = "tracked", [DISK_COMPARE] = "compare"};
 
 static const struct {
     const char *name;
@@ -13,14 +14,18 @@ static const struct {
     [CHAIN_FIRST] = {"first_backup", "the repository has no completed backup of this VM yet"},
     [CHAIN_LIMIT] = {"chain_limit", "the chain has as many restore points as it may have"},
     [CHAIN_NEW_DISK] = {"new_disk", "the previous backup does not hold this disk"},
-    [CHAIN_PARENT_DAMAGED] = {"parent_damaged", "the previous backup's files are not what was written"},
-    [CHAIN_PARENT_SUSPECT] = {"parent_suspect", "an audit or a verify made the previous backup suspect"},
+    [CHAIN_PARENT_DAMAGED] = {"parent_damaged",
+                              "the previous backup's files are not what was written"},
+    [CHAIN_PARENT_SUSPECT] = {"parent_suspect",
+                              "an audit or a verify made the previous backup suspect"},
     [CHAIN_RESIZED] = {"disk_resized", "the disk's size differs from the previous backup's"},
     [CHAIN_NOT_TRACKED] = {"not_tracked", "nothing tracks the changes of this disk"},
-    [CHAIN_TRACKING_LOST] = {"tracking_lost",
-                             "the source cannot tell what changed since the previous backup's change ID"},
-    [CHAIN_OTHER_LAYOUT] = {"other_layout",
-                            "the repository's cluster size or hash differs from the previous backup's"},
+    [CHAIN_TRACKING_LOST] =
+        {"tracking_lost",
+         "the source cannot tell what changed since the previous backup's change ID"},
+    [CHAIN_OTHER_LAYOUT] =
+        {"other_layout",
+         "the repository's cluster size or hash differs from the previous backup's"},
 };
 
 const char *disk_mode_name(DiskMode m)
@@ -65,7 +70,7 @@ static bool tracking_holds(const ChainInput *in)
     // A minted ID says nothing to a hypervisor; and a change set that starts anywhere else than at the parent
     // would leave holes.
     return in->parent_tracking && in->base_change_id && in->parent_change_id &&
-           strcmp(in->base_change_id, in->parent_change_id) == 0;
+        strcmp(in->base_change_id, in->parent_change_id) == 0;
 }
 
 DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason)

@@ -17,17 +17,17 @@ bool disk_mode_parse(const char *name, DiskMode *ret, Err *err) must_check;
 // Why a disk is not `tracked`, or a job not incremental. The names are stable: they are in records,
 // in the API and in metrics.
 typedef enum ChainReason {
-    CHAIN_NONE,            // "": nothing to explain
-    CHAIN_REQUESTED,       // the user asked for a full
-    CHAIN_FIRST,           // no completed point of this VM in this repository
-    CHAIN_LIMIT,           // the chain has its maximum of points
-    CHAIN_NEW_DISK,        // the parent point does not hold this disk
-    CHAIN_PARENT_DAMAGED,  // the parent's image, hashes or record are not what was written
-    CHAIN_PARENT_SUSPECT,  // a verify or audit made the parent suspect
-    CHAIN_RESIZED,         // the size differs from the parent's
-    CHAIN_NOT_TRACKED,     // nothing tracks this kind of source
-    CHAIN_TRACKING_LOST,   // the source refuses the parent's change ID
-    CHAIN_OTHER_LAYOUT,    // the repository's cluster size or hash differs from the parent's
+    CHAIN_NONE,           // "": nothing to explain
+    CHAIN_REQUESTED,      // the user asked for a full
+    CHAIN_FIRST,          // no completed point of this VM in this repository
+    CHAIN_LIMIT,          // the chain has its maximum of points
+    CHAIN_NEW_DISK,       // the parent point does not hold this disk
+    CHAIN_PARENT_DAMAGED, // the parent's image, hashes or record are not what was written
+    CHAIN_PARENT_SUSPECT, // a verify or audit made the parent suspect
+    CHAIN_RESIZED,        // the size differs from the parent's
+    CHAIN_NOT_TRACKED,    // nothing tracks this kind of source
+    CHAIN_TRACKING_LOST,  // the source refuses the parent's change ID
+    CHAIN_OTHER_LAYOUT,   // the repository's cluster size or hash differs from the parent's
     CHAIN_REASONS
 } ChainReason;
 
@@ -39,20 +39,21 @@ bool chain_reason_parse(const char *name, ChainReason *ret, Err *err) must_check
 
 typedef struct ChainInput {
     bool full_requested;
-    bool have_parent_point;  // newest completed point of the VM in this repository
-    unsigned chain_length;   // points in the parent's chain, the parent included, for this disk
-    unsigned chain_limit;    // at least 1
-    bool have_parent_disk;   // that very point holds this disk key
+    bool have_parent_point; // newest completed point of the VM in this repository
+    unsigned chain_length;  // points in the parent's chain, the parent included, for this disk
+    unsigned chain_limit;   // at least 1
+    bool have_parent_disk;  // that very point holds this disk key
     bool parent_damaged;
     bool parent_suspect;
     uint64_t size, parent_size;
-    bool source_tracks;          // this source has a change tracking
-    const char *base_change_id;  // what the source's change set is computed from; NULL: refused
+    bool source_tracks;           // this source has a change tracking
+    const char *base_change_id;   // what the source's change set is computed from; NULL: refused
     const char *parent_change_id; // this disk's, in the parent point; NULL: none
     bool parent_tracking;         // the parent's change ID is a hypervisor's, not a minted one
 } ChainInput;
 
 // The first rule that applies wins, in the order of the enum above: requested, first, limit, new disk,
 // damaged -> full; suspect, resized, not tracked, tracking lost (including a base_change_id that is not
-// the parent's, byte for byte) -> compare; else tracked with CHAIN_NONE.
+// the parent's, byte for byte, or a parent without a hypervisor's ID) -> compare; else tracked with CHAIN_NONE.
+// CHAIN_OTHER_LAYOUT is for the caller who sees the repository: this function never gives it.
 DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason);

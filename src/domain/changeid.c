@@ -15,7 +15,8 @@ bool changeid_check(const char *id, Err *err)
         return err_set(err, ERR_INVALID, "the change ID has more than %d bytes", CHANGEID_MAX);
     for (size_t i = 0; i < n; i++) {
         if (id[i] < 0x20 || id[i] > 0x7e)
-            return err_set(err, ERR_INVALID, "the change ID holds a byte that is not printable ASCII");
+            return err_set(err, ERR_INVALID,
+                           "the change ID holds a byte that is not printable ASCII");
         slashes += id[i] == '/';
     }
     if (slashes != 1 || id[0] == '/' || id[n - 1] == '/')

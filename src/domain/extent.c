@@ -21,9 +21,11 @@ bool coverage_add(Coverage *c, uint64_t offset, uint64_t length, Err *err)
 {
     uint64_t end, reached = c->open_offset + c->open_length;
     if (!add_u64(offset, length, &end) || end > DISK_SIZE_MAX)
-        return err_set(err, ERR_INVALID, "%" PRIu64 " bytes at %" PRIu64 " are beyond any disk", length, offset);
+        return err_set(err, ERR_INVALID, "%" PRIu64 " bytes at %" PRIu64 " are beyond any disk",
+                       length, offset);
     if (offset < reached)
-        return err_set(err, ERR_INVALID, "an extent at %" PRIu64 " comes after %" PRIu64 " was reached", offset,
+        return err_set(err, ERR_INVALID,
+                       "an extent at %" PRIu64 " comes after %" PRIu64 " was reached", offset,
                        reached);
     if (length == 0)
         return true;
@@ -52,7 +54,8 @@ void extent_round(uint64_t size, uint64_t cluster_size, uint64_t *offset, uint64
         return;
     }
     uint64_t start = align_down(*offset, cluster_size);
-    uint64_t end = *length >= size - *offset ? size : MIN(align_up(*offset + *length, cluster_size), size);
+    uint64_t end =
+        *length >= size - *offset ? size : MIN(align_up(*offset + *length, cluster_size), size);
     *offset = start;
     *length = end - start;
 }
@@ -62,11 +65,13 @@ static bool check_list(const char *what, const ExtentVec *v, uint64_t size, Err 
     uint64_t reached = 0;
     for (size_t i = 0; i < v->len; i++) {
         const Extent *e = &v->items[i];
-        if (e->length == 0 || e->offset < reached || e->offset > size || e->length > size - e->offset)
-            return err_set(err, ERR_INVALID,
-                           "the source's %s ranges are not in order, or pass the disk's end: %" PRIu64
-                           " bytes at %" PRIu64,
-                           what, e->length, e->offset);
+        if (e->length == 0 || e->offset < reached || e->offset > size ||
+            e->length > size - e->offset)
+            return err_set(
+                err, ERR_INVALID,
+                "the source's %s ranges are not in order, or pass the disk's end: %" PRIu64
+                " bytes at %" PRIu64,
+                what, e->length, e->offset);
         reached = e->offset + e->length;
     }
     return true;
@@ -108,7 +113,8 @@ static Range next_zero(Plan *p)
                 break;
             end += next->length;
         }
-        Range r = {align_up(e->offset, p->cluster_size), end == p->size ? end : align_down(end, p->cluster_size)};
+        Range r = {align_up(e->offset, p->cluster_size),
+                   end == p->size ? end : align_down(end, p->cluster_size)};
         if (r.start < r.end)
             return r;
     }
@@ -122,7 +128,8 @@ static bool emit(Plan *p, uint64_t start, uint64_t end, bool zero, Err *err)
         last->length += end - start;
         return true;
     }
-    return extent_vec_push(&p->out, (Extent){.offset = start, .length = end - start, .zero = zero}, err);
+    return extent_vec_push(&p->out, (Extent){.offset = start, .length = end - start, .zero = zero},
+                           err);
 }
 
 static bool merge(Plan *p, Err *err)
@@ -148,12 +155,13 @@ static bool merge(Plan *p, Err *err)
     }
 }
 
-bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint64_t size, uint64_t cluster_size,
-                         ExtentVec *ret, Err *err)
+bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint64_t size,
+                         uint64_t cluster_size, ExtentVec *ret, Err *err)
 {
     if (size > DISK_SIZE_MAX || cluster_size == 0 || (cluster_size & (cluster_size - 1)) != 0 ||
         cluster_size > DISK_SIZE_MAX)
-        return err_set(err, ERR_INVALID, "a disk of %" PRIu64 " bytes in clusters of %" PRIu64 " cannot be", size,
+        return err_set(err, ERR_INVALID,
+                       "a disk of %" PRIu64 " bytes in clusters of %" PRIu64 " cannot be", size,
                        cluster_size);
     if (!check_list("changed", changed, size, err) || !check_list("zero", zeros, size, err))
         return false;

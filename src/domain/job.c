@@ -26,8 +26,9 @@ bool job_state_parse(const char *name, JobState *ret, Err *err)
             return true;
         }
     }
-    return err_set(err, ERR_INVALID,
-                   "not a job's state; pending, running, committing, completed, failed and cancelled are");
+    return err_set(
+        err, ERR_INVALID,
+        "not a job's state; pending, running, committing, completed, failed and cancelled are");
 }
 
 bool job_state_is_final(JobState s)

@@ -35,8 +35,8 @@ bool name_check(const char *what, const char *name, Err *err)
 
 static bool is_slug_char(char c)
 {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
-           c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+        c == '_' || c == '-';
 }
 
 static bool is_slug(const char *s)
@@ -76,7 +76,8 @@ bool name_backup_id(const char *vm_name, int64_t unix_seconds, char out[NAME_BAC
         return false;
     if (unix_seconds < 0)
         return err_set(err, ERR_INVALID, "a backup cannot be older than 1970");
-    (void)snprintf(out, NAME_BACKUP_ID, "backup-%s-%" PRId64, vm_name, unix_seconds); // at most 283 bytes
+    (void)snprintf(out, NAME_BACKUP_ID, "backup-%s-%" PRId64, vm_name,
+                   unix_seconds); // at most 283 bytes
     return true;
 }
 
@@ -90,9 +91,10 @@ bool name_stem(const char *backup_id, const char *slug, char out[NAME_STEM], Err
     const char *dash = strrchr(backup_id, '-');
     uint64_t seconds = 0;
     Err bad = ERR_INIT;
-    if (!str_starts(backup_id, "backup-") || dash < backup_id + strlen("backup-") || (dash[1] == '0' && dash[2]) ||
-        !num_u64(dash + 1, 0, SECONDS_MAX, &seconds, &bad))
-        return err_set(err, ERR_INVALID, "the backup ID is not of the form backup-<vm name>-<unix seconds>");
+    if (!str_starts(backup_id, "backup-") || dash < backup_id + strlen("backup-") ||
+        (dash[1] == '0' && dash[2]) || !num_u64(dash + 1, 0, SECONDS_MAX, &seconds, &bad))
+        return err_set(err, ERR_INVALID,
+                       "the backup ID is not of the form backup-<vm name>-<unix seconds>");
     if (!is_slug(slug))
         return err_set(err, ERR_INTERNAL, "not a slug");
     (void)snprintf(out, NAME_STEM, "backup-%s-%" PRIu64, slug, seconds); // at most 91 bytes

@@ -8,14 +8,15 @@
 #include <sys/socket.h>
 
 typedef struct HttpDoorConfig {
-    int listen_fd; // not blocking; stays the caller's
+    int listen_fd;   // not blocking; stays the caller's
     int64_t head_ms; // for the head of a request to arrive
     unsigned max_waiting;
     void *ctx;
     // Takes over the descriptor. False: it cannot be served now, is still the door's, and is answered with 503.
     bool (*admit)(void *ctx, int fd, const struct sockaddr *addr, socklen_t addr_len);
     // Somebody was refused. May be NULL.
-    void (*refused)(void *ctx, const struct sockaddr *addr, const char *method, int status, const Err *err);
+    void (*refused)(void *ctx, const struct sockaddr *addr, const char *method, int status,
+                    const Err *err);
 } HttpDoorConfig;
 
 typedef struct HttpDoor HttpDoor;

@@ -6,8 +6,8 @@
 
 #include <arpa/inet.h>
 
-#define DISCARD_MAX \
-    (UINT64_C(64) << 20) // of a body that is too large: so much is read before the 413
+// Of a chunked body that turns out too large so much is read before the 413
+#define DISCARD_MAX (UINT64_C(64) << 20)
 
 typedef struct Exchange {
     HttpSite *site;
@@ -45,18 +45,15 @@ void *http_exchange_begin(void *site, const char *target, struct MHD_Connection 
     return ex;
 }
 
-static void note_remote(HttpRequest *req, struct MHD_Connection *connection)
+void http_exchange_remote(const struct sockaddr *addr, char out[INET6_ADDRSTRLEN])
 {
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
-    const struct sockaddr *addr = info ? info->client_addr : NULL;
     const void *bytes = NULL;
     if (addr && addr->sa_family == AF_INET)
         bytes = &((const struct sockaddr_in *)(const void *)addr)->sin_addr;
     else if (addr && addr->sa_family == AF_INET6)
         bytes = &((const struct sockaddr_in6 *)(const void *)addr)->sin6_addr;
-    if (!bytes || !inet_ntop(addr->sa_family, bytes, req->remote, sizeof(req->remote)))
-        req->remote[0] = '\0';
+    if (!bytes || !inet_ntop(addr->sa_family, bytes, out, INET6_ADDRSTRLEN))
+        out[0] = '\0';
 }
 
 static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection,
@@ -87,9 +84,12 @@ static enum MHD_Result answer_error(Exchange *ex, struct MHD_Connection *connect
 // Looks at what was asked for. What is wrong with it is kept in ex->err, and answered once the body was read.
 static void begin(Exchange *ex, struct MHD_Connection *connection, const char *method)
 {
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     ex->req.method = method;
-    ex->req.authorization = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
-    note_remote(&ex->req, connection);
+    ex->req.authorization =
+        MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
+    http_exchange_remote(info ? info->client_addr : NULL, ex->req.remote);
     const HttpRoute *route;
     if (ex->target && http_url_parse(ex->target, &ex->req.url, &ex->err) &&
         http_route_find(&ex->site->config.routes, &ex->req, &route, ex->allow, &ex->err))
@@ -173,7 +173,7 @@ void http_exchange_end(void *site, struct MHD_Connection *connection, void **exc
                                .err = &ex->err};
         config->done(config->ctx, &done);
     }
-    http_watch_phase(&ex->site->watch, ex->conn, HTTP_IDLE);
+    http_watch_phase(&ex->site->watch, ex->conn, HTTP_ANSWERED);
     http_request_clear(&ex->req);
     free(ex->target);
     free(ex);

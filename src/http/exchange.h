@@ -5,6 +5,7 @@
 #include "http/watch.h"
 
 #include <microhttpd.h>
+#include <netinet/in.h>
 
 // What all requests of a server share.
 typedef struct HttpSite {
@@ -19,6 +20,8 @@ enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection,
                                   const char *decoded_target, const char *method,
                                   const char *version, const char *upload_data,
                                   size_t *upload_data_size, void **exchange);
+// The peer's address as text; "" where there is none.
+void http_exchange_remote(const struct sockaddr *addr, char out[INET6_ADDRSTRLEN]);
 // MHD_OPTION_NOTIFY_COMPLETED
 void http_exchange_end(void *site, struct MHD_Connection *connection, void **exchange,
                        enum MHD_RequestTerminationCode how);

@@ -1,5 +1,6 @@
 #include "http/server.h"
 
+#include "http/door.h"
 #include "http/exchange.h"
 
 #include <errno.h>
@@ -8,17 +9,18 @@
 #include <unistd.h>
 
 #define CONNECTIONS_DEFAULT 256
-#define IDLE_DEFAULT_S 60
 #define REQUEST_DEFAULT_MS 30000
 #define SENDING_MS 300000
+#define STALLED_S 60 // not a byte could be sent for so long: the peer is gone
+#define SPARE 64     // connections of the library beyond ours: its own count lags behind
 #define BACKLOG 128
-// The library's memory for a connection: request line and headers must fit, so that the guard's own, smaller
-// ceilings answer in our form. What does not fit here the library refuses in HTML.
+// The library's memory for a connection: any head that the guard lets through must fit, and the answer's.
 #define CONNECTION_MEMORY (64U * 1024)
 
 struct HttpServer {
     HttpSite site;
     struct MHD_Daemon *daemon;
+    HttpDoor *door;
     int listen_fd;
     uint16_t port;
 };
@@ -84,16 +86,37 @@ static bool own_port(int fd, uint16_t *ret, Err *err)
     return true;
 }
 
-static bool start_daemon(HttpServer *s, bool ipv6, Err *err)
+// HttpDoorConfig's admit. The library closes the descriptor also when it refuses.
+static bool on_admitted(void *ctx, int fd, const struct sockaddr *addr, socklen_t addr_len)
+{
+    HttpServer *s = ctx;
+    if (http_watch_count(&s->site.watch) >= s->site.config.max_connections)
+        return false;
+    (void)!MHD_add_connection(s->daemon, fd, addr, addr_len);
+    return true;
+}
+
+// HttpDoorConfig's refused
+static void on_refused(void *ctx, const struct sockaddr *addr, const char *method, int status,
+                       const Err *err)
+{
+    const HttpConfig *config = &((HttpServer *)ctx)->site.config;
+    char remote[INET6_ADDRSTRLEN];
+    http_exchange_remote(addr, remote);
+    const HttpDone done = {
+        .method = method, .path = "", .remote = remote, .status = status, .err = err};
+    if (config->done)
+        config->done(config->ctx, &done);
+}
+
+static bool start_daemon(HttpServer *s, Err *err)
 {
     const HttpConfig *config = &s->site.config;
     unsigned flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD |
-        MHD_USE_POLL | MHD_USE_ITC | (ipv6 ? (unsigned)MHD_USE_IPv6 : 0U);
-    s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_exchange_run,
-                                 &s->site,                               // the port is the socket's
-                                 MHD_OPTION_LISTEN_SOCKET, s->listen_fd, //
-                                 MHD_OPTION_CONNECTION_LIMIT, config->max_connections,          //
-                                 MHD_OPTION_CONNECTION_TIMEOUT, config->idle_timeout_s,         //
+        MHD_USE_POLL | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET;
+    s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_exchange_run, &s->site,             //
+                                 MHD_OPTION_CONNECTION_LIMIT, config->max_connections + SPARE,  //
+                                 MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)STALLED_S,            //
                                  MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, //
                                  MHD_OPTION_NOTIFY_CONNECTION, on_connection, &s->site,         //
                                  MHD_OPTION_URI_LOG_CALLBACK, http_exchange_begin, &s->site,    //
@@ -104,14 +127,45 @@ static bool start_daemon(HttpServer *s, bool ipv6, Err *err)
     return true;
 }
 
-static void set_defaults(HttpConfig *config)
+static bool open_door(HttpServer *s, Err *err)
 {
-    if (!config->max_connections)
-        config->max_connections = CONNECTIONS_DEFAULT;
-    if (!config->idle_timeout_s)
-        config->idle_timeout_s = IDLE_DEFAULT_S;
-    if (!config->request_timeout_ms)
-        config->request_timeout_ms = REQUEST_DEFAULT_MS;
+    const HttpDoorConfig config = {.listen_fd = s->listen_fd,
+                                   .head_ms = s->site.config.request_timeout_ms,
+                                   .max_waiting = s->site.config.max_connections,
+                                   .ctx = s,
+                                   .admit = on_admitted,
+                                   .refused = on_refused};
+    return http_door_open(&config, &s->door, err);
+}
+
+static bool open_socket(HttpServer *s, Err *err)
+{
+    const HttpConfig *config = &s->site.config;
+    struct addrinfo *where;
+    if (!resolve(config->address ? config->address : "127.0.0.1", config->port, &where, err))
+        return false;
+    bool ok = listen_on(where, config, &s->listen_fd, err) && own_port(s->listen_fd, &s->port, err);
+    freeaddrinfo(where);
+    return ok;
+}
+
+// In this order: no request can come before everything stands.
+static bool start_all(HttpServer *s, Err *err)
+{
+    const int64_t limits[HTTP_PHASES] = {
+        [HTTP_READING] = s->site.config.request_timeout_ms,
+        [HTTP_SENDING] = SENDING_MS,
+        [HTTP_ANSWERED] = s->site.config.request_timeout_ms,
+    };
+    if (!open_socket(s, err) || !http_watch_start(&s->site.watch, limits, err))
+        return false;
+    if (start_daemon(s, err) && open_door(s, err))
+        return true;
+    http_watch_drain(&s->site.watch, 0);
+    if (s->daemon)
+        MHD_stop_daemon(s->daemon);
+    http_watch_clear(&s->site.watch);
+    return false;
 }
 
 bool http_server_start(const HttpConfig *config, HttpServer **ret, Err *err)
@@ -121,32 +175,17 @@ bool http_server_start(const HttpConfig *config, HttpServer **ret, Err *err)
         return false;
     s->site.config = *config;
     s->listen_fd = -1;
-    set_defaults(&s->site.config);
-
-    struct addrinfo *where;
-    if (!resolve(config->address ? config->address : "127.0.0.1", config->port, &where, err)) {
+    if (!config->max_connections)
+        s->site.config.max_connections = CONNECTIONS_DEFAULT;
+    if (!config->request_timeout_ms)
+        s->site.config.request_timeout_ms = REQUEST_DEFAULT_MS;
+    if (!start_all(s, err)) {
+        mem_cleanup_close(&s->listen_fd);
         free(s);
         return false;
     }
-    bool ipv6 = where->ai_family == AF_INET6;
-    bool ok = listen_on(where, config, &s->listen_fd, err) && own_port(s->listen_fd, &s->port, err);
-    freeaddrinfo(where);
-    const int64_t limits[HTTP_STREAMING + 1] = {
-        [HTTP_IDLE] = (int64_t)s->site.config.idle_timeout_s * 1000,
-        [HTTP_READING] = s->site.config.request_timeout_ms,
-        [HTTP_SENDING] = SENDING_MS,
-    };
-    if (ok && http_watch_start(&s->site.watch, limits, err)) {
-        if (start_daemon(s, ipv6, err)) {
-            *ret = s;
-            return true;
-        }
-        http_watch_drain(&s->site.watch, 0);
-        http_watch_clear(&s->site.watch);
-    }
-    mem_cleanup_close(&s->listen_fd);
-    free(s);
-    return false;
+    *ret = s;
+    return true;
 }
 
 uint16_t http_server_port(const HttpServer *server)
@@ -158,12 +197,10 @@ void http_server_stop(HttpServer *server, int deadline_ms)
 {
     if (!server)
         return;
-    // From here on the library accepts nothing, and the kernel refuses new connections instead of queueing them.
-    (void)MHD_quiesce_daemon(server->daemon);     // our own descriptor comes back
-    (void)shutdown(server->listen_fd, SHUT_RDWR); // nothing to do where it fails
+    http_door_close(server->door);
+    mem_cleanup_close(&server->listen_fd); // from here on the kernel refuses connections
     http_watch_drain(&server->site.watch, deadline_ms);
     MHD_stop_daemon(server->daemon);
     http_watch_clear(&server->site.watch);
-    mem_cleanup_close(&server->listen_fd);
     free(server);
 }

@@ -13,7 +13,7 @@
 // One answered request, for the log. Text is borrowed for the call.
 typedef struct HttpDone {
     const char *method;
-    const char *path; // raw, without the query
+    const char *path; // raw, without the query; "" where the request was not even looked at
     const char *remote;
     int status;
     int64_t duration_ms;
@@ -25,10 +25,9 @@ typedef struct HttpConfig {
     uint16_t port;                                 // 0: any free one
     HttpRoutes routes;                             // must outlive the server
     void *ctx;                                     // of the handlers and of done()
-    void (*done)(void *ctx, const HttpDone *done); // in the connection's thread; may be NULL
-    unsigned max_connections;                      // 0: 256; one more is closed at once
-    unsigned idle_timeout_s;     // 0: 60; a kept-alive connection without a request
-    unsigned request_timeout_ms; // 0: 30000; from the first byte of a request to its last
+    void (*done)(void *ctx, const HttpDone *done); // in any thread; may be NULL
+    unsigned max_connections;                      // 0: 256; one more is answered with 503
+    unsigned request_timeout_ms; // 0: 30000; from the connection to a request's last byte
 } HttpConfig;
 
 typedef struct HttpServer HttpServer;
@@ -36,6 +35,6 @@ typedef struct HttpServer HttpServer;
 // Binds, listens and answers. ERR_BUSY when the port is taken, ERR_USAGE for a bad address.
 bool http_server_start(const HttpConfig *config, HttpServer **ret, Err *err) must_check;
 uint16_t http_server_port(const HttpServer *server);
-// Stops accepting; ends streams and idle connections; lets running requests finish within
+// Stops accepting; ends streams; lets running requests finish within
 // deadline_ms, then cuts the rest. Waits for handlers, which are bounded by themselves. Frees. NULL is fine.
 void http_server_stop(HttpServer *server, int deadline_ms);

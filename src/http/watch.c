@@ -44,7 +44,7 @@ static void *watch_main(void *arg)
     return NULL;
 }
 
-bool http_watch_start(HttpWatch *w, const int64_t limit_ms[HTTP_STREAMING + 1], Err *err)
+bool http_watch_start(HttpWatch *w, const int64_t limit_ms[HTTP_PHASES], Err *err)
 {
     *w = (HttpWatch){0};
     memcpy(w->limit_ms, limit_ms, sizeof(w->limit_ms));
@@ -79,8 +79,9 @@ HttpConn *http_watch_add(HttpWatch *w, int fd)
         return NULL;
     conn->fd = fd;
     pthread_mutex_lock(&w->lock);
-    enter(w, conn, HTTP_IDLE);
+    enter(w, conn, HTTP_READING);
     TAILQ_INSERT_TAIL(&w->conns, conn, link);
+    w->count++;
     pthread_mutex_unlock(&w->lock);
     return conn;
 }
@@ -89,6 +90,7 @@ void http_watch_remove(HttpWatch *w, HttpConn *conn)
 {
     pthread_mutex_lock(&w->lock);
     TAILQ_REMOVE(&w->conns, conn, link);
+    w->count--;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
     free(conn);
@@ -98,9 +100,17 @@ void http_watch_phase(HttpWatch *w, HttpConn *conn, HttpPhase phase)
 {
     pthread_mutex_lock(&w->lock);
     enter(w, conn, phase);
-    if (phase == HTTP_IDLE && w->stopping)
+    if (phase == HTTP_ANSWERED && w->stopping)
         pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
+}
+
+unsigned http_watch_count(HttpWatch *w)
+{
+    pthread_mutex_lock(&w->lock);
+    unsigned count = w->count;
+    pthread_mutex_unlock(&w->lock);
+    return count;
 }
 
 bool http_watch_stopping(HttpWatch *w)
@@ -123,14 +133,14 @@ bool http_watch_sleep(HttpWatch *w, int ms)
     return going_on;
 }
 
-// Cuts the idle connections, or all; are any others left? Holds the lock.
-static bool cut_all(HttpWatch *w, bool only_idle)
+// Cuts the answered connections, or all; are any others left? Holds the lock.
+static bool cut_all(HttpWatch *w, bool only_answered)
 {
     bool left = false;
     HttpConn *conn;
     TAILQ_FOREACH(conn, &w->conns, link)
     {
-        if (conn->phase == HTTP_IDLE || !only_idle)
+        if (conn->phase == HTTP_ANSWERED || !only_answered)
             cut(conn);
         else
             left = true;

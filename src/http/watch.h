@@ -8,11 +8,12 @@
 #include <sys/queue.h>
 
 typedef enum HttpPhase {
-    HTTP_IDLE,     // no request under way; cut after the idle time
-    HTTP_READING,  // from the request line to the last byte of the body; cut after the request time
-    HTTP_HANDLING, // a handler runs: never cut but by a stop
-    HTTP_SENDING,  // cut after the sending time
-    HTTP_STREAMING // events; never cut but by a stop, or by the library when nothing can be sent
+    HTTP_READING,   // to the last byte of the body; cut after the request time
+    HTTP_HANDLING,  // a handler runs: never cut but by a stop
+    HTTP_SENDING,   // cut after the sending time
+    HTTP_STREAMING, // events; never cut but by a stop, or by the library when nothing can be sent
+    HTTP_ANSWERED,  // nothing is to come; the library closes it
+    HTTP_PHASES
 } HttpPhase;
 
 typedef struct HttpConn {
@@ -24,24 +25,25 @@ typedef struct HttpConn {
 
 typedef struct HttpWatch {
     pthread_mutex_t lock;
-    pthread_cond_t changed; // a connection became idle or went; or stopping began
+    pthread_cond_t changed; // a connection was answered or went; or stopping began
     pthread_t thread;
     TAILQ_HEAD(HttpConnList, HttpConn) conns;
     bool stopping;
-    int64_t limit_ms[HTTP_STREAMING + 1]; // by phase; 0: none
+    unsigned count;
+    int64_t limit_ms[HTTP_PHASES]; // by phase; 0: none
 } HttpWatch;
 
 // limits by phase; 0: none. Starts the thread that cuts.
-bool http_watch_start(HttpWatch *w, const int64_t limit_ms[HTTP_STREAMING + 1], Err *err)
-    must_check;
-// The descriptor stays the caller's, who calls remove before closing it. NULL on lack of memory.
+bool http_watch_start(HttpWatch *w, const int64_t limit_ms[HTTP_PHASES], Err *err) must_check;
+// The descriptor stays the caller's, who calls remove before closing it. Begins as HTTP_READING. NULL on lack of memory.
 HttpConn *http_watch_add(HttpWatch *w, int fd) must_check;
 void http_watch_remove(HttpWatch *w, HttpConn *conn);
 void http_watch_phase(HttpWatch *w, HttpConn *conn, HttpPhase phase);
+unsigned http_watch_count(HttpWatch *w); // open connections
 bool http_watch_stopping(HttpWatch *w);
 // Waits that long, or until stopping begins; is the server going on?
 bool http_watch_sleep(HttpWatch *w, int ms) must_check;
-// From now on stopping: cuts idle connections, waits for the others up to deadline_ms, then cuts those too.
+// From now on stopping: waits for what is under way up to deadline_ms, then cuts it.
 void http_watch_drain(HttpWatch *w, int deadline_ms);
 // After drain, when no connection is left.
 void http_watch_clear(HttpWatch *w);

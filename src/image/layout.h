@@ -6,9 +6,9 @@
 
 #define LAYOUT_INFO "repository.json"
 #define LAYOUT_INFO_PARTIAL LAYOUT_INFO ".partial-" // while it is created; 8 hex digits follow
-#define LAYOUT_NAME 240    // any name of ours with NUL
-#define LAYOUT_STEM 160    // "backup-<slug>-<seconds>"
-#define LAYOUT_ATTEMPT 33  // 1 to 32 lower-case hex digits
+#define LAYOUT_NAME 240                             // any name of ours with NUL
+#define LAYOUT_STEM 160                             // "backup-<slug>-<seconds>"
+#define LAYOUT_ATTEMPT 33                           // 1 to 32 lower-case hex digits
 #define LAYOUT_DISK_MAX 99999u
 
 bool layout_is_context(const char *name); // "ctx-<slug>-<YYYYMMDDhhmmss>"
@@ -36,4 +36,5 @@ typedef struct LayoutName {
 // False for a name that is not ours.
 bool layout_parse(const char *name, LayoutName *ret);
 // attempt may be NULL: the final name. stem and attempt must be valid: ERR_INVALID.
-bool layout_name(LayoutKind kind, const char *stem, const char *attempt, char out[LAYOUT_NAME], Err *err) must_check;
+bool layout_name(LayoutKind kind, const char *stem, const char *attempt, char out[LAYOUT_NAME],
+                 Err *err) must_check;

@@ -70,14 +70,18 @@ bool reader_map_get(Reader *r, uint64_t group, MapGroup **ret, Err *err) must_ch
 void reader_map_put(Reader *r, MapGroup *g);
 
 // ---- reader_file.c: one layer
-bool reader_file_open(const ReaderLayer *layer, const HashGeometry *geo, ReaderFile *ret, Err *err) must_check;
+bool reader_file_open(const ReaderLayer *layer, const HashGeometry *geo, ReaderFile *ret, Err *err)
+    must_check;
 void reader_file_clear(ReaderFile *f);
 // One cluster's L2 entry, from a table that is in memory, or read for it alone.
-bool reader_file_entry(const ReaderFile *f, const uint8_t *table, uint32_t index, Qcow2Entry *ret, Err *err) must_check;
-bool reader_file_lookup(const ReaderFile *f, uint64_t cluster, Qcow2Entry *ret, Err *err) must_check;
+bool reader_file_entry(const ReaderFile *f, const uint8_t *table, uint32_t index, Qcow2Entry *ret,
+                       Err *err) must_check;
+bool reader_file_lookup(const ReaderFile *f, uint64_t cluster, Qcow2Entry *ret, Err *err)
+    must_check;
 // Bytes of the file; behind its end: zeros.
 bool reader_file_read(const ReaderFile *f, uint64_t offset, void *p, size_t n, Err *err) must_check;
 // Inflates what lies at offset into exactly cluster_size bytes.
-bool reader_file_inflate(const ReaderFile *f, uint64_t offset, uint32_t length, void *p, Err *err) must_check;
+bool reader_file_inflate(const ReaderFile *f, uint64_t offset, uint32_t length, void *p, Err *err)
+    must_check;
 // "layer 2 (path)" before an error's words.
 bool reader_file_context(const Reader *r, size_t layer, Err *err);

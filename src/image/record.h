@@ -52,9 +52,14 @@ typedef struct Record {
 
 void record_clear(Record *r);
 void record_disk_clear(RecordDisk *d);
-// JSON with a "digest" of everything else in it (canonical dump, the repository's hash).
+// One line of JSON with a "digest" of everything else in it (canonical dump, the repository's hash). ERR_INVALID for what
+// could not be decoded again. Besides form and ranges: type is full exactly when every disk is; a disk that is not full has
+// a backing name, a chain of 2 or more, and the record's own parent_backup_id as its parent (safety rule 3), a full one has
+// neither; image and hashes have names of image/layout.h with one stem; partial exactly when left_out is not
+// empty; disk keys, IDs and folders are unique; texts are not NULL unless said so above.
 bool record_encode(const Record *r, const HashSpec *hash, char **ret_text, Err *err) must_check;
-// Checks form, ranges, names (no slash in file names; image names end as they must) and the digest: ERR_DAMAGED.
+// Checks the digest, every byte of the form, and all of the above: ERR_DAMAGED. ERR_UNSUPPORTED for a sound record of a
+// newer format.
 bool record_decode(const char *text, size_t n, const HashSpec *hash, Record *ret, Err *err) must_check;
 
 typedef struct RepositoryInfo {

@@ -53,12 +53,14 @@ const Record *repo_child_of(const Record *records, size_t len, const char *backu
 {
     for (size_t i = 0; i < len; i++)
         for (size_t d = 0; d < records[i].disks_len; d++)
-            if (records[i].disks[d].parent_backup_id && str_eq(records[i].disks[d].parent_backup_id, backup_id))
+            if (records[i].disks[d].parent_backup_id &&
+                str_eq(records[i].disks[d].parent_backup_id, backup_id))
                 return &records[i];
     return NULL;
 }
 
-static bool check_place(const Repo *r, const char *context, const char *stem, const Record *rec, Err *err)
+static bool check_place(const Repo *r, const char *context, const char *stem, const Record *rec,
+                        Err *err)
 {
     if (!str_eq(rec->repository_uuid, r->info.uuid))
         return err_set(err, ERR_DAMAGED, "it belongs to repository %s", rec->repository_uuid);
@@ -72,7 +74,8 @@ static bool check_place(const Repo *r, const char *context, const char *stem, co
     return true;
 }
 
-bool repo_read_record(const Repo *r, const char *context, const char *stem, LayoutKind kind, Record *ret, Err *err)
+bool repo_read_record(const Repo *r, const char *context, const char *stem, LayoutKind kind,
+                      Record *ret, Err *err)
 {
     char name[LAYOUT_NAME];
     cleanup_free char *path = NULL, *text = NULL;
@@ -86,7 +89,8 @@ bool repo_read_record(const Repo *r, const char *context, const char *stem, Layo
         return err_errno(err, errno, "cannot look at %s", path);
     if (!S_ISREG(st.st_mode)) // not followed, should it be a link
         return err_set(err, ERR_DAMAGED, "%s is not a regular file", path);
-    if (!file_read(path, RECORD_MAX_BYTES, &text, &n, err) || !record_decode(text, n, &r->info.hash, &rec, err))
+    if (!file_read(path, RECORD_MAX_BYTES, &text, &n, err) ||
+        !record_decode(text, n, &r->info.hash, &rec, err))
         return false;
     if (!check_place(r, context, stem, &rec, err)) {
         record_clear(&rec);
@@ -98,7 +102,8 @@ bool repo_read_record(const Repo *r, const char *context, const char *stem, Layo
 
 static char *view_path(const RepoView *v, const RepoViewDisk *disk, const char *name, Err *err)
 {
-    return disk ? mem_printf(err, "%s/disk-%u/%s", v->name, disk->no, name) : mem_printf(err, "%s/%s", v->name, name);
+    return disk ? mem_printf(err, "%s/disk-%u/%s", v->name, disk->no, name)
+                : mem_printf(err, "%s/%s", v->name, name);
 }
 
 static bool push_orphan(Scan *s, char *path, Err *err)
@@ -123,7 +128,8 @@ static bool add_problem(Scan *s, char *path, const Err *what, Err *err)
 
 // A listed point is complete: every file of it is there, the images at their length. What is in them is
 // for repo_check_layer() and the reader to say.
-static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const char *file, const uint64_t *bytes, Err *err)
+static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const char *file,
+                       const uint64_t *bytes, Err *err)
 {
     Err what = ERR_INIT;
     struct stat st;
@@ -137,11 +143,11 @@ static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const ch
     } else if (!S_ISREG(st.st_mode)) {
         err_set(&what, ERR_DAMAGED, "not a regular file");
     } else if (bytes && (uint64_t)st.st_size != *bytes) {
-        err_set(&what, ERR_DAMAGED, "%llu bytes long, not %llu as on record", (unsigned long long)st.st_size,
-                (unsigned long long)*bytes);
+        err_set(&what, ERR_DAMAGED, "%llu bytes long, not %llu as on record",
+                (unsigned long long)st.st_size, (unsigned long long)*bytes);
     }
     return what.code == ERR_NONE ||
-           add_problem(s, mem_printf(err, "%s/disk-%u/%s", v->name, d->disk_no, file), &what, err);
+        add_problem(s, mem_printf(err, "%s/disk-%u/%s", v->name, d->disk_no, file), &what, err);
 }
 
 static bool add_record(Scan *s, const RepoView *v, const char *name, const char *stem, Err *err)
@@ -157,13 +163,15 @@ static bool add_record(Scan *s, const RepoView *v, const char *name, const char 
     }
     for (size_t i = 0; i < rec.disks_len; i++) {
         const RecordDisk *d = &rec.disks[i];
-        if (!check_file(s, v, d, d->image, &d->image_bytes, err) || !check_file(s, v, d, d->hashes, NULL, err)) {
+        if (!check_file(s, v, d, d->image, &d->image_bytes, err) ||
+            !check_file(s, v, d, d->hashes, NULL, err)) {
             record_clear(&rec);
             return false;
         }
     }
     char *copy = mem_strdup(stem, err);
-    if (!copy || !text_vec_reserve(&s->stems, s->stems.len + 1, err) || !record_vec_push(&s->records, rec, err)) {
+    if (!copy || !text_vec_reserve(&s->stems, s->stems.len + 1, err) ||
+        !record_vec_push(&s->records, rec, err)) {
         free(copy);
         record_clear(&rec);
         return false;
@@ -180,7 +188,8 @@ bool repo_has_record(const RepoView *v, const char *stem)
     return layout_name(LAYOUT_RECORD, stem, NULL, name, &ignored) && repo_list_has(&v->files, name);
 }
 
-bool repo_is_needed(const Record *records, size_t len, const char *context, unsigned disk_no, const char *stem)
+bool repo_is_needed(const Record *records, size_t len, const char *context, unsigned disk_no,
+                    const char *stem)
 {
     for (size_t i = 0; i < len; i++) {
         if (!str_eq(records[i].context, context))
@@ -188,8 +197,8 @@ bool repo_is_needed(const Record *records, size_t len, const char *context, unsi
         for (size_t d = 0; d < records[i].disks_len; d++) {
             const RecordDisk *disk = &records[i].disks[d];
             LayoutName b;
-            if (disk->disk_no == disk_no && disk->backing_name && layout_parse(disk->backing_name, &b) &&
-                str_eq(b.stem, stem))
+            if (disk->disk_no == disk_no && disk->backing_name &&
+                layout_parse(disk->backing_name, &b) && str_eq(b.stem, stem))
                 return true;
         }
     }
@@ -205,7 +214,8 @@ bool repo_is_needed_any(const Record *records, size_t len, const RepoView *v, co
 }
 
 // disk NULL: a name in the context folder itself.
-static bool add_orphan(Scan *s, const RepoView *v, const RepoViewDisk *disk, const char *name, Err *err)
+static bool add_orphan(Scan *s, const RepoView *v, const RepoViewDisk *disk, const char *name,
+                       Err *err)
 {
     LayoutName n;
     if (!layout_parse(name, &n) || (n.kind == LAYOUT_RECORD || n.kind == LAYOUT_DELETED) != !disk)
@@ -219,8 +229,9 @@ static bool add_orphan(Scan *s, const RepoView *v, const RepoViewDisk *disk, con
     if (!needed)
         return push_orphan(s, view_path(v, disk, name, err), err);
     Err what = ERR_INIT;
-    err_set(&what, ERR_DAMAGED, disk ? "its commit record is missing, but other points stand on it"
-                                     : "its deletion was begun, but other points stand on it");
+    err_set(&what, ERR_DAMAGED,
+            disk ? "its commit record is missing, but other points stand on it"
+                 : "its deletion was begun, but other points stand on it");
     return add_problem(s, view_path(v, disk, name, err), &what, err);
 }
 

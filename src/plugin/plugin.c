@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -197,6 +198,10 @@ static int plugin_get_ready(void)
 static int plugin_after_fork(void)
 {
     Err err = ERR_INIT;
+    // nbdkit 1.32 in the foreground asks to die with the thread that started it, --exit-with-parent or not. In the
+    // hub that is a connection's thread; and the exporter is to outlive the hub anyhow.
+    if (prctl(PR_SET_PDEATHSIG, 0UL) != 0)
+        return fail((err_errno(&err, errno, "prctl"), &err));
     return control_start(engine.control, &err) ? 0 : fail(&err);
 }
 
@@ -320,10 +325,7 @@ static int plugin_flush(void *handle, uint32_t flags)
     Err err = ERR_INIT;
     (void)handle;
     (void)flags; // none is defined
-    // A client that flushes before it leaves, after the seal: all of it is durable.
-    if (!engine.writer || atomic_load(&engine.sealed))
-        return 0;
-    return writer_flush(engine.writer, &err) ? 0 : fail(&err);
+    return !engine.writer || writer_flush(engine.writer, &err) ? 0 : fail(&err);
 }
 
 static int plugin_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags, struct nbdkit_extents *extents)

@@ -2,6 +2,7 @@
 
 #include "base/str.h"
 #include "source/file/file.h"
+#include "source/qemu/qemu.h"
 
 void source_disk_clear(SourceDisk *d)
 {
@@ -16,7 +17,7 @@ void source_disk_clear(SourceDisk *d)
 
 const SourceOps *source_find(const char *type, Err *err)
 {
-    static const SourceOps *const all[] = {&source_file_ops};
+    static const SourceOps *const all[] = {&source_file_ops, &source_qemu_ops};
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         if (str_eq(all[i]->type, type))
             return all[i];

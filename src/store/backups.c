@@ -117,11 +117,14 @@ bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t
                      DB_ARGS(DB_T(id), DB_T(id)), (void **)ret, ret_len, err);
 }
 
-static bool done(bool ok, uint64_t affected, bool *ret_done)
+// A conditional step: *ret_done tells whether the condition held.
+static bool run_step(Store *s, const char *sql, const DbArg *args, size_t n, bool *ret_done, Err *err)
 {
-    if (ok)
-        *ret_done = affected > 0;
-    return ok;
+    uint64_t affected;
+    if (!store_run(s, sql, args, n, &affected, err))
+        return false;
+    *ret_done = affected > 0;
+    return true;
 }
 
 bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err)
@@ -131,22 +134,18 @@ bool store_backup_step(Store *s, const char *id, const char *from, const char *t
         return false;
     if (!job_state_may_follow(a, b) || job_state_is_final(b))
         return err_set(err, ERR_INTERNAL, "no job goes from %s to %s this way", from, to);
-    uint64_t n = 0;
-    return done(store_run(s, "UPDATE backup_jobs SET status = ?, phase = ? WHERE id = ? AND status = ?",
-                          DB_ARGS(DB_T(to), DB_T(to), DB_T(id), DB_T(from)), &n, err),
-                n, ret_done);
+    return run_step(s, "UPDATE backup_jobs SET status = ?, phase = ? WHERE id = ? AND status = ?",
+                    DB_ARGS(DB_T(to), DB_T(to), DB_T(id), DB_T(from)), ret_done, err);
 }
 
 bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)
 {
     char now[CLOCK_TEXT];
     clock_format(now_us, now);
-    uint64_t n = 0;
-    return done(store_run(s,
-                          "UPDATE backup_jobs SET status = 'running', phase = 'claimed', claim = ?, started_at = ?,"
-                          " last_seen_at = ? WHERE id = ? AND status = 'pending'",
-                          DB_ARGS(DB_T(claim), DB_T(now), DB_T(now), DB_T(id)), &n, err),
-                n, ret_done);
+    return run_step(s,
+                    "UPDATE backup_jobs SET status = 'running', phase = 'claimed', claim = ?, started_at = ?,"
+                    " last_seen_at = ? WHERE id = ? AND status = 'pending'",
+                    DB_ARGS(DB_T(claim), DB_T(now), DB_T(now), DB_T(id)), ret_done, err);
 }
 
 bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details,
@@ -170,9 +169,7 @@ bool store_backup_end(Store *s, const char *id, const char *status, const char *
                    "UPDATE backup_jobs SET status = ?, phase = NULL, error = ?, details = ?, completed_at = ?,"
                    " active_vm = NULL WHERE id = ? AND status IN (%s)",
                    states);
-    uint64_t n = 0;
-    return done(store_run(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id)), &n, err), n,
-                ret_done);
+    return run_step(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id)), ret_done, err);
 }
 
 bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)

@@ -165,6 +165,9 @@ bool store_export_used(Store *s, const char *id, int64_t now_us, Err *err) must_
 bool store_export_remove(Store *s, const char *id, Err *err) must_check;
 void store_export_clear(StoreExport *e);
 
+// The machine was started anew: no process on record is the one that was meant.
+bool store_forget_processes(Store *s, Err *err) must_check;
+
 // ---- replications
 typedef struct StoreReplication {
     char *id, *vm_name, *target, *status, *change_id;

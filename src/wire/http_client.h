@@ -1,5 +1,5 @@
-// HTTP requests over libcurl: one at a time, every one with deadlines and a bounded answer. No redirects are
-// followed, no proxy is used, TLS is verified, a connection has 5 s to come about. One HttpClient belongs to one thread.
+// HTTP requests over libcurl: one at a time, each with deadlines and a bounded answer. No redirects are followed,
+// no proxy is used, TLS is verified, a connection has 5 s to come about. One HttpClient belongs to one thread.
 #pragma once
 
 #include "base/secret.h"

@@ -76,8 +76,8 @@ class Place:
         self.to_stop.append(target)
         return target
 
-    def hub(self, job_id, *images, uri=None, slow=False, started=True, **more):
-        filters = ["--filter=delay", "wdelay=2"] if slow else []
+    def hub(self, job_id, *images, uri=None, delay=0, started=True, **more):
+        filters = ["--filter=delay", f"wdelay={delay}"] if delay else []
         targets = {f"disk-{n}": self.target(f"t{n}", os.path.getsize(p) if p else SIZE, *filters)
                    for n, p in enumerate(images or [None])}
         disks = [{"uri": uri}] if uri else [{"path": str(p), "format": "raw"} for p in images]
@@ -195,9 +195,9 @@ def test_excluded_disk_is_left_out_and_shows_in_the_exit_status(lab):
 
 
 def test_token_is_sent_and_seen_nowhere_else(lab):
-    hub = lab.hub("backup-a-1", lab.image(), slow=True)
+    hub = lab.hub("backup-a-1", lab.image(), delay=3)
     client = lab.client(hub, SENDENSE_JOB_TOKEN=TOKEN, SENDENSE_LOG="debug")
-    hub.wait_call("progress")
+    hub.wait_copying()
     for pid in [client.process.pid, *client.children()]:
         for name in ("cmdline", "environ"):
             with open(f"/proc/{pid}/{name}", "rb") as f:
@@ -332,9 +332,9 @@ def gone(pids, seconds=5):
 
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
 def test_signal_cancels(lab, signo):
-    hub = lab.hub("backup-a-1", lab.image(), slow=True)
+    hub = lab.hub("backup-a-1", lab.image(), delay=60)
     client = lab.client(hub)
-    hub.wait_call("progress", 2)
+    hub.wait_copying()
     children = client.children()
     assert children         # qemu-nbd of the file source
     at = time.monotonic()
@@ -365,20 +365,20 @@ def test_signal_while_the_hub_is_away(lab):
     ((409, ERROR), False),
 ])
 def test_the_hubs_word_ends_the_job(lab, answer, cancelled):
-    hub = lab.hub("backup-a-1", lab.image(), slow=True, answers={"progress": [answer]})
+    hub = lab.hub("backup-a-1", lab.image(), delay=60, answers={"progress": [answer]})
     lab.run(hub, status=1)
     assert hub.calls("fail")[0].json["cancelled"] is cancelled
     assert not hub.calls("complete")
 
 
 def test_heartbeat_outlives_a_hub_that_fails(lab):
-    hub = lab.hub("backup-a-1", lab.image(), slow=True, answers={"progress": [(500, ERROR), CLOSE, (503, ERROR)]})
+    hub = lab.hub("backup-a-1", lab.image(), delay=3, answers={"progress": [(500, ERROR), CLOSE, (503, ERROR)]})
     lab.run(hub)
     assert len(hub.calls("progress")) >= 2
 
 
 def test_heartbeat_comes_every_two_seconds(lab):
-    hub = lab.hub("backup-a-1", lab.image(), slow=True)
+    hub = lab.hub("backup-a-1", lab.image(), delay=3)
     lab.run(hub)
     times = [r.at for r in hub.calls("progress")]
     assert all(b - a < 2.7 for a, b in zip(times, times[1:]))
@@ -413,9 +413,9 @@ def test_read_error_fails_the_job(lab):
 
 
 def test_export_that_dies_fails_the_job(lab):
-    hub = lab.hub("backup-a-1", lab.image(), slow=True)
+    hub = lab.hub("backup-a-1", lab.image(), delay=60)
     client = lab.client(hub)
-    hub.wait_call("progress", 2)
+    hub.wait_copying()
     hub.targets["disk-0"].stop()
     assert client.wait(20) == 1
     assert hub.calls("fail")[0].json["cancelled"] is False
@@ -433,7 +433,7 @@ def test_write_error_fails_the_job(lab):
 
 
 def test_one_bad_disk_fails_the_job_and_stops_the_others(lab):
-    hub = lab.hub("backup-a-1", lab.image("a"), lab.image("b"), slow=True)
+    hub = lab.hub("backup-a-1", lab.image("a"), lab.image("b"), delay=60)
     hub.targets["disk-1"].stop()
     at = time.monotonic()
     lab.run(hub, status=1)

@@ -1,6 +1,6 @@
 // A server with a few routes, for the tests of src/http/ over real sockets (tests/it/test_http_hardening.py).
 //
-//     http-echo [--idle-timeout S] [--request-timeout MS] [--max-connections N] [--stop-deadline MS]
+//     http-echo [--request-timeout MS] [--max-connections N] [--stop-deadline MS]
 //
 // Prints "port N", and then one line for each answered request. Ends on SIGTERM.
 #include "base/opt.h"
@@ -173,9 +173,8 @@ static void done(void *ctx, const HttpDone *d)
 
 int main(int argc, char **argv)
 {
-    uint64_t idle = 60, request = 30000, connections = 256, stop = 2000;
+    uint64_t request = 30000, connections = 256, stop = 2000;
     const Opt options[] = {
-        {.name = "idle-timeout", .kind = OPT_U64, .target = &idle, .min = 1, .max = 3600},
         {.name = "request-timeout", .kind = OPT_U64, .target = &request, .min = 1, .max = 3600000},
         {.name = "max-connections",
          .kind = OPT_U64,
@@ -190,14 +189,14 @@ int main(int argc, char **argv)
     sigset_t set;
     (void)sigemptyset(&set);
     (void)sigaddset(&set, SIGTERM);
-    (void)sigprocmask(SIG_BLOCK, &set, NULL);
+    (void)sigprocmask(SIG_BLOCK, &set, NULL); // of all threads
+    (void)signal(SIGPIPE, SIG_IGN);
     HttpServer *server;
     const HttpRoutes routes = {table, ARRAY_LEN(table)};
     if (!opt_parse(argc, argv, options, false, &args, &err) ||
         !http_server_start(&(HttpConfig){.routes = routes,
                                          .done = done,
                                          .max_connections = (unsigned)connections,
-                                         .idle_timeout_s = (unsigned)idle,
                                          .request_timeout_ms = (unsigned)request},
                            &server, &err)) {
         (void)fprintf(stderr, "http-echo: %s\n", err.details);

@@ -14,20 +14,21 @@
 #include "base/err.h"
 
 // The message of an unexpected error belongs into the test's output.
-#define assert_ok(call, err)                                                                  \
-    do {                                                                                      \
-        if (!(call))                                                                          \
-            fail_msg("%s: %s: %s", #call, err_name((err)->code), (err)->details);             \
-        assert_int_equal((err)->code, ERR_NONE);                                              \
+#define assert_ok(call, err)                                                      \
+    do {                                                                          \
+        if (!(call))                                                              \
+            fail_msg("%s: %s: %s", #call, err_name((err)->code), (err)->details); \
+        assert_int_equal((err)->code, ERR_NONE);                                  \
     } while (0)
 
 // The call fails with this code; *err is empty again afterwards.
-#define assert_fails(call, err, expected)                                                     \
-    do {                                                                                      \
-        assert_false(call);                                                                   \
-        if ((err)->code != (expected))                                                        \
-            fail_msg("%s: %s instead of %s: %s", #call, err_name((err)->code), err_name(expected), (err)->details); \
-        err_clear(err);                                                                       \
+#define assert_fails(call, err, expected)                                                          \
+    do {                                                                                           \
+        assert_false(call);                                                                        \
+        if ((err)->code != (expected))                                                             \
+            fail_msg("%s: %s instead of %s: %s", #call, err_name((err)->code), err_name(expected), \
+                     (err)->details);                                                              \
+        err_clear(err);                                                                            \
     } while (0)
 
 // SplitMix64. The seed is printed, and taken from SENDENSE_TEST_SEED to repeat a failure.

@@ -3,7 +3,9 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/proc.h"
 #include "base/str.h"
+#include "base/uuid.h"
 #include "service/hub/internal.h"
 
 #include <stdio.h>
@@ -40,6 +42,20 @@ static bool own_run_dir(const char *path, Err *err)
     return true;
 }
 
+// Start times count from the boot: after another one a recorded pid may be anybody's.
+static bool check_boot(Hub *h, Err *err)
+{
+    char now[UUID_TEXT];
+    cleanup_free char *path = file_join(h->data_dir, "boot-id", err), *before = NULL;
+    Err missing = ERR_INIT;
+    if (!path || !proc_boot_id(now, err))
+        return false;
+    if (file_read(path, 256, &before, NULL, &missing) && str_eq(before, now))
+        return true;
+    return store_forget_processes(h->store, err) && file_unlink(path, err) &&
+           file_create_durable(path, now, strlen(now), 0600, err);
+}
+
 static bool open_all(Hub *h, const HubConfig *c, Err *err)
 {
     cleanup_free char *database = NULL, *lock = NULL;
@@ -56,7 +72,8 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
         !mem_replace(&h->client, c->client, err))
         return false;
     bool ok = c->run_dir ? mem_replace(&h->run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &h->run_dir, err);
-    return ok && own_run_dir(h->run_dir, err) && store_open_sqlite(database, &h->store, err) && hub_recover(h, err) &&
+    return ok && own_run_dir(h->run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
+           hub_recover(h, err) &&
            hub_supervisor_start(h, err);
 }
 

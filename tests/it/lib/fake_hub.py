@@ -87,12 +87,11 @@ class FakeHub:
     def calls(self, call=None):
         return [r for r in self.requests if call is None or r.call == call]
 
-    def wait_call(self, call, n=1, seconds=10):
+    def wait_copying(self, seconds=20):
         until = time.monotonic() + seconds
-        while len(self.calls(call)) < n:
-            assert time.monotonic() < until, f"no {call}: {[r.path for r in self.requests]}"
+        while not any(r.json["phase"] == "copying" for r in self.calls("progress")):
+            assert time.monotonic() < until, [r.path for r in self.requests]
             time.sleep(0.02)
-        return self.calls(call)[n - 1]
 
     def answer(self, request):
         with self.lock:

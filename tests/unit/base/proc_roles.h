@@ -5,6 +5,7 @@
 #include "unit.h"
 
 #include "base/file.h"
+#include "base/num.h"
 #include "base/proc.h"
 #include "base/str.h"
 
@@ -19,6 +20,13 @@
 
 static char self[4096];
 
+static inline int number_of(const char *text)
+{
+    Err err = ERR_INIT;
+    uint64_t v;
+    return num_u64(text, 0, INT32_MAX, &v, &err) ? (int)v : -1;
+}
+
 // ---- roles ----
 
 static int role_fds(void)
@@ -27,7 +35,7 @@ static int role_fds(void)
     if (!d)
         return 1;
     for (const struct dirent *e; (e = readdir(d));)
-        if (e->d_name[0] != '.' && atoi(e->d_name) != dirfd(d))
+        if (e->d_name[0] != '.' && number_of(e->d_name) != dirfd(d))
             printf("%s ", e->d_name);
     (void)closedir(d);
     return 0;
@@ -35,12 +43,13 @@ static int role_fds(void)
 
 static int role_listen(void)
 {
-    const char *fds = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID"), *names = getenv("LISTEN_FDNAMES");
+    const char *fds = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID"),
+               *names = getenv("LISTEN_FDNAMES");
     int accepting = 0;
     socklen_t n = sizeof(accepting);
     (void)getsockopt(3, SOL_SOCKET, SO_ACCEPTCONN, &accepting, &n);
-    printf("fds=%s own=%d names=%s accepting=%d ", fds ? fds : "-", pid && atoi(pid) == getpid(), names ? names : "-",
-           accepting);
+    printf("fds=%s own=%d names=%s accepting=%d ", fds ? fds : "-",
+           pid && number_of(pid) == getpid(), names ? names : "-", accepting);
     return role_fds();
 }
 
@@ -108,8 +117,13 @@ static int role_leave_grandchild(void)
 static int role_parent(bool die)
 {
     const char *argv[] = {self, "pause", NULL};
-    ProcSpec spec = {.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .listen_fd = -1,
-                     .new_session = true, .die_with_parent = die};
+    ProcSpec spec = {.argv = argv,
+                     .stdin_fd = -1,
+                     .stdout_fd = -1,
+                     .stderr_fd = -1,
+                     .listen_fd = -1,
+                     .new_session = true,
+                     .die_with_parent = die};
     int null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
     spec.stdout_fd = null_fd;
     Proc p = PROC_NONE;
@@ -154,9 +168,9 @@ static int play(int argc, char **argv)
     if (str_eq(role, "parent-die"))
         return role_parent(true);
     if (str_eq(role, "exit"))
-        return atoi(argv[2]);
+        return number_of(argv[2]);
     if (str_eq(role, "kill-self"))
-        return kill(getpid(), atoi(argv[2]));
+        return kill(getpid(), number_of(argv[2]));
     if (str_eq(role, "close-and-pause")) {
         (void)close(STDOUT_FILENO);
         (void)close(STDERR_FILENO);
@@ -189,7 +203,8 @@ static int play(int argc, char **argv)
 
 static inline ProcSpec spec_of(const char *const *argv)
 {
-    return (ProcSpec){.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .listen_fd = -1};
+    return (ProcSpec){
+        .argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .listen_fd = -1};
 }
 
 // Runs a role to its end and gives its standard output.

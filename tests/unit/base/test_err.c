@@ -25,8 +25,9 @@ static void test_errno(void **state)
     static const struct {
         int errnum;
         ErrCode code;
-    } cases[] = {{ENOSPC, ERR_NO_SPACE}, {EDQUOT, ERR_NO_SPACE}, {ENOMEM, ERR_NO_MEMORY},
-                 {ENOENT, ERR_NOT_FOUND}, {EEXIST, ERR_EXISTS},  {EIO, ERR_IO}, {EACCES, ERR_IO}};
+    } cases[] = {{ENOSPC, ERR_NO_SPACE},  {EDQUOT, ERR_NO_SPACE}, {ENOMEM, ERR_NO_MEMORY},
+                 {ENOENT, ERR_NOT_FOUND}, {EEXIST, ERR_EXISTS},   {EIO, ERR_IO},
+                 {EACCES, ERR_IO}};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         Err err = ERR_INIT;
         assert_false(err_errno(&err, cases[i].errnum, "cannot open %s", "x"));
@@ -99,8 +100,11 @@ static void test_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_first_error_wins),  cmocka_unit_test(test_errno), cmocka_unit_test(test_context),
-        cmocka_unit_test(test_cut_is_still_utf8), cmocka_unit_test(test_table),
+        cmocka_unit_test(test_first_error_wins),
+        cmocka_unit_test(test_errno),
+        cmocka_unit_test(test_context),
+        cmocka_unit_test(test_cut_is_still_utf8),
+        cmocka_unit_test(test_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

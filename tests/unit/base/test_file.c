@@ -44,7 +44,8 @@ static void test_create_and_read(void **state)
     assert_string_equal(text, "hello");
     free(text);
     assert_int_equal(symlink("nowhere", unit_path(state, "dangling")), 0);
-    assert_fails(file_create_durable(unit_path(state, "dangling"), "x", 1, 0600, &err), &err, ERR_EXISTS);
+    assert_fails(file_create_durable(unit_path(state, "dangling"), "x", 1, 0600, &err), &err,
+                 ERR_EXISTS);
     assert_false(file_exists(unit_path(state, "nowhere")));
 }
 
@@ -77,7 +78,8 @@ static void test_read_refuses(void **state)
     assert_fails(file_read((const char *)*state, 10, &text, NULL, &err), &err, ERR_INVALID);
     assert_fails(file_read("/dev/zero", 10, &text, NULL, &err), &err, ERR_INVALID);
     assert_int_equal(mkfifo(unit_path(state, "fifo"), 0600), 0);
-    assert_fails(file_read(unit_path(state, "fifo"), 10, &text, NULL, &err), &err, ERR_INVALID); // and does not wait
+    assert_fails(file_read(unit_path(state, "fifo"), 10, &text, NULL, &err), &err,
+                 ERR_INVALID); // and does not wait
     assert_ok(file_create_durable(unit_path(state, "nul"), "a\0b", 3, 0600, &err), &err);
     assert_fails(file_read(unit_path(state, "nul"), 10, &text, NULL, &err), &err, ERR_INVALID);
     assert_ptr_equal(text, state);
@@ -155,7 +157,8 @@ static void test_names(void **state)
     assert_ok(file_link(unit_path(state, "a"), unit_path(state, "c"), &err), &err);
     assert_ok(file_rename(unit_path(state, "a"), unit_path(state, "b"), &err), &err);
     assert_false(file_exists(unit_path(state, "a")));
-    assert_fails(file_rename(unit_path(state, "a"), unit_path(state, "b"), &err), &err, ERR_NOT_FOUND);
+    assert_fails(file_rename(unit_path(state, "a"), unit_path(state, "b"), &err), &err,
+                 ERR_NOT_FOUND);
     assert_ok(file_unlink(unit_path(state, "b"), &err), &err);
     assert_ok(file_unlink(unit_path(state, "b"), &err), &err);
     assert_false(file_unlink((const char *)*state, &err)); // a folder
@@ -168,7 +171,8 @@ static void test_names(void **state)
     assert_fails(file_realpath(unit_path(state, "a"), &real, &err), &err, ERR_NOT_FOUND);
     assert_int_equal(symlink("nowhere", unit_path(state, "dangling")), 0);
     assert_true(file_exists(unit_path(state, "dangling")));
-    static const char *const joins[][3] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"/", "b", "/b"}, {"", "b", "b"}};
+    static const char *const joins[][3] = {
+        {"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"/", "b", "/b"}, {"", "b", "b"}};
     for (size_t i = 0; i < ARRAY_LEN(joins); i++) {
         cleanup_free char *path = file_join(joins[i][0], joins[i][1], &err);
         assert_string_equal(path, joins[i][2]);
@@ -215,7 +219,8 @@ static void test_remove_tree(void **state)
     assert_false(file_exists(unit_path(state, "tree")));
     assert_ok(file_remove_tree(unit_path(state, "tree"), &err), &err);
     assert_ok(file_remove_tree(unit_path(state, "no/tree"), &err), &err);
-    assert_ok(file_remove_tree(unit_path(state, "to-outside"), &err), &err); // the link, not what it names
+    assert_ok(file_remove_tree(unit_path(state, "to-outside"), &err),
+              &err); // the link, not what it names
     assert_false(file_exists(unit_path(state, "to-outside")));
     assert_true(file_exists(unit_path(state, "outside/precious")));
     assert_ok(file_remove_tree(unit_path(state, "outside/precious"), &err), &err); // a file
@@ -276,7 +281,8 @@ static void test_space(void **state)
     uint64_t free_bytes = 0, total = 0;
     assert_ok(file_space((const char *)*state, &free_bytes, &total, &err), &err);
     assert_true(total > 0 && free_bytes <= total);
-    assert_fails(file_space(unit_path(state, "absent"), &free_bytes, &total, &err), &err, ERR_NOT_FOUND);
+    assert_fails(file_space(unit_path(state, "absent"), &free_bytes, &total, &err), &err,
+                 ERR_NOT_FOUND);
 }
 
 static void test_lock(void **state)
@@ -296,7 +302,8 @@ static void test_lock(void **state)
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        (void)close(a); // the child's copy: the lock belongs to the open file, which the parent still has
+        (void)close(
+            a); // the child's copy: the lock belongs to the open file, which the parent still has
         int c;
         Err child_err = ERR_INIT;
         _exit(!file_lock(path, &c, &child_err) && child_err.code == ERR_BUSY ? 0 : 1);

@@ -15,7 +15,8 @@
 static char *captured(void **state, void (*write_lines)(void *), void *arg)
 {
     const char *path = unit_path(state, "log");
-    int saved = dup(STDERR_FILENO), fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+    int saved = dup(STDERR_FILENO),
+        fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
     assert_true(saved >= 0 && fd >= 0);
     assert_true(dup2(fd, STDERR_FILENO) >= 0);
     write_lines(arg);
@@ -42,8 +43,8 @@ static void write_plain(void *arg)
     (void)arg;
     Err err = ERR_INIT;
     (void)err_set(&err, ERR_BUSY, "in use");
-    log_info("backup completed", LOG_STR("job", "backup-web-1"), LOG_NUM("bytes", -12), LOG_STR("empty", ""),
-             LOG_STR("none", NULL), LOG_ERR(&err));
+    log_info("backup completed", LOG_STR("job", "backup-web-1"), LOG_NUM("bytes", -12),
+             LOG_STR("empty", ""), LOG_STR("none", NULL), LOG_ERR(&err));
     log_warn("no fields");
     log_debug("not at this level");
 }
@@ -60,9 +61,10 @@ static void test_format(void **state)
     Err err = ERR_INIT;
     assert_ok(clock_parse(ts, &when, &err), &err);
     second[-1] = '\0';
-    assert_string_equal(text + 3 + CLOCK_TEXT - 1,
-                        " level=info msg=\"backup completed\" job=backup-web-1 bytes=-12 empty=\"\" none=\"\" error=busy "
-                        "details=\"in use\"");
+    assert_string_equal(
+        text + 3 + CLOCK_TEXT - 1,
+        " level=info msg=\"backup completed\" job=backup-web-1 bytes=-12 empty=\"\" none=\"\" error=busy "
+        "details=\"in use\"");
     assert_non_null(strstr(second, " level=warn msg=\"no fields\"\n"));
 }
 
@@ -80,11 +82,13 @@ static void test_injection(void **state)
         "a\\\" job=\"other",
         "a=b c=d",
         "\x1b[2J\x1b]0;title\x07",
-        "\xc2\x9b" "31m",              // CSI as one C1 character
-        "\xe2\x80\xae" "gpj.exe",      // right-to-left override
-        "\xe2\x80\xa8level=error",     // line separator
+        "\xc2\x9b"
+        "31m", // CSI as one C1 character
+        "\xe2\x80\xae"
+        "gpj.exe",                 // right-to-left override
+        "\xe2\x80\xa8level=error", // line separator
         "\xff\xfe\x80",
-        "\xc0\x8a",                    // an overlong line feed
+        "\xc0\x8a", // an overlong line feed
         "\x7f",
     };
     for (size_t i = 0; i < ARRAY_LEN(hostile); i++) {
@@ -114,15 +118,20 @@ static void test_injection(void **state)
         assert_false(quoted);
         assert_true(str_starts(bare, " level=error msg= vm= "));
         const char *key = bare + strlen(" level=error msg= vm= ");
-        assert_string_equal(key + strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."), "=x");
+        assert_string_equal(
+            key + strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."),
+            "=x");
     }
 }
 
 static void test_escapes(void **state)
 {
-    char value[] = "\"\\\n\r\t\x01\x7f\xff Gr\xc3\xb6\xc3\x9f" "e";
+    char value[] = "\"\\\n\r\t\x01\x7f\xff Gr\xc3\xb6\xc3\x9f"
+                   "e";
     cleanup_free char *text = captured(state, write_one, value);
-    assert_non_null(strstr(text, " vm=\"\\\"\\\\\\n\\r\\t\\u0001\\u007f\\ufffd Gr\xc3\xb6\xc3\x9f" "e\" "));
+    assert_non_null(strstr(text,
+                           " vm=\"\\\"\\\\\\n\\r\\t\\u0001\\u007f\\ufffd Gr\xc3\xb6\xc3\x9f"
+                           "e\" "));
 }
 
 static void test_long_values_are_cut(void **state)
@@ -140,7 +149,8 @@ static void test_long_values_are_cut(void **state)
         assert_in_range(n, 1000, 4096);
         assert_int_equal(count_lines(text), 1);
         assert_true(str_is_utf8(text, n));
-        assert_non_null(strstr(text, "...\" vm=\"")); // the message was cut, the next field is there
+        assert_non_null(
+            strstr(text, "...\" vm=\"")); // the message was cut, the next field is there
     }
     free(value);
 }
@@ -209,7 +219,8 @@ static void test_threads_do_not_tear_lines(void **state)
     for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1, lines++) {
         *end = '\0';
         assert_true(str_starts(line, "ts="));
-        assert_non_null(strstr(line, " msg=\"from a thread\" text=\"some words to tear apart\" i="));
+        assert_non_null(
+            strstr(line, " msg=\"from a thread\" text=\"some words to tear apart\" i="));
     }
     assert_int_equal(lines, 800);
 }
@@ -221,7 +232,7 @@ static void write_levels_in_child(void *arg)
     assert_true(pid >= 0);
     if (pid == 0) {
         (void)setenv("SENDENSE_LOG", (const char *)arg, 1);
-        char *argv[] = {(char *)(uintptr_t)"test_log", (char *)(uintptr_t)"levels", NULL};
+        char *argv[] = {(char *)(uintptr_t) "test_log", (char *)(uintptr_t) "levels", NULL};
         execv("/proc/self/exe", argv);
         _exit(127);
     }

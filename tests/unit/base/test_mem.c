@@ -65,9 +65,11 @@ static void test_arithmetic(void **state)
     assert_false(mul_u64(UINT64_C(1) << 32, UINT64_C(1) << 32, &v));
     assert_true(v == 4711);
     assert_true(add_u64(UINT64_MAX - 1, 1, &v) && v == UINT64_MAX);
-    assert_true(mul_u64(UINT64_C(1) << 32, (UINT64_C(1) << 32) - 1, &v) && v == UINT64_MAX - UINT32_MAX);
+    assert_true(mul_u64(UINT64_C(1) << 32, (UINT64_C(1) << 32) - 1, &v) &&
+                v == UINT64_MAX - UINT32_MAX);
     assert_true(align_down(65535, 65536) == 0 && align_down(65536, 65536) == 65536);
-    assert_true(align_up(0, 65536) == 0 && align_up(1, 65536) == 65536 && align_up(65536, 65536) == 65536);
+    assert_true(align_up(0, 65536) == 0 && align_up(1, 65536) == 65536 &&
+                align_up(65536, 65536) == 65536);
     assert_true(align_up(DISK_SIZE_MAX - 1, 65536) == DISK_SIZE_MAX);
 }
 
@@ -92,8 +94,9 @@ static void test_vec(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_zeroed),     cmocka_unit_test(test_text), cmocka_unit_test(test_ownership),
-        cmocka_unit_test(test_arithmetic), cmocka_unit_test(test_vec),
+        cmocka_unit_test(test_zeroed),    cmocka_unit_test(test_text),
+        cmocka_unit_test(test_ownership), cmocka_unit_test(test_arithmetic),
+        cmocka_unit_test(test_vec),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

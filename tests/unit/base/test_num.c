@@ -10,7 +10,8 @@ static void test_u64_good(void **state)
     static const struct {
         const char *text;
         uint64_t value;
-    } good[] = {{"0", 0}, {"7", 7}, {"007", 7}, {"8082", 8082}, {"18446744073709551615", UINT64_MAX}};
+    } good[] = {
+        {"0", 0}, {"7", 7}, {"007", 7}, {"8082", 8082}, {"18446744073709551615", UINT64_MAX}};
     for (size_t i = 0; i < ARRAY_LEN(good); i++) {
         Err err = ERR_INIT;
         uint64_t v = 1;
@@ -22,8 +23,22 @@ static void test_u64_good(void **state)
 static void test_u64_bad(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", " ", "-1", "+1", " 1", "1 ", "1\n", "0x10", "1e3", "1.0", "1,000", "1K", "a", "٣",
-                                      "18446744073709551616", "99999999999999999999999999999999999999999999999"};
+    static const char *const bad[] = {"",
+                                      " ",
+                                      "-1",
+                                      "+1",
+                                      " 1",
+                                      "1 ",
+                                      "1\n",
+                                      "0x10",
+                                      "1e3",
+                                      "1.0",
+                                      "1,000",
+                                      "1K",
+                                      "a",
+                                      "٣",
+                                      "18446744073709551616",
+                                      "99999999999999999999999999999999999999999999999"};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         Err err = ERR_INIT;
         uint64_t v = 4711;
@@ -65,10 +80,16 @@ static void test_size(void **state)
     static const struct {
         const char *text;
         uint64_t value;
-    } good[] = {{"0", 0},           {"512", 512},        {"64K", 65536},
-                {"64k", 65536},     {"1M", 1048576},     {"2G", UINT64_C(2) << 30},
-                {"1T", UINT64_C(1) << 40}, {"16777215T", UINT64_C(16777215) << 40}};
-    static const char *const bad[] = {"", "K", "1KB", "1KiB", "1P", "-1K", "1 K", "1.5G", "16777216T", "K1", "1K1"};
+    } good[] = {{"0", 0},
+                {"512", 512},
+                {"64K", 65536},
+                {"64k", 65536},
+                {"1M", 1048576},
+                {"2G", UINT64_C(2) << 30},
+                {"1T", UINT64_C(1) << 40},
+                {"16777215T", UINT64_C(16777215) << 40}};
+    static const char *const bad[] = {"",    "K",    "1KB",       "1KiB", "1P", "-1K",
+                                      "1 K", "1.5G", "16777216T", "K1",   "1K1"};
     for (size_t i = 0; i < ARRAY_LEN(good); i++) {
         Err err = ERR_INIT;
         uint64_t v = 1;
@@ -91,8 +112,9 @@ static void test_size(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_u64_good),       cmocka_unit_test(test_u64_bad), cmocka_unit_test(test_u64_range),
-        cmocka_unit_test(test_u64_round_trip), cmocka_unit_test(test_size),
+        cmocka_unit_test(test_u64_good),  cmocka_unit_test(test_u64_bad),
+        cmocka_unit_test(test_u64_range), cmocka_unit_test(test_u64_round_trip),
+        cmocka_unit_test(test_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,10 +22,20 @@ static Table table_of(Values *v)
     return (Table){{
         {.name = "json", .kind = OPT_FLAG, .target = &v->json, .help = "one JSON value"},
         {.name = "auth", .kind = OPT_FLAG, .target = &v->auth, .help = "tokens are needed"},
-        {.name = "db-name", .kind = OPT_TEXT, .target = &v->name, .value = "NAME", .help = "database"},
+        {.name = "db-name",
+         .kind = OPT_TEXT,
+         .target = &v->name,
+         .value = "NAME",
+         .help = "database"},
         {.name = "db-pass", .kind = OPT_TEXT, .target = &v->pass, .value = "WORD"},
         {.name = "file", .kind = OPT_LIST, .target = &v->files, .value = "IMAGE", .help = "a disk"},
-        {.name = "port", .kind = OPT_U64, .target = &v->port, .min = 1, .max = 65535, .value = "N", .help = "TCP port"},
+        {.name = "port",
+         .kind = OPT_U64,
+         .target = &v->port,
+         .min = 1,
+         .max = 65535,
+         .value = "N",
+         .help = "TCP port"},
         {.name = NULL},
     }};
 }
@@ -58,7 +68,9 @@ static const Case cases[] = {
     {.words = {"p", "--port=8082"}, .ok = true, .auth = true, .port = 8082},
     {.words = {"p", "-port", "8082"}, .ok = true, .auth = true, .port = 8082},
     {.words = {"p", "--port", "8082"}, .ok = true, .auth = true, .port = 8082},
-    {.words = {"p", "-port=8082", "-auth=false", "-db-name=migratekit_oma"}, .ok = true, .port = 8082,
+    {.words = {"p", "-port=8082", "-auth=false", "-db-name=migratekit_oma"},
+     .ok = true,
+     .port = 8082,
      .name = "migratekit_oma"},
     // flags
     {.words = {"p", "--json"}, .ok = true, .json = true, .auth = true},
@@ -71,7 +83,10 @@ static const Case cases[] = {
     {.words = {"p", "--db-name=a", "--db-name=b"}, .ok = true, .auth = true, .name = "b"},
     {.words = {"p", "--db-name="}, .ok = true, .auth = true, .name = ""},
     {.words = {"p", "--db-name=a=b"}, .ok = true, .auth = true, .name = "a=b"},
-    {.words = {"p", "--file", "a", "--file=b", "-file", "c"}, .ok = true, .auth = true, .files = {"a", "b", "c"}},
+    {.words = {"p", "--file", "a", "--file=b", "-file", "c"},
+     .ok = true,
+     .auth = true,
+     .files = {"a", "b", "c"}},
     // values that look like options
     {.words = {"p", "--db-name", "-x"}, .ok = true, .auth = true, .name = "-x"},
     {.words = {"p", "--db-name", "-"}, .ok = true, .auth = true, .name = "-"},
@@ -95,13 +110,28 @@ static const Case cases[] = {
     {.words = {"p", "--=1"}, .auth = true},
     {.words = {"p", "-=1"}, .auth = true},
     // positional
-    {.words = {"p", "vm", "add", "--file=a", "web", "--json"}, .ok = true, .json = true, .auth = true, .files = {"a"},
+    {.words = {"p", "vm", "add", "--file=a", "web", "--json"},
+     .ok = true,
+     .json = true,
+     .auth = true,
+     .files = {"a"},
      .args = {"vm", "add", "web"}},
     {.words = {"p", "-", "", "x"}, .ok = true, .auth = true, .args = {"-", "", "x"}},
-    {.words = {"p", "a", "--", "--json", "--", "-x"}, .ok = true, .auth = true, .args = {"a", "--json", "--", "-x"}},
-    {.words = {"p", "--json", "vm", "--nope", "--", "x"}, .stop = true, .ok = true, .json = true, .auth = true,
+    {.words = {"p", "a", "--", "--json", "--", "-x"},
+     .ok = true,
+     .auth = true,
+     .args = {"a", "--json", "--", "-x"}},
+    {.words = {"p", "--json", "vm", "--nope", "--", "x"},
+     .stop = true,
+     .ok = true,
+     .json = true,
+     .auth = true,
      .args = {"vm", "--nope", "--", "x"}},
-    {.words = {"p", "--", "--json", "vm"}, .stop = true, .ok = true, .auth = true, .args = {"--json", "vm"}},
+    {.words = {"p", "--", "--json", "vm"},
+     .stop = true,
+     .ok = true,
+     .auth = true,
+     .args = {"--json", "vm"}},
 };
 
 static void check_case(size_t i)
@@ -157,7 +187,8 @@ static void test_table(void **state)
 static void test_messages_keep_secrets(void **state)
 {
     (void)state;
-    static const char *const lines[] = {"--db-passs=hunter2", "--dbpass=hunter2", "--db-pas=hunter2"};
+    static const char *const lines[] = {"--db-passs=hunter2", "--dbpass=hunter2",
+                                        "--db-pas=hunter2"};
     for (size_t i = 0; i < ARRAY_LEN(lines); i++) {
         Values v = {0};
         Table t = table_of(&v);
@@ -189,11 +220,12 @@ static void test_help(void **state)
     char text[1024] = "";
     assert_true(pread(fd, text, sizeof(text) - 1, 0) > 0);
     (void)close(fd);
-    assert_string_equal(text, "  --json           one JSON value\n"
-                              "  --auth           tokens are needed\n"
-                              "  --db-name NAME   database\n"
-                              "  --file IMAGE     a disk\n"
-                              "  --port N         TCP port\n"); // --db-pass is hidden
+    assert_string_equal(text,
+                        "  --json           one JSON value\n"
+                        "  --auth           tokens are needed\n"
+                        "  --db-name NAME   database\n"
+                        "  --file IMAGE     a disk\n"
+                        "  --port N         TCP port\n"); // --db-pass is hidden
 }
 
 int main(void)

@@ -22,7 +22,7 @@ static void test_exit_status(void **state)
         assert_true(p.pid > 0 && p.pidfd >= 0 && p.start_time > 0);
         assert_ok(proc_wait(&p, SOON, &status, &err), &err);
         assert_true(WIFEXITED(status));
-        assert_int_equal(WEXITSTATUS(status), atoi(codes[i]));
+        assert_int_equal(WEXITSTATUS(status), number_of(codes[i]));
         assert_int_equal(p.pidfd, -1);
         assert_int_equal(p.pid, 0);
         assert_false(proc_alive(&p));
@@ -37,7 +37,8 @@ static void test_exit_status(void **state)
 static void test_exec_failure_is_reported(void **state)
 {
     Err err = ERR_INIT;
-    const char *text = unit_path(state, "text"), *folder = unit_path(state, "folder"), *junk = unit_path(state, "junk");
+    const char *text = unit_path(state, "text"), *folder = unit_path(state, "folder"),
+               *junk = unit_path(state, "junk");
     assert_ok(file_create_durable(text, "x", 1, 0600, &err), &err);
     assert_ok(file_create_durable(junk, "\x01\x02", 2, 0700, &err), &err);
     assert_ok(file_mkdir(folder, 0700, &err), &err);
@@ -45,8 +46,12 @@ static void test_exec_failure_is_reported(void **state)
         const char *program;
         ErrCode code;
     } cases[] = {
-        {"/no/such/program", ERR_NOT_FOUND}, {"./no-such-program", ERR_NOT_FOUND}, {"no-such-program-in-path", ERR_NOT_FOUND},
-        {text, ERR_IO},                      {folder, ERR_IO},                     {junk, ERR_IO},
+        {"/no/such/program", ERR_NOT_FOUND},
+        {"./no-such-program", ERR_NOT_FOUND},
+        {"no-such-program-in-path", ERR_NOT_FOUND},
+        {text, ERR_IO},
+        {folder, ERR_IO},
+        {junk, ERR_IO},
         {"", ERR_INTERNAL},
     };
     int before = unit_open_fds();
@@ -74,8 +79,10 @@ static void test_path_lookup(void **state)
     cleanup_free char *keep = strdup(old ? old : "");
     assert_ok(file_mkdir(folder, 0700, &err), &err);
     assert_ok(file_mkdir(unit_path(state, "dir"), 0700, &err), &err);
-    assert_ok(file_mkdir(unit_path(state, "dir/sh"), 0700, &err), &err); // a folder is not a program
-    assert_ok(file_create_durable(unit_path(state, "bin/sh"), "x", 1, 0600, &err), &err); // nor is this one
+    assert_ok(file_mkdir(unit_path(state, "dir/sh"), 0700, &err),
+              &err); // a folder is not a program
+    assert_ok(file_create_durable(unit_path(state, "bin/sh"), "x", 1, 0600, &err),
+              &err); // nor is this one
     cleanup_free char *path = mem_printf(&err, "%s:%s:::.:/bin", unit_path(state, "dir"), folder);
     assert_int_equal(setenv("PATH", path, 1), 0);
     const char *argv[] = {"sh", "-c", "exit 5", NULL};
@@ -111,8 +118,9 @@ static void test_environment(void **state)
     assert_int_equal(setenv("UNIT_OVER_LONGER", "other", 1), 0);
     assert_int_equal(setenv("LISTEN_PID", "1", 1), 0);
     const char *env[] = {"UNIT_OVER=new=1", "UNIT_ADDED=added", NULL};
-    static const char *const cases[][2] = {{"UNIT_KEPT", "kept"},   {"UNIT_OVER", "new=1"},   {"UNIT_OVER_LONGER", "other"},
-                                           {"UNIT_ADDED", "added"}, {"LISTEN_PID", "(none)"}, {"UNIT_NONE", "(none)"}};
+    static const char *const cases[][2] = {{"UNIT_KEPT", "kept"},         {"UNIT_OVER", "new=1"},
+                                           {"UNIT_OVER_LONGER", "other"}, {"UNIT_ADDED", "added"},
+                                           {"LISTEN_PID", "(none)"},      {"UNIT_NONE", "(none)"}};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         cleanup_free char *out = output_of("env", cases[i][0], env);
         assert_string_equal(out, cases[i][1]);
@@ -221,7 +229,8 @@ static void on_signal(int signo)
 static void test_signals_are_reset(void **state)
 {
     (void)state;
-    struct sigaction ignore = {.sa_handler = SIG_IGN}, handle = {.sa_handler = on_signal}, old_pipe, old_usr, old_rt;
+    struct sigaction ignore = {.sa_handler = SIG_IGN}, handle = {.sa_handler = on_signal}, old_pipe,
+                     old_usr, old_rt;
     assert_int_equal(sigaction(SIGPIPE, &ignore, &old_pipe), 0);
     assert_int_equal(sigaction(SIGRTMAX, &ignore, &old_rt), 0);
     assert_int_equal(sigaction(SIGUSR1, &handle, &old_usr), 0);
@@ -233,7 +242,8 @@ static void test_signals_are_reset(void **state)
     cleanup_free char *out = output_of("signals", NULL, NULL);
     assert_int_equal(pthread_sigmask(SIG_SETMASK, &old, &now), 0);
     assert_string_equal(out, "SigBlk:\t0000000000000000 SigIgn:\t0000000000000000");
-    assert_true(sigismember(&now, SIGTERM) == 1 && sigismember(&now, SIGUSR2) == 1 && sigismember(&now, SIGINT) == 0);
+    assert_true(sigismember(&now, SIGTERM) == 1 && sigismember(&now, SIGUSR2) == 1 &&
+                sigismember(&now, SIGINT) == 0);
     (void)sigaction(SIGPIPE, &old_pipe, NULL);
     (void)sigaction(SIGRTMAX, &old_rt, NULL);
     (void)sigaction(SIGUSR1, &old_usr, NULL);
@@ -254,7 +264,8 @@ static void test_listen_fd(void **state)
     for (size_t i = 0; i < ARRAY_LEN(numbers); i++) {
         int ends[2];
         assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
-        bool moved = numbers[i] >= 0 && fcntl(numbers[i], F_GETFD) < 0; // leave alone what the runner has open
+        bool moved = numbers[i] >= 0 &&
+            fcntl(numbers[i], F_GETFD) < 0; // leave alone what the runner has open
         int fd = moved ? dup3(sock, numbers[i], O_CLOEXEC) : sock;
         assert_true(fd >= 0);
         const char *argv[] = {self, "listen", NULL};
@@ -291,8 +302,8 @@ static void *spawn_many(void *arg)
         Proc p = PROC_NONE;
         Err err = ERR_INIT;
         int status = -1;
-        if (proc_spawn(&spec, &p, &err) && proc_wait(&p, SOON, &status, &err) && WIFEXITED(status) &&
-            WEXITSTATUS(status) == 7)
+        if (proc_spawn(&spec, &p, &err) && proc_wait(&p, SOON, &status, &err) &&
+            WIFEXITED(status) && WEXITSTATUS(status) == 7)
             (*good)++;
     }
     return NULL;
@@ -439,10 +450,13 @@ static Proc orphan_of(const char *role)
     (void)close(out[1]);
     char line[64] = "";
     assert_true(read(out[0], line, sizeof(line) - 1) > 0);
-    int pid;
-    uint64_t start_time;
-    assert_int_equal(sscanf(line, "%d %" SCNu64, &pid, &start_time), 2);
-    assert_ok(proc_adopt((pid_t)pid, start_time, &child, &err), &err);
+    char *blank = strchr(line, ' ');
+    assert_non_null(blank);
+    *blank = '\0';
+    blank[1 + strcspn(blank + 1, "\n")] = '\0';
+    uint64_t start_time = 0;
+    assert_ok(num_u64(blank + 1, 1, UINT64_MAX, &start_time, &err), &err);
+    assert_ok(proc_adopt(number_of(line), start_time, &child, &err), &err);
     assert_true(proc_alive(&child));
     (void)close(in[1]);
     int status;

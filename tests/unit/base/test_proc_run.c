@@ -21,7 +21,8 @@ static void test_run(void **state)
     assert_true(str_ends(errors, "oothe reason"));
     free(out);
     free(errors);
-    assert_ok(proc_run(argv, NULL, SOON, 0, NULL, NULL, &status, &err), &err); // thrown away: no ceiling
+    assert_ok(proc_run(argv, NULL, SOON, 0, NULL, NULL, &status, &err),
+              &err); // thrown away: no ceiling
     assert_int_equal(status, 3);
     const char *quiet[] = {self, "exit", "0", NULL};
     assert_ok(proc_run(quiet, NULL, -1, 0, &out, &errors, &status, &err), &err);
@@ -43,8 +44,10 @@ static void test_run_ceiling(void **state)
     char *out = (char *)self, *errors = (char *)self;
     int status = 4711;
     Err err = ERR_INIT;
-    assert_fails(proc_run(argv, NULL, SOON, 10000, &out, &errors, &status, &err), &err, ERR_TOO_LARGE);
-    assert_fails(proc_run(both, NULL, SOON, 999999, &out, &errors, &status, &err), &err, ERR_TOO_LARGE);
+    assert_fails(proc_run(argv, NULL, SOON, 10000, &out, &errors, &status, &err), &err,
+                 ERR_TOO_LARGE);
+    assert_fails(proc_run(both, NULL, SOON, 999999, &out, &errors, &status, &err), &err,
+                 ERR_TOO_LARGE);
     assert_ptr_equal(out, self);
     assert_ptr_equal(errors, self);
     assert_int_equal(status, 4711);
@@ -56,7 +59,8 @@ static void test_run_deadline(void **state)
 {
     (void)state;
     int before = unit_open_fds();
-    static const char *const roles[] = {"pause", "ignore-term", "close-and-pause", "flood", "flood-errors"};
+    static const char *const roles[] = {"pause", "ignore-term", "close-and-pause", "flood",
+                                        "flood-errors"};
     for (size_t i = 0; i < ARRAY_LEN(roles); i++) {
         const char *argv[] = {self, roles[i], NULL};
         int status = 4711;

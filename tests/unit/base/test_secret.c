@@ -87,8 +87,9 @@ static void test_digest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_set_and_equal), cmocka_unit_test(test_empty_is_none), cmocka_unit_test(test_ceiling),
-        cmocka_unit_test(test_random),        cmocka_unit_test(test_digest),
+        cmocka_unit_test(test_set_and_equal), cmocka_unit_test(test_empty_is_none),
+        cmocka_unit_test(test_ceiling),       cmocka_unit_test(test_random),
+        cmocka_unit_test(test_digest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

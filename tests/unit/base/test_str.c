@@ -45,7 +45,8 @@ static void test_buffer_grows(void **state)
 static void test_starts_ends(void **state)
 {
     (void)state;
-    assert_true(str_starts("backup-x", "backup-") && str_starts("a", "") && !str_starts("backup", "backup-"));
+    assert_true(str_starts("backup-x", "backup-") && str_starts("a", "") &&
+                !str_starts("backup", "backup-"));
     assert_true(str_ends("a.qcow2", ".qcow2") && str_ends("a", "") && !str_ends("w2", ".qcow2"));
     assert_true(str_eq("a", "a") && !str_eq("a", "ab"));
 }
@@ -54,8 +55,20 @@ static void test_utf8(void **state)
 {
     (void)state;
     static const char *const good[] = {
-        "", "a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80", "\xef\xbf\xbf",
-        "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf", "Größe", "日本", "a\xf0\x9f\x92\xbe-",
+        "",
+        "a",
+        "\x7f",
+        "\xc2\x80",
+        "\xdf\xbf",
+        "\xe0\xa0\x80",
+        "\xed\x9f\xbf",
+        "\xee\x80\x80",
+        "\xef\xbf\xbf",
+        "\xf0\x90\x80\x80",
+        "\xf4\x8f\xbf\xbf",
+        "Größe",
+        "日本",
+        "a\xf0\x9f\x92\xbe-",
     };
     static const char *const bad[] = {
         "\x80",             // a continuation alone
@@ -69,9 +82,15 @@ static void test_utf8(void **state)
         "\xed\xbf\xbf",     //
         "\xf4\x90\x80\x80", // above U+10FFFF
         "\xf5\x80\x80\x80", //
-        "\xfe", "\xff",     //
-        "\xc2", "\xe2\x82", "\xf0\x9f\x92", // cut
-        "\xc2-", "\xe2\x82-", "\xf0\x9f\x92-", "\xe2-\x82",
+        "\xfe",
+        "\xff", //
+        "\xc2",
+        "\xe2\x82",
+        "\xf0\x9f\x92", // cut
+        "\xc2-",
+        "\xe2\x82-",
+        "\xf0\x9f\x92-",
+        "\xe2-\x82",
         "\xf8\x88\x80\x80\x80",
     };
     for (size_t i = 0; i < ARRAY_LEN(good); i++)
@@ -108,7 +127,8 @@ static void test_controls(void **state)
 {
     (void)state;
     static const char *const good[] = {"", "a b", "Größe", "\xc2\xa0", "\xc3\x80", "~"};
-    static const char *const bad[] = {"\n", "a\rb", "\t", "\x1b[2J", "\x7f", "\x01", "\xc2\x80", "\xc2\x9b", "\xc2\x9f"};
+    static const char *const bad[] = {"\n",   "a\rb",     "\t",       "\x1b[2J", "\x7f",
+                                      "\x01", "\xc2\x80", "\xc2\x9b", "\xc2\x9f"};
     for (size_t i = 0; i < ARRAY_LEN(good); i++)
         assert_true(str_has_no_controls(good[i]));
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
@@ -143,8 +163,12 @@ static void test_size(void **state)
     static const struct {
         uint64_t bytes;
         const char *text;
-    } cases[] = {{0, "0 B"},         {1023, "1023 B"}, {1024, "1.0 KiB"}, {1610612736, "1.5 GiB"},
-                 {UINT64_C(1) << 40, "1.0 TiB"}, {UINT64_MAX, "16.0 EiB"}};
+    } cases[] = {{0, "0 B"},
+                 {1023, "1023 B"},
+                 {1024, "1.0 KiB"},
+                 {1610612736, "1.5 GiB"},
+                 {UINT64_C(1) << 40, "1.0 TiB"},
+                 {UINT64_MAX, "16.0 EiB"}};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         char out[STR_SIZE_MAX];
         str_size(cases[i].bytes, out);
@@ -155,10 +179,14 @@ static void test_size(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_buffer),       cmocka_unit_test(test_buffer_grows),
-        cmocka_unit_test(test_starts_ends),  cmocka_unit_test(test_utf8),
-        cmocka_unit_test(test_utf8_all_code_points), cmocka_unit_test(test_controls),
-        cmocka_unit_test(test_hex),          cmocka_unit_test(test_size),
+        cmocka_unit_test(test_buffer),
+        cmocka_unit_test(test_buffer_grows),
+        cmocka_unit_test(test_starts_ends),
+        cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_utf8_all_code_points),
+        cmocka_unit_test(test_controls),
+        cmocka_unit_test(test_hex),
+        cmocka_unit_test(test_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

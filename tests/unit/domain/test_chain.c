@@ -26,8 +26,8 @@ static void expect(const ChainInput *in, DiskMode mode, ChainReason reason)
     ChainReason r = CHAIN_REASONS;
     DiskMode m = chain_decide(in, &r);
     if (m != mode || r != reason)
-        fail_msg("%s (%s) instead of %s (%s)", disk_mode_name(m), chain_reason_name(r), disk_mode_name(mode),
-                 chain_reason_name(reason));
+        fail_msg("%s (%s) instead of %s (%s)", disk_mode_name(m), chain_reason_name(r),
+                 disk_mode_name(mode), chain_reason_name(reason));
 }
 
 static void test_each_rule(void **state)
@@ -72,8 +72,13 @@ static void test_base_and_parent_never_differ(void **state)
 {
     (void)state;
     static const char *const others[] = {
-        NULL, "", "52d0eb97-27ad-4c3d-874a-c34e85f2ea95/445", "52d0eb97-27ad-4c3d-874a-c34e85f2ea95/4460",
-        "52D0EB97-27AD-4C3D-874A-C34E85F2EA95/446", " " ID, ID " ",
+        NULL,
+        "",
+        "52d0eb97-27ad-4c3d-874a-c34e85f2ea95/445",
+        "52d0eb97-27ad-4c3d-874a-c34e85f2ea95/4460",
+        "52D0EB97-27AD-4C3D-874A-C34E85F2EA95/446",
+        " " ID,
+        ID " ",
     };
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
         ChainInput in = fine();
@@ -105,7 +110,9 @@ static void test_first_rule_wins(void **state)
         in.source_tracks = !(bits & 128);
         in.base_change_id = bits & 256 ? NULL : ID;
         ChainReason want = bits ? (ChainReason)(CHAIN_REQUESTED + __builtin_ctz(bits)) : CHAIN_NONE;
-        DiskMode mode = bits == 0 ? DISK_TRACKED : want <= CHAIN_PARENT_DAMAGED ? DISK_FULL : DISK_COMPARE;
+        DiskMode mode = bits == 0          ? DISK_TRACKED
+            : want <= CHAIN_PARENT_DAMAGED ? DISK_FULL
+                                           : DISK_COMPARE;
         expect(&in, mode, want);
     }
 }

@@ -11,7 +11,8 @@ static void test_check(void **state)
     memset(longest, 'x', 256);
     longest[1] = '/';
     longest[255] = longest[256] = '\0';
-    const char *const good[] = {UUID "/446", "52 3c ec 11 9e 2c 4c 3d-87 4a c3 4e 85 f2 ea 95/446", "a/b", "*/0", longest};
+    const char *const good[] = {UUID "/446", "52 3c ec 11 9e 2c 4c 3d-87 4a c3 4e 85 f2 ea 95/446",
+                                "a/b", "*/0", longest};
     for (size_t i = 0; i < ARRAY_LEN(good); i++) {
         Err err = ERR_INIT;
         assert_ok(changeid_check(good[i], &err), &err);
@@ -20,8 +21,23 @@ static void test_check(void **state)
     memset(above, 'x', 257);
     above[1] = '/';
     above[256] = above[257] = '\0';
-    const char *const bad[] = {"", "/", "a", UUID, UUID "/", "/446", "a/b/c", "a//b", "a/b\n", "a\t/b", "a/\x7f", " a/b",
-                               "a/b ", "gr\xc3\xb6\xc3\x9f" "e/1", "a\x80/b", above};
+    const char *const bad[] = {"",
+                               "/",
+                               "a",
+                               UUID,
+                               UUID "/",
+                               "/446",
+                               "a/b/c",
+                               "a//b",
+                               "a/b\n",
+                               "a\t/b",
+                               "a/\x7f",
+                               " a/b",
+                               "a/b ",
+                               "gr\xc3\xb6\xc3\x9f"
+                               "e/1",
+                               "a\x80/b",
+                               above};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         Err err = ERR_INIT;
         assert_fails(changeid_check(bad[i], &err), &err, ERR_INVALID);
@@ -55,10 +71,21 @@ static void test_parse(void **state)
         assert_true(sequence == want);
     }
     static const char *const bad[] = {
-        "", "/", UUID, UUID "/", UUID "/0", UUID "/01", UUID "/-1", UUID "/1 ", UUID "/18446744073709551616", UUID "/1/1",
-        "52D0EB97-27AD-4C3D-874A-C34E85F2EA95/1", // not as it is minted
+        "",
+        "/",
+        UUID,
+        UUID "/",
+        UUID "/0",
+        UUID "/01",
+        UUID "/-1",
+        UUID "/1 ",
+        UUID "/18446744073709551616",
+        UUID "/1/1",
+        "52D0EB97-27AD-4C3D-874A-C34E85F2EA95/1",              // not as it is minted
         "52 3c ec 11 9e 2c 4c 3d-87 4a c3 4e 85 f2 ea 95/446", // VMware's own
-        "a/1", UUID "0/1", " " UUID "/1",
+        "a/1",
+        UUID "0/1",
+        " " UUID "/1",
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         char uuid[37] = "x";

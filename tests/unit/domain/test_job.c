@@ -5,7 +5,8 @@
 static void test_names(void **state)
 {
     (void)state;
-    static const char *const names[JOB_STATES] = {"pending", "running", "committing", "completed", "failed", "cancelled"};
+    static const char *const names[JOB_STATES] = {"pending",   "running", "committing",
+                                                  "completed", "failed",  "cancelled"};
     for (JobState s = JOB_PENDING; s < JOB_STATES; s++) {
         assert_string_equal(job_state_name(s), names[s]);
         JobState again = JOB_STATES;
@@ -27,10 +28,15 @@ static void test_transitions(void **state)
     (void)state;
     // from\to:     pend run com done fail canc
     static const char *const table[JOB_STATES] = {
-        "0100" "11", // pending
-        "0010" "11", // running
-        "0001" "10", // committing: too late to cancel
-        "000000", "000000", "000000",
+        "0100"
+        "11", // pending
+        "0010"
+        "11", // running
+        "0001"
+        "10", // committing: too late to cancel
+        "000000",
+        "000000",
+        "000000",
     };
     for (JobState from = JOB_PENDING; from < JOB_STATES; from++) {
         bool any = false;

@@ -11,12 +11,14 @@ static void test_check(void **state)
     char long255[256], long256[257];
     memset(long255, 'x', 255), long255[255] = '\0';
     memset(long256, 'x', 256), long256[256] = '\0';
-    const char *const good[] = {"a", "pgtest1", "web server, 1: /\"'-disk", "Größe", "日本", " x ", long255, "..", "%2F"};
+    const char *const good[] = {
+        "a", "pgtest1", "web server, 1: /\"'-disk", "Größe", "日本", " x ", long255, "..", "%2F"};
     for (size_t i = 0; i < ARRAY_LEN(good); i++) {
         Err err = ERR_INIT;
         assert_ok(name_check("vm_name", good[i], &err), &err);
     }
-    const char *const bad[] = {"", " ", "    ", long256, "a\nb", "a\x1b[2J", "\x7f", "\xc2\x9b", "\xff", "\xc0\x80", "a\xe2\x82"};
+    const char *const bad[] = {"",     " ",        "    ", long256,    "a\nb",     "a\x1b[2J",
+                               "\x7f", "\xc2\x9b", "\xff", "\xc0\x80", "a\xe2\x82"};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         Err err = ERR_INIT;
         assert_false(name_check("vm_name", bad[i], &err));
@@ -64,7 +66,9 @@ static void test_slug_is_always_a_file_name(void **state)
         name[n] = '\0';
         name_slug(name, UUID, out);
         assert_in_range(strlen(out), 1, 64);
-        assert_int_equal(strspn(out, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"), strlen(out));
+        assert_int_equal(
+            strspn(out, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"),
+            strlen(out));
         assert_true(out[0] != '.' && out[0] != '-');
         assert_true(str_eq(out, name) || str_ends(out, "-52d0eb97"));
         char again[NAME_SLUG];
@@ -118,8 +122,17 @@ static void test_backup_id(void **state)
 static void test_stem_refuses(void **state)
 {
     (void)state;
-    static const char *const ids[] = {"", "backup", "backup-", "backup-web", "backup-web-", "backup-web-1x", "backup-web- 1",
-                                      "backup-web-01", "backup-web-9223372036854775808", "replication-web-1", "Backup-web-1",
+    static const char *const ids[] = {"",
+                                      "backup",
+                                      "backup-",
+                                      "backup-web",
+                                      "backup-web-",
+                                      "backup-web-1x",
+                                      "backup-web- 1",
+                                      "backup-web-01",
+                                      "backup-web-9223372036854775808",
+                                      "replication-web-1",
+                                      "Backup-web-1",
                                       "backup-1"};
     static const char *const slugs[] = {"", ".", "..", "-x", "a/b", "a b", "x:y", "gr\xc3\xb6"};
     char stem[NAME_STEM] = "untouched";
@@ -151,8 +164,12 @@ static void test_job_id(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_check),       cmocka_unit_test(test_slug), cmocka_unit_test(test_slug_is_always_a_file_name),
-        cmocka_unit_test(test_slug_length), cmocka_unit_test(test_backup_id), cmocka_unit_test(test_stem_refuses),
+        cmocka_unit_test(test_check),
+        cmocka_unit_test(test_slug),
+        cmocka_unit_test(test_slug_is_always_a_file_name),
+        cmocka_unit_test(test_slug_length),
+        cmocka_unit_test(test_backup_id),
+        cmocka_unit_test(test_stem_refuses),
         cmocka_unit_test(test_job_id),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

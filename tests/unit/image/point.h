@@ -109,8 +109,8 @@ static inline void point_disk(const Repo *r, Point *p, const Point *parent, unsi
 }
 
 // Everything that a backup does before repo_commit(). `second` names it, and orders it.
-static inline Point point_make(const Repo *r, const char *context, unsigned second, const Point *parent, uint8_t fill,
-                               const char *attempt)
+static inline Point point_make(const Repo *r, const char *context, unsigned second,
+                               const Point *parent, uint8_t fill, const char *attempt)
 {
     Point p = {.fill = fill};
     char id[64];

@@ -5,7 +5,8 @@
 
 #include "image/reader_parts.h"
 
-static inline void compare_all(Reader *r, const uint8_t *want, uint64_t size, UnitRandom *random, unsigned reads)
+static inline void compare_all(Reader *r, const uint8_t *want, uint64_t size, UnitRandom *random,
+                               unsigned reads)
 {
     Err err = ERR_INIT;
     uint8_t *got = malloc(size + 1);
@@ -14,7 +15,8 @@ static inline void compare_all(Reader *r, const uint8_t *want, uint64_t size, Un
     assert_ok(reader_read(r, got, 0, (uint32_t)size, &err), &err);
     assert_memory_equal(got, want, size);
     for (unsigned i = 0; i < reads; i++) {
-        uint64_t at = unit_random_below(random, size), n = unit_random_below(random, MIN(size - at, 300000) + 1);
+        uint64_t at = unit_random_below(random, size),
+                 n = unit_random_below(random, MIN(size - at, 300000) + 1);
         got[n] = 0xa5;
         assert_ok(reader_read(r, got, at, (uint32_t)n, &err), &err);
         assert_memory_equal(got, want + at, n);
@@ -59,8 +61,9 @@ static inline void flip(const char *path, uint64_t at, uint8_t mask)
 }
 
 // Whatever byte of whatever file is flipped: refused, or the right bytes; never wrong ones.
-static inline void try_flipped(const ReaderLayer *layers, size_t n, const HashGeometry *geo, const uint8_t *want, uint64_t size,
-                        uint8_t *got, unsigned *ret_refused)
+static inline void try_flipped(const ReaderLayer *layers, size_t n, const HashGeometry *geo,
+                               const uint8_t *want, uint64_t size, uint8_t *got,
+                               unsigned *ret_refused)
 {
     Err err = ERR_INIT;
     Reader *r = NULL;

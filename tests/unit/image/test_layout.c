@@ -6,11 +6,21 @@
 static void contexts(void **state)
 {
     (void)state;
-    const char *const good[] = {"ctx-web-20260102030405", "ctx-a.b_c-d-20260102030405", "ctx-1-00000000000000"};
-    const char *const bad[] = {"",        "ctx-",  "ctx-web", "ctx-web-2026010203040", "ctx-web-202601020304055",
-                               "ctx--20260102030405", "ctx-20260102030405", "ctx-.x-20260102030405",
-                               "ctx-a/b-20260102030405", "xctx-web-20260102030405", "ctx-web-20260102030405 ",
-                               "ctx-w\xc3\xa9-20260102030405", "ctx--x-20260102030405"};
+    const char *const good[] = {"ctx-web-20260102030405", "ctx-a.b_c-d-20260102030405",
+                                "ctx-1-00000000000000"};
+    const char *const bad[] = {"",
+                               "ctx-",
+                               "ctx-web",
+                               "ctx-web-2026010203040",
+                               "ctx-web-202601020304055",
+                               "ctx--20260102030405",
+                               "ctx-20260102030405",
+                               "ctx-.x-20260102030405",
+                               "ctx-a/b-20260102030405",
+                               "xctx-web-20260102030405",
+                               "ctx-web-20260102030405 ",
+                               "ctx-w\xc3\xa9-20260102030405",
+                               "ctx--x-20260102030405"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         assert_true(layout_is_context(good[i]));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -26,7 +36,8 @@ static void disks(void **state)
     assert_int_equal(no, 0);
     assert_true(layout_disk_no("disk-99999", &no));
     assert_int_equal(no, 99999);
-    const char *const bad[] = {"disk-", "disk-00", "disk-01", "disk-100000", "disk--1", "disk-1a", "disk-1 ", "Disk-1"};
+    const char *const bad[] = {"disk-",   "disk-00", "disk-01", "disk-100000",
+                               "disk--1", "disk-1a", "disk-1 ", "Disk-1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_false(layout_disk_no(bad[i], &no));
     assert_int_equal(no, 99999);

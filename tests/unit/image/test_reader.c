@@ -12,7 +12,9 @@ static size_t reader_layers(const Model *m, ReaderLayer *out)
         const ModelPoint *p = &m->points[m->len - 1 - i];
         out[i] = (ReaderLayer){.image = p->image,
                                .hashes = p->hashes,
-                               .backing_name = i + 1 < m->len ? model_base_name(m->points[m->len - 2 - i].image) : NULL};
+                               .backing_name = i + 1 < m->len
+                                   ? model_base_name(m->points[m->len - 2 - i].image)
+                                   : NULL};
     }
     return m->len;
 }
@@ -107,7 +109,10 @@ static void many_threads(void **state)
     Racer racers[8];
     pthread_t threads[8];
     for (size_t i = 0; i < 8; i++) {
-        racers[i] = (Racer){.r = r, .want = m.points[m.len - 1].bytes, .size = m.points[m.len - 1].size, .random = {i}};
+        racers[i] = (Racer){.r = r,
+                            .want = m.points[m.len - 1].bytes,
+                            .size = m.points[m.len - 1].size,
+                            .random = {i}};
         assert_int_equal(pthread_create(&threads[i], NULL, race, &racers[i]), 0);
     }
     for (size_t i = 0; i < 8; i++) {
@@ -152,7 +157,8 @@ static void flips_in_data(void **state)
             if (!strstr(err.details, where) || !strstr(err.details, which))
                 fail_msg("%s: %s%s", err.details, where, which);
             err_clear(&err);
-            assert_fails(reader_read(r, got, 0, (uint32_t)p->size, &err), &err, ERR_DAMAGED); // in a run
+            assert_fails(reader_read(r, got, 0, (uint32_t)p->size, &err), &err,
+                         ERR_DAMAGED); // in a run
             flip(r->files[layer].path, host, 0x10);
             assert_ok(reader_read(r, got, 0, (uint32_t)p->size, &err), &err);
             found++;
@@ -180,7 +186,9 @@ static void flips_anywhere(void **state)
         uint64_t l2 = r->files[i].tables[0];
         reader_free(r);
         for (int k = 0; k < 60; k++) {
-            uint64_t at = k < 15 ? (uint64_t)k : k < 20 ? l1 + (unsigned)k % 8 : unit_random_below(&m.random, bytes);
+            uint64_t at = k < 15 ? (uint64_t)k
+                : k < 20         ? l1 + (unsigned)k % 8
+                                 : unit_random_below(&m.random, bytes);
             uint8_t mask = (uint8_t)(1u << unit_random_below(&m.random, 8));
             if (l2 != 0 && k >= 20 && k < 40)
                 at = l2 + unit_random_below(&m.random, 4096);

@@ -5,7 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define in_folder(test) cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
+#define in_folder(test) \
+    cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
 #define STEPS_MAX 200
 
 // ---- every change of names goes through here (the linker's --wrap): counted, stopped, written down
@@ -217,7 +218,9 @@ static void stage_reset(Stage *s)
     stage_clear(s);
     (void)snprintf(name, sizeof name, "repo-%u", s->tries++);
     assert_ok(repo_create(unit_path(s->state, name), 65536, HASH_XXH3_128, &s->repo, &err), &err);
-    assert_ok(repo_context(&s->repo, NULL, "web", POINT_VM, INT64_C(1700000000000000), &s->context, &err), &err);
+    assert_ok(
+        repo_context(&s->repo, NULL, "web", POINT_VM, INT64_C(1700000000000000), &s->context, &err),
+        &err);
     s->full = point_make(&s->repo, s->context, 1700000000, NULL, 5, "f0");
     assert_ok(repo_commit(&s->repo, &s->full.rec, s->full.stem, s->full.attempt, &err), &err);
     s->incr = point_make(&s->repo, s->context, 1700000060, &s->full, 9, "a0");
@@ -415,7 +418,8 @@ static void take_over(void *ctx)
         assert_ok(repo_abort(&s->repo, s->context, s->incr.stem, s->incr.attempt, &err), &err);
     }
     if (o->point) {
-        o->committed = repo_commit(&s->repo, &o->point->rec, o->point->stem, o->point->attempt, &err);
+        o->committed =
+            repo_commit(&s->repo, &o->point->rec, o->point->stem, o->point->attempt, &err);
         err_clear(&err);
     }
 }
@@ -493,8 +497,9 @@ static void recovery_beside_a_commit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(commit_stopped_anywhere), in_folder(commit_goes_on),           in_folder(commit_then_abort),
-        in_folder(delete_stopped_anywhere), in_folder(recovery_stopped_anywhere), in_folder(other_hub_takes_over),
+        in_folder(commit_stopped_anywhere),   in_folder(commit_goes_on),
+        in_folder(commit_then_abort),         in_folder(delete_stopped_anywhere),
+        in_folder(recovery_stopped_anywhere), in_folder(other_hub_takes_over),
         in_folder(recovery_beside_a_commit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

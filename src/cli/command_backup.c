@@ -1,0 +1,83 @@
+#include "cli/command.h"
+#include "cli/follow.h"
+
+static bool build(const Cli *c, json_t *body, Err *err)
+{
+    const CliValues *v = &c->values;
+    if (v->full && v->incremental)
+        return err_set(err, ERR_USAGE, "--full and --incremental exclude each other");
+    if (!cli_need(v->repo, "repo", err))
+        return false;
+    const char *type = v->full ? "full" : v->incremental ? "incremental" : NULL;
+    return codec_json_set_text(body, "vm_name", c->words[0], err) &&
+           codec_json_set_text(body, "repository_id", v->repo, err) &&
+           (!type || codec_json_set_text(body, "backup_type", type, err)) &&
+           (!v->no_client || codec_json_set_bool(body, "start_client", false, err));
+}
+
+// What is to be run where the VM's disks can be read. The one place that shows the token.
+static bool say_client(const Cli *c, const json_t *backup, Err *err)
+{
+    cleanup_free char *job = text_shell("MIGRATEKIT_JOB_ID", cli_text(backup, "backup_id"), err);
+    cleanup_free char *url = text_shell("SHA_API_URL", c->hub_url, err);
+    cleanup_free char *token = text_shell("SENDENSE_JOB_TOKEN", cli_text(backup, "job_token"), err);
+    if (!job || !url || !token)
+        return false;
+    (void)fprintf(stderr, "Run this where the VM's disks can be read:\n    %s %s %s sendense-backup-client\n", job, url,
+                  token);
+    return true;
+}
+
+static void say_size(const char *what, uint64_t bytes)
+{
+    char text[STR_SIZE_MAX];
+    str_size(bytes, text);
+    (void)fprintf(stderr, ", %s %s", text, what);
+}
+
+// How it ended, for people and for the exit status.
+static void say_end(Cli *c, const json_t *backup)
+{
+    const char *status = cli_text(backup, "status"), *error = cli_text(backup, "error");
+    size_t i;
+    json_t *key;
+    if (!str_eq(status, "completed")) {
+        cli_note("%s: %s", *error ? error : status, cli_text(backup, "details"));
+        c->exit_status = CLI_EXIT_FAILED;
+        return;
+    }
+    if (!c->values.quiet) {
+        text_print_clean(stderr, cli_text(backup, "backup_id"));
+        (void)fprintf(stderr, ": completed, %s", cli_text(backup, "backup_type"));
+        say_size("moved", cli_u64(backup, "bytes_transferred"));
+        say_size("stored", cli_u64(backup, "stored_bytes"));
+        (void)fputc('\n', stderr);
+    }
+    if (!cli_flag(backup, "partial"))
+        return;
+    cli_note("warning: the point is partial: disks were left out");
+    json_array_foreach(cli_list(backup, "left_out"), i, key) cli_note("left out: %s", json_string_value(key));
+    c->exit_status = CLI_EXIT_PARTIAL;
+}
+
+bool command_backup(Cli *c, Err *err)
+{
+    cleanup_json json_t *body = json_object(), *started = NULL, *ended = NULL;
+    if (!body)
+        return err_no_memory(err);
+    if (!build(c, body, err) || !cli_send(c, "POST", "/api/v1/backups", body, false, &started, err))
+        return false;
+    const char *id = cli_text(started, "backup_id");
+    if (!*id)
+        return err_set(err, ERR_PROTOCOL, "the hub's answer has no backup_id");
+    if (c->values.no_client && !say_client(c, started, err))
+        return false;
+    bool fine = c->values.detach || follow_backup(c, id, &ended, err);
+    if (ended)
+        say_end(c, ended);
+    if (fine && cli_said_json(c, ended ? ended : started))
+        return true;
+    if (!c->values.json)
+        (void)puts(id); // main looks at the stream's error before it ends
+    return fine;
+}

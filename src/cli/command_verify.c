@@ -1,0 +1,387 @@
+#include "base/clock.h"
+#include "cli/command.h"
+#include "cli/point_export.h"
+#include "cli/progress.h"
+#include "cli/stop.h"
+#include "mover/mover.h"
+#include "mover/sink_hasher.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#define PAGE 500
+#define READ_WAIT_MS 60000
+
+typedef enum Verdict { VERDICT_OK, VERDICT_FAILED, VERDICT_DAMAGED } Verdict; // the worse, the greater
+
+static const char *const verdict_names[] = {"ok", "failed", "damaged"};
+
+// What was found of one disk.
+typedef struct Finding {
+    Verdict verdict;
+    uint64_t bytes;
+    int64_t ms;
+    bool have_offset;
+    uint64_t offset; // of the first damaged cluster
+    Err why;
+    json_t *report; // the hub's answer to what was reported; NULL: none
+} Finding;
+
+typedef struct Verify {
+    Cli *cli;
+    Progress progress;
+    char what[400]; // "backup-… disk-0"
+    json_t *points; // the result
+    Table table;
+    Verdict worst;
+} Verify;
+
+// ---- one disk
+
+static void on_progress(void *ctx, const MoverProgress *p)
+{
+    Verify *v = ctx;
+    ProgressItem item = {.label = v->what, .done = p->done_bytes, .size = p->size};
+    progress_show(&v->progress, v->what, &item, 1);
+}
+
+typedef struct OneRead {
+    bool done;
+    Err err;
+} OneRead;
+
+static void on_read(BlocksReq *req, const Err *err)
+{
+    OneRead *r = req->ctx;
+    r->done = true;
+    if (err)
+        r->err = *err;
+}
+
+// Reads, and waits for it.
+static bool read_cluster(Blocks *b, void *p, uint64_t offset, uint32_t length, Err *err)
+{
+    OneRead r = {0};
+    BlocksReq req = {.done = on_read, .ctx = &r};
+    int64_t until = clock_mono_ms() + READ_WAIT_MS;
+    if (!b->ops->read(b, p, offset, length, &req, err))
+        return false;
+    while (!r.done) {
+        struct pollfd fds[BLOCKS_FDS_MAX];
+        size_t n = b->ops->fds ? b->ops->fds(b, fds) : 0;
+        bool late = clock_mono_ms() > until || stop_signal() != 0;
+        if (late || (poll(fds, n, 100) < 0 && errno != EINTR) || (b->ops->dispatch && !b->ops->dispatch(b, fds, n, err))) {
+            b->ops->abort(b); // calls on_read
+            return late ? err_set(err, ERR_TIMEOUT, "a read was not answered, or a signal came") : false;
+        }
+    }
+    if (r.err.code == ERR_NONE)
+        return true;
+    *err = r.err;
+    return false;
+}
+
+// A read failed: which cluster is it? The hub's export refuses exactly the clusters that are not what was written.
+static void locate(const PointExport *e, uint64_t from_offset, Finding *f)
+{
+    Err err = ERR_INIT;
+    cleanup_blocks Blocks *b = NULL;
+    cleanup_free void *buffer = mem_calloc(1, e->cluster_size, &err);
+    if (!buffer || !point_export_read(e, &b, &err))
+        return;
+    for (uint64_t at = align_down(from_offset, e->cluster_size); at < e->size; at += e->cluster_size) {
+        if (read_cluster(b, buffer, at, (uint32_t)MIN(e->cluster_size, e->size - at), &err))
+            continue;
+        if (err.code == ERR_IO) {
+            f->verdict = VERDICT_DAMAGED;
+            f->have_offset = true;
+            f->offset = at;
+            f->why = ERR_INIT;
+            (void)err_set(&f->why, ERR_DAMAGED, "the cluster at offset %" PRIu64 " is not what was written", at);
+        }
+        return;
+    }
+}
+
+typedef struct Reached {
+    Verify *verify;
+    uint64_t done; // everything below was read
+} Reached;
+
+static void on_reached(void *ctx, const MoverProgress *p)
+{
+    Reached *r = ctx;
+    r->done = p->done_bytes;
+    on_progress(r->verify, p);
+}
+
+static bool compare_root(const PointExport *e, Blocks *hasher, Err *err)
+{
+    Hash root;
+    char text[HASH_TEXT_MAX];
+    if (!sink_hasher_root(hasher, &root, err))
+        return false;
+    hash_text(&e->hash, &root, text);
+    return str_eq(text, e->root) ||
+           err_set(err, ERR_DAMAGED, "the disk's root hash is %s and was %s when it was written", text, e->root);
+}
+
+static bool read_disk(Verify *v, const PointExport *e, Finding *f)
+{
+    HashGeometry geo;
+    MoverResult m;
+    Reached reached = {.verify = v};
+    bool fine;
+    {
+        cleanup_blocks Blocks *from = NULL;
+        cleanup_blocks Blocks *to = NULL;
+        if (!hash_geometry_init(&geo, &e->hash, e->cluster_size, &f->why) || !point_export_read(e, &from, &f->why) ||
+            !sink_hasher_open(&geo, e->size, &to, &f->why))
+            return false;
+        MoverSpec spec = {.from = from, .to = to, .size = e->size, .cluster_size = e->cluster_size, .plan = MOVER_ALL,
+                          .cancel = stop_flag(), .progress = on_reached, .progress_ctx = &reached};
+        fine = mover_copy(&spec, &m, &f->why) && compare_root(e, to, &f->why);
+    }
+    f->bytes = fine ? e->size : reached.done;
+    if (!fine && f->why.code == ERR_IO)
+        locate(e, reached.done, f);
+    return fine;
+}
+
+static void check_disk(Verify *v, const char *backup_id, const json_t *disk, Finding *f)
+{
+    cleanup(point_export_close) PointExport e = {0};
+    int64_t began = clock_mono_ms();
+    (void)snprintf(v->what, sizeof(v->what), "%s %s", backup_id, cli_text(disk, "disk_key")); // cut where it is long
+    f->verdict = VERDICT_FAILED;
+    if (point_export_open(v->cli, backup_id, disk, "verify", &e, &f->why) && read_disk(v, &e, f))
+        f->verdict = VERDICT_OK;
+    else if (f->why.code == ERR_DAMAGED)
+        f->verdict = VERDICT_DAMAGED;
+    progress_end(&v->progress);
+    f->ms = clock_mono_ms() - began;
+}
+
+// ---- what the hub is told
+
+static bool report(Verify *v, const char *backup_id, const char *result, const json_t *disk, const Finding *f,
+                   json_t **ret_answer, Err *err)
+{
+    cleanup_json json_t *body = json_object();
+    cleanup_free char *path = cli_path("backups", backup_id, "verification", err);
+    if (!body)
+        return err_no_memory(err);
+    return path && codec_json_set_text(body, "result", result, err) &&
+           (!disk || codec_json_set_u64(body, "disk_id", cli_u64(disk, "disk_id"), err)) &&
+           (!f || !f->have_offset || codec_json_set_u64(body, "offset", f->offset, err)) &&
+           (!f || codec_json_set_text(body, "details", f->why.details, err)) &&
+           cli_send(v->cli, "POST", path, body, true, ret_answer, err);
+}
+
+// A report that does not arrive leaves the catalogue wrong: that counts as something that could not be checked.
+static void report_or_say(Verify *v, const char *backup_id, const char *result, const json_t *disk, const Finding *f,
+                          json_t **ret_answer)
+{
+    Err err = ERR_INIT;
+    if (report(v, backup_id, result, disk, f, ret_answer, &err))
+        return;
+    cli_note("the hub was not told that %s is %s: %s", backup_id, result, err.details);
+    v->worst = MAX(v->worst, VERDICT_FAILED);
+}
+
+// ---- what people are told
+
+static bool add_disk(json_t *disks, const json_t *disk, const Finding *f, Err *err)
+{
+    json_t *o = json_object(), *affected = cli_list(f->report, "affected");
+    bool fine = (o || err_no_memory(err)) && codec_json_set_u64(o, "disk_id", cli_u64(disk, "disk_id"), err) &&
+                codec_json_set_text(o, "disk_key", cli_text(disk, "disk_key"), err) &&
+                codec_json_set_u64(o, "disk_no", cli_u64(disk, "disk_no"), err) &&
+                codec_json_set_text(o, "result", verdict_names[f->verdict], err) &&
+                codec_json_set_u64(o, "bytes", f->bytes, err) && codec_json_set_u64(o, "milliseconds", (uint64_t)f->ms, err) &&
+                codec_json_set_text(o, "details", f->verdict == VERDICT_OK ? NULL : f->why.details, err) &&
+                codec_json_set_text(o, "file", f->report ? json_string_value(json_object_get(f->report, "file")) : NULL, err) &&
+                codec_json_set(o, "affected", affected ? json_incref(affected) : json_array(), err) &&
+                (!f->have_offset || codec_json_set_u64(o, "offset", f->offset, err));
+    if (!fine) {
+        json_decref(o);
+        return false;
+    }
+    return codec_json_push(disks, o, err);
+}
+
+static void say_finding(const char *backup_id, const json_t *disk, const Finding *f)
+{
+    size_t i;
+    json_t *id;
+    const char *file = cli_text(f->report, "file");
+    if (f->verdict == VERDICT_OK)
+        return;
+    cli_note("%s %s: %s: %s", backup_id, cli_text(disk, "disk_key"), verdict_names[f->verdict], f->why.details);
+    if (*file)
+        cli_note("damaged file: %s", file);
+    json_array_foreach(cli_list(f->report, "affected"), i, id) cli_note("affected: %s", json_string_value(id));
+}
+
+static bool add_row(Verify *v, const char *backup_id, const json_t *disk, const Finding *f, Err *err)
+{
+    char bytes[STR_SIZE_MAX], time[TEXT_DURATION];
+    str_size(f->bytes, bytes);
+    text_duration((uint64_t)f->ms / 1000, time);
+    const char *const cells[] = {backup_id, cli_text(disk, "disk_key"), verdict_names[f->verdict], bytes, time};
+    return table_row(&v->table, cells, err);
+}
+
+// ---- points
+
+static bool add_point(Verify *v, const json_t *backup, Verdict verdict, json_t *disks, Err *err)
+{
+    json_t *o = json_object();
+    bool fine = (o || err_no_memory(err)) && codec_json_set_text(o, "backup_id", cli_text(backup, "backup_id"), err) &&
+                codec_json_set_text(o, "vm_name", cli_text(backup, "vm_name"), err) &&
+                codec_json_set_text(o, "result", verdict_names[verdict], err) &&
+                codec_json_set(o, "disks", json_incref(disks), err);
+    if (!fine) {
+        json_decref(o);
+        return false;
+    }
+    return codec_json_push(v->points, o, err);
+}
+
+// False: this program failed, or was stopped; what was found of the point is in *v.
+static bool verify_disks(Verify *v, const json_t *backup, json_t *results, Verdict *verdict, Finding *ret_failed, Err *err)
+{
+    const char *id = cli_text(backup, "backup_id");
+    size_t i;
+    json_t *disk;
+    json_array_foreach(cli_list(backup, "disks"), i, disk)
+    {
+        Finding f = {0};
+        check_disk(v, id, disk, &f);
+        if (f.verdict == VERDICT_DAMAGED)
+            report_or_say(v, id, "damaged", disk, &f, &f.report);
+        if (f.verdict == VERDICT_FAILED)
+            *ret_failed = f;
+        say_finding(id, disk, &f);
+        *verdict = MAX(*verdict, f.verdict);
+        bool fine = add_disk(results, disk, &f, err) && add_row(v, id, disk, &f, err);
+        json_decref(f.report);
+        if (!fine)
+            return false;
+        if (stop_signal() != 0)
+            return err_set(err, ERR_CANCELLED, "stopped by a signal; %s was not checked to its end", id);
+    }
+    return true;
+}
+
+static bool verify_point(Verify *v, const json_t *backup, Err *err)
+{
+    const char *id = cli_text(backup, "backup_id");
+    Verdict verdict = VERDICT_OK;
+    Finding failed = {0};
+    cleanup_json json_t *disks = json_array(), *answer = NULL;
+    if (!disks)
+        return err_no_memory(err);
+    if (json_array_size(cli_list(backup, "disks")) == 0) {
+        (void)err_set(&failed.why, ERR_PROTOCOL, "the catalogue knows no disk of it");
+        cli_note("%s: failed: %s", id, failed.why.details);
+        verdict = VERDICT_FAILED;
+    }
+    if (!verify_disks(v, backup, disks, &verdict, &failed, err))
+        return false;
+    if (verdict == VERDICT_OK)
+        report_or_say(v, id, "ok", NULL, NULL, &answer);
+    else if (verdict == VERDICT_FAILED)
+        report_or_say(v, id, "failed", NULL, &failed, &answer);
+    v->worst = MAX(v->worst, verdict);
+    return add_point(v, backup, verdict, disks, err);
+}
+
+// One point by its ID. gone_is_fine: it may have been deleted since it was listed.
+static bool verify_id(Verify *v, const char *id, bool gone_is_fine, Err *err)
+{
+    cleanup_json json_t *backup = NULL;
+    cleanup_free char *path = cli_path("backups", id, NULL, err);
+    if (!path)
+        return false;
+    if (!cli_get(v->cli, path, &backup, err)) {
+        if (!gone_is_fine || err->code != ERR_NOT_FOUND)
+            return false;
+        err_clear(err);
+        cli_note("%s was deleted meanwhile", id);
+        return true;
+    }
+    if (!str_eq(cli_text(backup, "status"), "completed"))
+        return err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing to verify", id, cli_text(backup, "status"));
+    return verify_point(v, backup, err);
+}
+
+// The completed points of the catalogue, not what lies in the repository: what is gone must be noticed.
+static bool list_points(Cli *c, json_t *ids, Err *err)
+{
+    for (uint64_t offset = 0;;) {
+        char number[24];
+        size_t i;
+        json_t *b;
+        cleanup_json json_t *answer = NULL;
+        cleanup(str_clear) StrBuf path = STR_BUF(8192);
+        (void)snprintf(number, sizeof(number), "%" PRIu64, offset); // fits: 20 digits
+        if (!str_addf(&path, err, "/api/v1/backups?status=completed&limit=%d", PAGE) ||
+            !cli_query(&path, "repository_id", c->values.repo, err) || !cli_query(&path, "vm_name", c->values.vm, err) ||
+            !cli_query(&path, "offset", number, err) || !cli_get(c, path.s, &answer, err))
+            return false;
+        json_array_foreach(cli_list(answer, "backups"), i, b)
+            if (!codec_json_push(ids, json_string(cli_text(b, "backup_id")), err))
+                return false;
+        if (i == 0 || (offset += i) >= cli_u64(answer, "total"))
+            return true;
+    }
+}
+
+static bool verify_repository(Verify *v, Err *err)
+{
+    cleanup_json json_t *ids = json_array();
+    if (!ids)
+        return err_no_memory(err);
+    if (!list_points(v->cli, ids, err))
+        return false;
+    // Newest first is how they are listed; damage shows first in what the others rest on
+    for (size_t i = json_array_size(ids); i > 0; i--)
+        if (!verify_id(v, json_string_value(json_array_get(ids, i - 1)), true, err))
+            return false;
+    return true;
+}
+
+static bool say(Verify *v, Err *err)
+{
+    cleanup_json json_t *o = json_object();
+    if (!o)
+        return err_no_memory(err);
+    if (!codec_json_set_text(o, "result", verdict_names[v->worst], err) ||
+        !codec_json_set(o, "points", json_incref(v->points), err))
+        return false;
+    if (!cli_said_json(v->cli, o))
+        table_print(&v->table, stdout);
+    return true;
+}
+
+bool command_verify(Cli *c, Err *err)
+{
+    const char *id = c->words[0];
+    if (!id == !c->values.repo)
+        return err_set(err, ERR_USAGE, "a backup's ID or --repo is needed, and not both");
+    if (c->values.vm && !c->values.repo)
+        return err_set(err, ERR_USAGE, "--vm goes with --repo");
+    Verify v = {.cli = c, .points = json_array(), .table = {.titles = {"POINT", "DISK", "RESULT", ">BYTES", ">TIME"}}};
+    progress_begin(&v.progress, stderr, c->values.quiet);
+    bool fine = (v.points || err_no_memory(err)) && (id ? verify_id(&v, id, false, err) : verify_repository(&v, err));
+    // Damage that was found counts, however it went on
+    c->exit_status = v.worst == VERDICT_DAMAGED ? CLI_EXIT_DAMAGED : v.worst == VERDICT_FAILED ? CLI_EXIT_FAILED : 0;
+    if (fine)
+        fine = say(&v, err);
+    else if (v.table.rows > 0 && !c->values.json)
+        table_print(&v.table, stdout);
+    table_clear(&v.table);
+    json_decref(v.points);
+    return fine;
+}

@@ -1,0 +1,180 @@
+#include "source/qemu/bitmaps.h"
+
+#include "base/num.h"
+#include "base/str.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#define NAME_PREFIX    "sendense"
+#define TEMPORARY_WORD "tmp"
+
+void bitmaps_name(const BitmapsOwner *o, const char *line, uint64_t sequence, char out[BITMAPS_NAME])
+{
+    (void)snprintf(out, BITMAPS_NAME, "%s.%s.%s.%s.%" PRIu64, NAME_PREFIX, o->repository, o->vm, line, sequence);
+}
+
+void bitmaps_temporary(const BitmapsOwner *o, const char *nonce, char out[BITMAPS_NAME])
+{
+    (void)snprintf(out, BITMAPS_NAME, "%s.%s.%s.%s.%s", NAME_PREFIX, o->repository, o->vm, TEMPORARY_WORD, nonce);
+}
+
+// Line and sequence of a name of this owner; false for any other name.
+static bool parse_name(const char *name, const BitmapsOwner *o, Bitmap *b)
+{
+    char prefix[BITMAPS_NAME];
+    int n = snprintf(prefix, sizeof(prefix), "%s.%s.%s.", NAME_PREFIX, o->repository, o->vm);
+    if (n < 0 || (size_t)n >= sizeof(prefix) || !str_starts(name, prefix))
+        return false;
+    const char *rest = name + n;
+    if (str_starts(rest, TEMPORARY_WORD ".")) {
+        b->line[0] = '\0';
+        return true;
+    }
+    if (strlen(rest) < UUID_TEXT + 1 || rest[UUID_TEXT - 1] != '.')
+        return false;
+    memcpy(b->line, rest, UUID_TEXT - 1);
+    b->line[UUID_TEXT - 1] = '\0';
+    Err err = ERR_INIT;
+    const char *digits = rest + UUID_TEXT;
+    bool canonical = digits[0] != '0' || digits[1] == '\0';
+    return uuid_is_valid(b->line) && canonical && num_u64(digits, 0, INT64_MAX, &b->sequence, &err);
+}
+
+static bool collect_node(const json_t *node, const BitmapsOwner *o, BitmapVec *v, Err *err)
+{
+    const char *node_name = json_string_value(json_object_get(node, "node-name"));
+    const json_t *list = json_object_get(node, "dirty-bitmaps");
+    if (!node_name)
+        return err_set(err, ERR_PROTOCOL, "qemu listed a block node without a name");
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *item = json_array_get(list, i);
+        const char *name = json_string_value(json_object_get(item, "name")); // none: a job's own
+        Bitmap b = {.node = node_name, .name = name};
+        if (!name || !parse_name(name, o, &b))
+            continue;
+        json_int_t count = json_integer_value(json_object_get(item, "count"));
+        b.recording = json_is_true(json_object_get(item, "recording"));
+        b.busy = json_is_true(json_object_get(item, "busy"));
+        b.inconsistent = json_is_true(json_object_get(item, "inconsistent"));
+        b.count = count > 0 ? (uint64_t)count : 0;
+        if (!bitmap_vec_push(v, b, err))
+            return false;
+    }
+    return true;
+}
+
+bool bitmaps_collect(const json_t *nodes, const BitmapsOwner *o, BitmapVec *ret, Err *err)
+{
+    BitmapVec v = {0};
+    bool ok = json_is_array(nodes) || err_set(err, ERR_PROTOCOL, "qemu's list of block nodes is no list");
+    for (size_t i = 0; ok && i < json_array_size(nodes); i++)
+        ok = collect_node(json_array_get(nodes, i), o, &v, err);
+    if (!ok) {
+        bitmap_vec_clear(&v);
+        return false;
+    }
+    *ret = v;
+    return true;
+}
+
+static bool lost(Line *l, const char *fmt, ...) printf_like(2, 3);
+
+static bool lost(Line *l, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    (void)vsnprintf(l->lost, sizeof(l->lost), fmt, ap); // cut at the ceiling on purpose
+    va_end(ap);
+    return false;
+}
+
+// The one bitmap of this sequence; NULL and the reason in *l.
+static const Bitmap *find_one(const LineInput *in, const char *line, uint64_t sequence, Line *l)
+{
+    const Bitmap *found = NULL;
+    for (size_t i = 0; i < in->all->len; i++) {
+        const Bitmap *b = &in->all->items[i];
+        if (!str_eq(b->line, line) || b->sequence != sequence)
+            continue;
+        if (found) {
+            (void)lost(l, "dirty bitmap %" PRIu64 " is there twice, on the nodes %s and %s", sequence, found->node, b->node);
+            return NULL;
+        }
+        found = b;
+    }
+    if (!found)
+        (void)lost(l, "dirty bitmap %" PRIu64 " is missing", sequence);
+    else if (!str_eq(found->node, in->node))
+        (void)lost(l, "dirty bitmap %" PRIu64 " is on the node %s, and the guest now writes to %s (a snapshot?)", sequence,
+                   found->node, in->node);
+    else if (found->inconsistent)
+        (void)lost(l, "dirty bitmap %" PRIu64 " is inconsistent: QEMU did not end cleanly", sequence);
+    else if (found->busy)
+        (void)lost(l, "dirty bitmap %" PRIu64 " is in use by something else", sequence);
+    else
+        return found;
+    return NULL;
+}
+
+static uint64_t newest(const BitmapVec *all, const char *line, uint64_t at_least)
+{
+    for (size_t i = 0; i < all->len; i++)
+        if (str_eq(all->items[i].line, line))
+            at_least = MAX(at_least, all->items[i].sequence);
+    return at_least;
+}
+
+bool bitmaps_witness(const BitmapVec *all, const char *node, const char *line)
+{
+    LineInput in = {.all = all, .node = node};
+    Line ignored;
+    const Bitmap *b = find_one(&in, line, 0, &ignored);
+    return b && b->count > 0;
+}
+
+static bool follow(const LineInput *in, const char *line, Line *l)
+{
+    l->last = newest(in->all, line, l->first);
+    if (l->last - l->first >= BITMAPS_LINE_MAX)
+        return lost(l, "%" PRIu64 " backups in a row did not complete", l->last - l->first);
+    for (uint64_t n = l->first; n <= l->last; n++) {
+        const Bitmap *b = find_one(in, line, n, l);
+        if (!b)
+            return false;
+        if (b->recording != (n == l->last))
+            return lost(l, "dirty bitmap %" PRIu64 " was %s by somebody else", n, b->recording ? "enabled" : "disabled");
+    }
+    return bitmaps_witness(in->all, in->node, line) || lost(l, "the disk may have been resized in between");
+}
+
+static bool resolve(const LineInput *in, Line *l)
+{
+    Err err = ERR_INIT;
+    char line[UUID_TEXT];
+    if (!in->parent_change_id)
+        return false; // nothing to explain
+    if (!in->parent_tracking)
+        return lost(l, "the parent was not tracked");
+    if (!changeid_parse(in->parent_change_id, line, &l->first, &err))
+        return lost(l, "the parent's change ID is not of a dirty bitmap");
+    if (in->size != in->parent_size)
+        return lost(l, "the disk was resized from %" PRIu64 " to %" PRIu64 " bytes", in->parent_size, in->size);
+    if (!follow(in, line, l))
+        return false;
+    memcpy(l->uuid, line, sizeof(l->uuid));
+    l->next = l->last + 1;
+    return true;
+}
+
+void bitmaps_resolve(const LineInput *in, Line *ret)
+{
+    Line l = {.next = 1};
+    l.tracked = resolve(in, &l);
+    if (!l.tracked) {
+        (void)snprintf(l.uuid, sizeof(l.uuid), "%s", in->fresh);
+        l.first = l.last = 0;
+    }
+    *ret = l;
+}

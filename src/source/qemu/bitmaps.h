@@ -1,0 +1,62 @@
+// Which dirty bitmaps say what changed since the parent: pure, on what QEMU answered. Safety rules 10, 12, 13.
+//
+// A bitmap's name is "sendense.<repository>.<vm>.<line>.<sequence>", and its change ID "<line>/<sequence>": UUIDs, and
+// a number that counts on within the line. The bitmap of sequence n records from the backup of that change ID on;
+// the next backup disables it in the instant in which it adds n + 1. Sequence 0 is the line's witness: its one
+// dirty bit, at the disk's end, is lost when the disk shrinks, however it grows again.
+#pragma once
+
+#include "base/uuid.h"
+#include "base/vec.h"
+#include "domain/changeid.h"
+
+#include <jansson.h>
+
+#define BITMAPS_NAME        192
+#define BITMAPS_GRANULARITY 65536
+#define BITMAPS_LINE_MAX    16 // bitmaps of one line: so many backups in a row failed; then a new line
+#define BITMAPS_WHY         256
+
+typedef struct BitmapsOwner { // UUIDs
+    const char *repository, *vm;
+} BitmapsOwner;
+
+typedef struct Bitmap { // texts borrowed from QEMU's answer
+    const char *node, *name;
+    char line[UUID_TEXT]; // "" for a temporary one
+    uint64_t sequence;
+    bool recording, busy, inconsistent;
+    uint64_t count; // dirty bytes, in whole granules
+} Bitmap;
+
+VEC_DEFINE(BitmapVec, bitmap_vec, Bitmap)
+
+void bitmaps_name(const BitmapsOwner *o, const char *line, uint64_t sequence, char out[BITMAPS_NAME]);
+// Of a run: where the changes are brought together. nonce: at most 32 characters, no dots.
+void bitmaps_temporary(const BitmapsOwner *o, const char *nonce, char out[BITMAPS_NAME]);
+
+// All bitmaps with this owner's names, on every node. nodes: the answer of query-named-block-nodes; it must outlive
+// the vector. ERR_PROTOCOL when it is not as QEMU documents it.
+bool bitmaps_collect(const json_t *nodes, const BitmapsOwner *o, BitmapVec *ret, Err *err) must_check;
+
+typedef struct LineInput {
+    const BitmapVec *all;
+    const char *node;             // under the guest's device now
+    const char *parent_change_id; // NULL: no parent
+    bool parent_tracking;
+    uint64_t size, parent_size;
+    const char *fresh; // a new UUID, for a new line
+} LineInput;
+
+typedef struct Line {
+    char uuid[UUID_TEXT];
+    bool tracked;      // the bitmaps first..last hold what changed since the parent; last is still recording
+    uint64_t first, last;
+    uint64_t next;     // sequence of the bitmap to add; 1 in a new line
+    char lost[BITMAPS_WHY]; // why there is a new line, for people; "" without a parent, or when tracked
+} Line;
+
+void bitmaps_resolve(const LineInput *in, Line *ret);
+
+// Is the line's witness on this node, and has its bit? Else the disk may have been resized.
+bool bitmaps_witness(const BitmapVec *all, const char *node, const char *line);

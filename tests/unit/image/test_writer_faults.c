@@ -1,0 +1,134 @@
+// The n-th call that writes fails, for every n: the writer says so at once or at the seal, stays broken, and leaves
+// no file that could be taken for an image.
+#include "model.h"
+
+#include <errno.h>
+
+int __real_fdatasync(int fd);
+int __real_fsync(int fd);
+int __real_ftruncate64(int fd, off_t length);
+ssize_t __real_pwrite64(int fd, const void *p, size_t n, off_t offset);
+int __wrap_fdatasync(int fd);
+int __wrap_fsync(int fd);
+int __wrap_ftruncate64(int fd, off_t length);
+ssize_t __wrap_pwrite64(int fd, const void *p, size_t n, off_t offset);
+
+static uint64_t calls, fail_at; // fail_at 0: never
+static int fail_errno;
+static bool fail_short; // a pwrite writes half before it fails
+
+static bool now(void)
+{
+    if (++calls != fail_at)
+        return false;
+    errno = fail_errno;
+    return true;
+}
+
+int __wrap_fdatasync(int fd)
+{
+    return now() ? -1 : __real_fdatasync(fd);
+}
+
+int __wrap_fsync(int fd)
+{
+    return now() ? -1 : __real_fsync(fd);
+}
+
+int __wrap_ftruncate64(int fd, off_t length)
+{
+    return now() ? -1 : __real_ftruncate64(fd, length);
+}
+
+ssize_t __wrap_pwrite64(int fd, const void *p, size_t n, off_t offset)
+{
+    if (!now())
+        return __real_pwrite64(fd, p, n, offset);
+    if (fail_short)
+        (void)!__real_pwrite64(fd, p, n / 2 / 512 * 512, offset);
+    errno = fail_errno;
+    return -1;
+}
+
+// Some of everything. False: it failed, as it should; what it was is in *err.
+static bool story(Model *m, Writer *w, HashesSummary *ret, Hash *ret_digest, Err *err)
+{
+    uint8_t *bytes = m->points[m->len].bytes;
+    uint64_t size = m->points[m->len].size;
+    return writer_write(w, bytes, 0, 300000, err) && writer_zero(w, 8192, 4096, err) &&
+           writer_write(w, bytes + 100, 100, 50, err) && writer_flush(w, err) &&
+           writer_write(w, bytes + 300000, 300000, (uint32_t)(size - 300000), err) &&
+           writer_seal(w, NULL, ret, ret_digest, err);
+}
+
+static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
+{
+    Err err = ERR_INIT;
+    HashesSummary summary;
+    Hash digest;
+    Writer *w = NULL;
+    (void)snprintf(m->points[0].image, sizeof m->points[0].image, "%s/i", m->folder);
+    (void)snprintf(m->points[0].hashes, sizeof m->points[0].hashes, "%s/h", m->folder);
+    WriterSpec spec = {.image_path = m->points[0].image, .hashes_path = m->points[0].hashes,
+                       .size = m->points[0].size, .cluster_bits = 12, .hash = m->hash, .mode = DISK_FULL,
+                       .direct_io = n % 2 == 0, .cache_groups = 1};
+    calls = 0;
+    fail_at = n;
+    bool ok = writer_open(&spec, &w, &err) && story(m, w, &summary, &digest, &err);
+    *ret_calls = calls;
+    fail_at = 0;
+    bool was_probe = ok && n == 1; // the trial of direct I/O may fail
+    if (n > 0 && n <= *ret_calls && !was_probe) {
+        assert_false(ok);
+        if (err.code != ERR_NO_SPACE && err.code != ERR_IO)
+            fail_msg("call %llu: %s: %s", (unsigned long long)n, err_name(err.code), err.details);
+        err_clear(&err);
+        if (w) { // for good, although nothing fails any more
+            assert_false(writer_write(w, "x", 0, 1, &err));
+            err_clear(&err);
+            assert_false(writer_seal(w, NULL, &summary, &digest, &err));
+            err_clear(&err);
+        }
+        // Without the header it is no QCOW2. Only the very last sync may fail behind it.
+        uint8_t head[4] = {0};
+        int fd = open(spec.image_path, O_RDONLY | O_CLOEXEC);
+        bool has_header = fd >= 0 && pread(fd, head, 4, 0) == 4 && head[0] == 'Q';
+        if (fd >= 0)
+            assert_int_equal(close(fd), 0);
+        assert_true(!has_header || n >= *ret_calls - 1);
+    } else {
+        assert_true(ok);
+    }
+    writer_free(w);
+    assert_int_equal(unlink(spec.image_path), 0);
+    (void)unlink(spec.hashes_path);
+}
+
+static void test_every_call(void **state)
+{
+    Model m = model_new(state, 12, HASH_XXH3_128);
+    m.points[0].size = 5000000; // three groups, of which one is kept
+    m.points[0].bytes = malloc(5000000);
+    model_fill(&m, m.points[0].bytes, 5000000);
+    uint64_t total = 0, seen;
+    int fds = unit_open_fds();
+    one_fault(&m, 0, &total);
+    print_message("%llu calls that write\n", (unsigned long long)total);
+    assert_true(total > 15);
+    for (int kind = 0; kind < 2; kind++) {
+        fail_errno = kind ? ENOSPC : EIO;
+        fail_short = kind == 1;
+        for (uint64_t n = 1; n <= total; n++)
+            one_fault(&m, n, &seen);
+    }
+    assert_int_equal(unit_open_fds(), fds);
+    free(m.points[0].bytes);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        in_folder(test_every_call),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

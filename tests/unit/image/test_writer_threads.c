@@ -1,0 +1,111 @@
+// Many threads on one writer. Built with -Db_sanitize=thread this is also the proof of its locks.
+#include "model.h"
+
+#include <pthread.h>
+
+#define THREADS 6
+#define STRIPE 1777 // no relation to clusters: neighbours of other threads share nearly every cluster
+
+typedef struct Job {
+    Writer *w;
+    uint8_t *bytes; // the whole disk; this thread's stripes are written by it alone
+    uint64_t size;
+    unsigned number;
+    UnitRandom random;
+} Job;
+
+static void *write_stripes(void *arg)
+{
+    Job *j = arg;
+    Err err = ERR_INIT;
+    uint64_t stripes = j->size / STRIPE + 1, step = 1 + j->number * 2;
+    for (uint64_t n = 0; n < stripes; n++) {
+        uint64_t at = (n * step * 7919 + j->number) % stripes * STRIPE; // scattered
+        if (at / STRIPE % THREADS != j->number || at >= j->size)
+            continue;
+        uint64_t length = MIN(STRIPE, j->size - at);
+        uint64_t kind = unit_random_below(&j->random, 3);
+        memset(j->bytes + at, kind == 0 ? 0 : (int)(1 + unit_random_below(&j->random, 255)), length);
+        bool ok = kind == 0 ? writer_zero(j->w, at, length, &err)
+                            : writer_write(j->w, j->bytes + at, at, (uint32_t)length, &err);
+        if (!ok)
+            return "write";
+        if (unit_random_below(&j->random, 50) == 0 && !writer_flush(j->w, &err))
+            return "flush";
+    }
+    return NULL;
+}
+
+static void run_threads(void *(*work)(void *), Job *jobs)
+{
+    pthread_t threads[THREADS];
+    for (unsigned i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, work, &jobs[i]), 0);
+    for (unsigned i = 0; i < THREADS; i++) {
+        void *failed = NULL;
+        assert_int_equal(pthread_join(threads[i], &failed), 0);
+        assert_null(failed);
+    }
+}
+
+static void test_stripes(void **state)
+{
+    for (unsigned cache = 1; cache <= 3; cache += 2) {
+        Model m = model_new(state, 12, HASH_XXH3_128);
+        m.cache_groups = cache; // groups come and go
+        uint64_t size = (7u << 20) + 333;
+        Writer *w = model_begin(&m, DISK_FULL, size);
+        Job jobs[THREADS];
+        for (unsigned i = 0; i < THREADS; i++)
+            jobs[i] = (Job){w, m.points[0].bytes, size, i, {unit_random_next(&m.random)}};
+        run_threads(write_stripes, jobs);
+        model_cover(&m, w);
+        model_end(&m, w);
+        model_clear(&m);
+    }
+}
+
+// All of them write whole ranges over each other: each cluster run shows one write, never a mixture.
+static void *write_over(void *arg)
+{
+    Job *j = arg;
+    Err err = ERR_INIT;
+    uint8_t *mine = malloc(20 * 4096);
+    bool ok = mine != NULL;
+    for (int n = 0; ok && n < 80; n++) {
+        uint64_t first = unit_random_below(&j->random, 5) * 20;
+        memset(mine, (int)(1 + unit_random_below(&j->random, 250)), 20 * 4096);
+        ok = unit_random_below(&j->random, 5) ? writer_write(j->w, mine, first * 4096, 20 * 4096, &err)
+                                              : writer_zero(j->w, first * 4096, 20 * 4096, &err);
+    }
+    free(mine);
+    return ok ? NULL : "overlap";
+}
+
+static void test_overlaps(void **state)
+{
+    Err err = ERR_INIT;
+    Model m = model_new(state, 12, HASH_XXH3_128);
+    uint64_t size = 100 * 4096;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_cover(&m, w);
+    Job jobs[THREADS];
+    for (unsigned i = 0; i < THREADS; i++)
+        jobs[i] = (Job){w, NULL, size, i, {unit_random_next(&m.random)}};
+    run_threads(write_over, jobs);
+    uint8_t *got = m.points[0].bytes;
+    assert_ok(writer_read(w, got, 0, (uint32_t)size, &err), &err);
+    for (uint64_t at = 0; at < size; at++)
+        assert_int_equal(got[at], got[at / (20 * 4096) * (20 * 4096)]);
+    model_end(&m, w);
+    model_clear(&m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        in_folder(test_stripes),
+        in_folder(test_overlaps),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
