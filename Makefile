@@ -4,7 +4,7 @@
 BUILD := build
 BUILDTYPE := debugoptimized
 
-.PHONY: build deps test quickstart install soak bench lint clean help
+.PHONY: build deps test quickstart install soak lint clean help
 
 build: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -31,11 +31,6 @@ soak:
 	$(MAKE) build
 	tests/soak/run
 
-bench:
-	tools/install-deps build run guest test
-	$(MAKE) build
-	bench/run
-
 lint:
 	tools/install-deps build run guest test dev
 	tools/lint
@@ -54,5 +49,4 @@ help:
 	@echo 'make deps         Debian packages for all of the above; needs root'
 	@echo 'make lint         checks, API lint, shellcheck, layout'
 	@echo 'make soak         random histories for hours'
-	@echo 'make bench        measurements'
 	@echo 'make clean        removes $(BUILD)/'

@@ -116,9 +116,9 @@ bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms
     StrBuf line = STR_BUF(ENGINE_LINE_MAX);
     EngineAnswer answer = {0};
     bool ok = engine_request_encode(req, &text, err) && control_connect(control, &fd, err) &&
-              send_all(fd, text, strlen(text), deadline, err) &&
-              (str_ends(text, "\n") || send_all(fd, "\n", 1, deadline, err)) &&
-              receive_line(fd, deadline, &line, err) && engine_answer_decode(line.s, line.len, &answer, err);
+        send_all(fd, text, strlen(text), deadline, err) &&
+        (str_ends(text, "\n") || send_all(fd, "\n", 1, deadline, err)) && receive_line(fd, deadline, &line, err) &&
+        engine_answer_decode(line.s, line.len, &answer, err);
     str_clear(&line);
     if (!ok)
         return false;
@@ -135,7 +135,7 @@ char *exporter_uri(const char *socket, const char *export_name, Err *err)
     bool ok = str_addf(&b, err, "nbd+unix:///%s?socket=", export_name);
     for (const char *p = socket; ok && *p; p++) {
         bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') ||
-                     strchr("/._-~", *p) != NULL;
+            strchr("/._-~", *p) != NULL;
         ok = plain ? str_add_bytes(&b, p, 1, err) : str_addf(&b, err, "%%%02X", (unsigned char)*p);
     }
     if (!ok)
@@ -194,7 +194,7 @@ static bool spawn(Exporter *x, const char *plugin, const char *config_path, Err 
     log_fd = open(log_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
     if (log_fd < 0)
         return err_errno(err, errno, "cannot create %s", log_path);
-    const char *argv[] = {"nbdkit",   "--foreground", "--log=stderr", "--threads=8", plugin, config_arg, NULL};
+    const char *argv[] = {"nbdkit", "--foreground", "--log=stderr", "--threads=8", plugin, config_arg, NULL};
     return proc_spawn(&(ProcSpec){.argv = argv,
                                   .stdin_fd = -1,
                                   .stdout_fd = log_fd,
@@ -219,15 +219,13 @@ bool exporter_start(const char *run, const char *plugin, const char *label, Engi
     if (!uuid_new(id, err))
         return false;
     id[8] = '\0';
-    bool ok = (x.folder = file_join(run, id, err)) && file_mkdir_p(run, 0700, err) &&
-              file_mkdir(x.folder, 0700, err) && (x.socket = file_join(x.folder, "nbd.sock", err)) &&
-              (x.control = file_join(x.folder, "ctl.sock", err)) &&
-              (x.export_name = mem_printf(err, "%s-%s", label, id)) &&
-              (config_path = file_join(x.folder, "config.json", err)) &&
-              mem_replace(&config->export_name, x.export_name, err) && mem_replace(&config->control, x.control, err) &&
-              engine_config_encode(config, &text, err) &&
-              file_create_durable(config_path, text, strlen(text), 0600, err) && spawn(&x, plugin, config_path, err) &&
-              wait_ready(&x, err);
+    bool ok = (x.folder = file_join(run, id, err)) && file_mkdir_p(run, 0700, err) && file_mkdir(x.folder, 0700, err) &&
+        (x.socket = file_join(x.folder, "nbd.sock", err)) && (x.control = file_join(x.folder, "ctl.sock", err)) &&
+        (x.export_name = mem_printf(err, "%s-%s", label, id)) &&
+        (config_path = file_join(x.folder, "config.json", err)) &&
+        mem_replace(&config->export_name, x.export_name, err) && mem_replace(&config->control, x.control, err) &&
+        engine_config_encode(config, &text, err) && file_create_durable(config_path, text, strlen(text), 0600, err) &&
+        spawn(&x, plugin, config_path, err) && wait_ready(&x, err);
     if (!ok) {
         exporter_stop(&x);
         return false;
@@ -242,8 +240,8 @@ bool exporter_adopt(int64_t pid, uint64_t start, const char *socket, const char 
     Exporter x = EXPORTER_NONE;
     const char *slash = strrchr(socket, '/');
     bool ok = slash && proc_adopt((pid_t)pid, start, &x.proc, err) && mem_replace(&x.socket, socket, err) &&
-              mem_replace(&x.control, control, err) && mem_replace(&x.export_name, export_name, err) &&
-              (x.folder = mem_printf(err, "%.*s", (int)(slash - socket), socket));
+        mem_replace(&x.control, control, err) && mem_replace(&x.export_name, export_name, err) &&
+        (x.folder = mem_printf(err, "%.*s", (int)(slash - socket), socket));
     if (!ok) {
         exporter_clear(&x);
         return err_set(err, ERR_NOT_FOUND, "the exporter's socket %s has no folder", socket);

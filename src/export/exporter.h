@@ -25,7 +25,8 @@ bool exporter_start(const char *run, const char *plugin, const char *label, Engi
 bool exporter_adopt(int64_t pid, uint64_t start, const char *socket, const char *control, const char *export_name,
                     Exporter *ret, Err *err) must_check;
 // One question on the control socket. A refusal of the engine comes back as err. timeout_ms bounds the whole.
-bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err) must_check;
+bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err)
+    must_check;
 // "nbd+unix:///NAME?socket=PATH"
 char *exporter_uri(const char *socket, const char *export_name, Err *err) must_check;
 // Ends it (asks, then SIGTERM, then SIGKILL) and removes its folder. Always succeeds in the end; fine on NONE.

@@ -30,7 +30,8 @@ HANDLER(repository_add)
     static const char *const known[] = {"name", "path", "cluster_size", "hash_algorithm", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) && from_body(hub_repository_add(hub(ctx), body, &ret->body, err), err);
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_repository_add(hub(ctx), body, &ret->body, err), err);
 }
 
 HANDLER(repository_list)
@@ -80,7 +81,7 @@ HANDLER(vm_change)
     static const char *const known[] = {"name", "source", "excluded_disks", NULL};
     const json_t *body;
     return http_request_json(req, known, &body, err) &&
-           from_body(hub_vm_change(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
+        from_body(hub_vm_change(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
 }
 
 HANDLER(vm_remove)
@@ -94,15 +95,16 @@ HANDLER(backup_start)
 {
     const json_t *body; // the contract's call: unknown members are ignored
     ret->status = 201;
-    return http_request_json(req, NULL, &body, err) && from_body(hub_backup_start(hub(ctx), body, &ret->body, err), err);
+    return http_request_json(req, NULL, &body, err) &&
+        from_body(hub_backup_start(hub(ctx), body, &ret->body, err), err);
 }
 
 HANDLER(backup_list)
 {
     StoreBackupFilter f = {.vm_name = http_request_query(req, "vm_name"), .status = http_request_query(req, "status")};
     return http_request_query_u64(req, "limit", 1, 1000, 100, &f.limit, err) &&
-           http_request_query_u64(req, "offset", 0, INT64_MAX, 0, &f.offset, err) &&
-           hub_backup_list(hub(ctx), &f, http_request_query(req, "repository_id"), &ret->body, err);
+        http_request_query_u64(req, "offset", 0, INT64_MAX, 0, &f.offset, err) &&
+        hub_backup_list(hub(ctx), &f, http_request_query(req, "repository_id"), &ret->body, err);
 }
 
 HANDLER(backup_show)
@@ -120,7 +122,7 @@ HANDLER(backup_delete)
 {
     bool with_dependents;
     return http_request_query_bool(req, "with_dependents", false, &with_dependents, err) &&
-           hub_backup_delete(hub(ctx), BACKUP, with_dependents, &ret->body, err);
+        hub_backup_delete(hub(ctx), BACKUP, with_dependents, &ret->body, err);
 }
 
 HANDLER(backup_verification)
@@ -128,7 +130,7 @@ HANDLER(backup_verification)
     static const char *const known[] = {"result", "disk_id", "offset", "details", NULL};
     const json_t *body;
     return http_request_json(req, known, &body, err) &&
-           from_body(hub_backup_verification(hub(ctx), BACKUP, body, &ret->body, err), err);
+        from_body(hub_backup_verification(hub(ctx), BACKUP, body, &ret->body, err), err);
 }
 
 // A stream of a backup's state, as it changes.
@@ -145,7 +147,7 @@ static bool events_next(void *ctx, StrBuf *out, bool *end, Err *err)
     bool final = false;
     // the state first: a view that is older than it would end the stream one event early
     bool ok = hub_backup_is_final(e->hub, e->id, &final, err) && hub_backup_show(e->hub, e->id, &view, err) &&
-              codec_json_dump(view, &text, err);
+        codec_json_dump(view, &text, err);
     json_decref(view);
     if (ok && (final || !e->last || !str_eq(text, e->last)))
         ok = str_addf(out, err, "event: %s\ndata: %s\n\n", final ? "end" : "progress", text);
@@ -225,8 +227,8 @@ HANDLER(job_disks)
     AnnounceAnswer targets = {0};
     if (!check_token(req, ctx, BACKUP, true, err) || !from_body(announce_decode(text, n, &announced, err), err))
         return false;
-    bool ok = hub_job_announce(hub(ctx), BACKUP, &announced, &targets, err) &&
-              announce_answer_encode(&targets, &answer, err);
+    bool ok =
+        hub_job_announce(hub(ctx), BACKUP, &announced, &targets, err) && announce_answer_encode(&targets, &answer, err);
     announce_clear(&announced);
     announce_answer_clear(&targets);
     return answer_text(ok, answer, ret, err);
@@ -241,8 +243,8 @@ HANDLER(job_progress)
     WorkProgressAnswer said;
     if (!check_token(req, ctx, BACKUP, true, err) || !from_body(work_progress_decode(text, n, &progress, err), err))
         return false;
-    bool ok = hub_job_progress(hub(ctx), BACKUP, &progress, &said, err) &&
-              work_progress_answer_encode(&said, &answer, err);
+    bool ok =
+        hub_job_progress(hub(ctx), BACKUP, &progress, &said, err) && work_progress_answer_encode(&said, &answer, err);
     work_progress_clear(&progress);
     return answer_text(ok, answer, ret, err);
 }
@@ -279,7 +281,8 @@ HANDLER(export_start)
     static const char *const known[] = {"backup_id", "disk", "purpose", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) && from_body(hub_export_start(hub(ctx), body, &ret->body, err), err);
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_export_start(hub(ctx), body, &ret->body, err), err);
 }
 
 HANDLER(export_list)
@@ -301,7 +304,7 @@ HANDLER(replication_add)
     const json_t *body;
     ret->status = 201;
     return http_request_json(req, known, &body, err) &&
-           from_body(hub_replication_add(hub(ctx), body, &ret->body, err), err);
+        from_body(hub_replication_add(hub(ctx), body, &ret->body, err), err);
 }
 
 HANDLER(replication_list)
@@ -325,8 +328,8 @@ HANDLER(replication_changeid)
         return false;
     // registered replications have no token yet: one that is sent cannot be right
     bool ok = http_request_token(req, &token, err) &&
-              (!secret_is_set(token) || err_set(err, ERR_FORBIDDEN, "the token is not this job's")) &&
-              hub_replication_record(hub(ctx), http_request_param(req, "job_id"), &report, &ret->body, err);
+        (!secret_is_set(token) || err_set(err, ERR_FORBIDDEN, "the token is not this job's")) &&
+        hub_replication_record(hub(ctx), http_request_param(req, "job_id"), &report, &ret->body, err);
     changeid_report_clear(&report);
     return ok;
 }

@@ -37,8 +37,9 @@ static bool refuse_database(const Options *o, Err *err)
                  "file named by SENDENSE_DB_PASS_FILE when MariaDB is supported");
     if (!o->db_host)
         return true;
-    return err_set(err, ERR_USAGE, "MariaDB (-db-host=%s) is not supported yet; leave the -db options out to use the "
-                                   "embedded database",
+    return err_set(err, ERR_USAGE,
+                   "MariaDB (-db-host=%s) is not supported yet; leave the -db options out to use the "
+                   "embedded database",
                    o->db_host);
 }
 
@@ -56,15 +57,15 @@ static bool sibling(const char *given, const char *name, char **ret, Err *err)
     free(*ret);
     *ret = str_ends(name, ".so") ? file_join(SENDENSE_PLUGIN_DIR, name, err) : NULL;
     return (*ret && file_exists(*ret)) ||
-           err_set(err, ERR_USAGE, "%s is not beside this program; say where it is by its option", name);
+        err_set(err, ERR_USAGE, "%s is not beside this program; say where it is by its option", name);
 }
 
 static void log_request(void *ctx, const HttpDone *d)
 {
     (void)ctx;
     if (d->status >= 500)
-        log_error("request failed", LOG_STR("method", d->method), LOG_STR("path", d->path), LOG_NUM("status", d->status),
-                  LOG_ERR(d->err));
+        log_error("request failed", LOG_STR("method", d->method), LOG_STR("path", d->path),
+                  LOG_NUM("status", d->status), LOG_ERR(d->err));
     else
         log_debug("request", LOG_STR("method", d->method), LOG_STR("path", d->path), LOG_NUM("status", d->status),
                   LOG_NUM("ms", d->duration_ms));
@@ -73,11 +74,8 @@ static void log_request(void *ctx, const HttpDone *d)
 static bool serve(Hub *hub, const Options *o, const sigset_t *signals, Err *err)
 {
     HttpServer *server = NULL;
-    HttpConfig config = {.address = o->listen,
-                         .port = (uint16_t)o->port,
-                         .routes = api_routes(),
-                         .ctx = hub,
-                         .done = log_request};
+    HttpConfig config = {
+        .address = o->listen, .port = (uint16_t)o->port, .routes = api_routes(), .ctx = hub, .done = log_request};
     if (!http_server_start(&config, &server, err))
         return false;
     const char *address = o->listen ? o->listen : "127.0.0.1";
@@ -101,8 +99,9 @@ static bool run(const Options *o, Err *err)
     Hub *hub = NULL;
     cleanup_free char *plugin = NULL, *client = NULL;
     if (o->auth)
-        return err_set(err, ERR_USAGE, "authentication is not built yet; start with -auth=false, on an address that only "
-                                       "you can reach");
+        return err_set(err, ERR_USAGE,
+                       "authentication is not built yet; start with -auth=false, on an address that only "
+                       "you can reach");
     if (!refuse_database(o, err) || !sibling(o->plugin, "nbdkit-sendense-plugin.so", &plugin, err) ||
         !sibling(o->client, "sendense-backup-client", &client, err))
         return false;
@@ -170,7 +169,7 @@ int main(int argc, char **argv)
         (void)printf("sendense-hub %s\n", SENDENSE_VERSION);
     } else {
         ok = ok && (rest.len == 0 || err_set(&err, ERR_USAGE, "\"%s\" is not an option; see --help", rest.items[0])) &&
-             run(&o, &err);
+            run(&o, &err);
     }
     opt_list_clear_borrowed(&rest);
     options_clear(&o);

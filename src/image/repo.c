@@ -86,8 +86,7 @@ bool repo_list_has(const FileList *list, const char *name)
     return false;
 }
 
-bool repo_claimed(const RepoViewDisk *d, const char *name, const char *except, bool *ret_claimed,
-                  Err *err)
+bool repo_claimed(const RepoViewDisk *d, const char *name, bool *ret_claimed, Err *err)
 {
     struct stat final, partial;
     size_t len = strlen(name);
@@ -100,8 +99,7 @@ bool repo_claimed(const RepoViewDisk *d, const char *name, const char *except, b
     for (size_t i = 0; i < d->files.len; i++) {
         LayoutName n;
         const char *other = d->files.names[i];
-        if (strncmp(other, name, len) != 0 || !layout_parse(other, &n) || !n.attempt[0] ||
-            (except && str_eq(n.attempt, except)))
+        if (strncmp(other, name, len) != 0 || !layout_parse(other, &n) || !n.attempt[0])
             continue;
         cleanup_free char *at = file_join(d->path, other, err);
         if (!at)
@@ -139,8 +137,7 @@ static bool view_fill(const Repo *r, const char *context, RepoView *v, Err *err)
         return false;
     if (!is)
         return err_set(err, ERR_NOT_FOUND, "%s is not there", v->path);
-    if (!file_list(v->path, NAMES_MAX, &v->files, err) ||
-        !(v->disks = mem_calloc(v->files.len, sizeof *v->disks, err)))
+    if (!file_list(v->path, NAMES_MAX, &v->files, err) || !(v->disks = mem_calloc(v->files.len, sizeof *v->disks, err)))
         return false;
     for (size_t i = 0; i < v->files.len; i++) {
         RepoViewDisk *d = &v->disks[v->disks_len];
@@ -176,8 +173,7 @@ static bool read_info(const char *path, RepositoryInfo *ret, Err *err)
 {
     cleanup_free char *file = file_join(path, LAYOUT_INFO, err), *text = NULL;
     size_t n;
-    return file && file_read(file, INFO_MAX, &text, &n, err) &&
-        repository_info_decode(text, n, ret, err);
+    return file && file_read(file, INFO_MAX, &text, &n, err) && repository_info_decode(text, n, ret, err);
 }
 
 bool repo_open(const char *path, const char *expect_uuid, Repo *ret, Err *err)
@@ -187,15 +183,13 @@ bool repo_open(const char *path, const char *expect_uuid, Repo *ret, Err *err)
     Err cause = ERR_INIT;
     if (!file_realpath(path, &real, &cause) || !read_info(real, &r.info, &cause)) {
         if (cause.code == ERR_NOT_FOUND && expect_uuid)
-            return err_set(err, ERR_UNAVAILABLE,
-                           "%s holds no repository now; is its filesystem mounted?", path);
+            return err_set(err, ERR_UNAVAILABLE, "%s holds no repository now; is its filesystem mounted?", path);
         if (cause.code == ERR_NOT_FOUND)
             return err_set(err, ERR_NOT_FOUND, "%s holds no repository", path);
         return err_set(err, cause.code, "repository %s: %s", path, cause.details);
     }
     if (expect_uuid && !str_eq(expect_uuid, r.info.uuid))
-        return err_set(err, ERR_CONFLICT,
-                       "%s holds the repository %s, not %s; is the right filesystem mounted?", path,
+        return err_set(err, ERR_CONFLICT, "%s holds the repository %s, not %s; is the right filesystem mounted?", path,
                        r.info.uuid, expect_uuid);
     if (!hash_geometry_init(&r.geo, &r.info.hash, r.info.cluster_size, err))
         return false;
@@ -209,13 +203,10 @@ bool repo_recheck(const Repo *r, Err *err)
     Repo now = {0};
     if (!repo_open(r->path, r->info.uuid, &now, err))
         return false;
-    bool same = now.info.cluster_size == r->info.cluster_size &&
-        now.info.hash.seed == r->info.hash.seed &&
-        now.info.hash.algorithm == r->info.hash.algorithm &&
-        now.info.extended_l2 == r->info.extended_l2;
+    bool same = now.info.cluster_size == r->info.cluster_size && now.info.hash.seed == r->info.hash.seed &&
+        now.info.hash.algorithm == r->info.hash.algorithm && now.info.extended_l2 == r->info.extended_l2;
     repo_clear(&now);
-    return same ||
-        err_set(err, ERR_CONFLICT, "%s has another layout than before; open it again", r->path);
+    return same || err_set(err, ERR_CONFLICT, "%s has another layout than before; open it again", r->path);
 }
 
 // ---- inside another one?
@@ -291,8 +282,7 @@ static bool write_info(const char *path, const RepositoryInfo *info, Err *err)
     cleanup_free char *text = NULL, *file = file_join(path, LAYOUT_INFO, err);
     if (!file || !repository_info_encode(info, &text, err))
         return false;
-    cleanup_free char *partial =
-        mem_printf(err, "%s/" LAYOUT_INFO_PARTIAL "%.8s", path, info->uuid);
+    cleanup_free char *partial = mem_printf(err, "%s/" LAYOUT_INFO_PARTIAL "%.8s", path, info->uuid);
     if (!partial || !file_create_durable(partial, text, strlen(text), FILE_MODE, err))
         return false;
     bool ok = file_link(partial, file, err);
@@ -307,12 +297,10 @@ static bool new_info(uint32_t cluster_size, HashAlgorithm algorithm, RepositoryI
                             .cluster_size = cluster_size,
                             .hash.algorithm = algorithm,
                             .created_us = clock_utc_us()};
-    return uuid_new(ret->uuid, err) &&
-        uuid_random_bytes(&ret->hash.seed, sizeof ret->hash.seed, err);
+    return uuid_new(ret->uuid, err) && uuid_random_bytes(&ret->hash.seed, sizeof ret->hash.seed, err);
 }
 
-bool repo_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret,
-                 Err *err)
+bool repo_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret, Err *err)
 {
     cleanup_free char *own = file_join(path, LAYOUT_INFO, err), *real = NULL, *text = NULL;
     RepositoryInfo info;
@@ -326,17 +314,16 @@ bool repo_create(const char *path, uint32_t cluster_size, HashAlgorithm algorith
     if (inside)
         return err_set(err, ERR_CONFLICT, "%s lies inside another repository", path);
     // Encoded once before anything is made: refuses a wrong cluster size.
-    if (!new_info(cluster_size, algorithm, &info, err) ||
-        !repository_info_encode(&info, &text, err))
+    if (!new_info(cluster_size, algorithm, &info, err) || !repository_info_encode(&info, &text, err))
         return false;
 
     bool made = mkdir(path, FOLDER_MODE) == 0;
     if (!made && errno != EEXIST)
         return err_errno(err, errno, "cannot make the folder %s", path);
     cleanup_free char *parent = NULL;
-    bool ok = file_realpath(path, &real, err) && check_empty(real, err) &&
-        write_info(real, &info, err) && (parent = file_join(real, "..", err)) != NULL &&
-        (!made || file_fsync_dir(parent, err)) && repo_open(real, info.uuid, ret, err);
+    bool ok = file_realpath(path, &real, err) && check_empty(real, err) && write_info(real, &info, err) &&
+        (parent = file_join(real, "..", err)) != NULL && (!made || file_fsync_dir(parent, err)) &&
+        repo_open(real, info.uuid, ret, err);
     if (!ok && made)
         (void)rmdir(path); // only if nothing is in it
     return ok;
@@ -352,8 +339,8 @@ static void stamp(int64_t utc_us, char out[16])
         strcpy(out, "00000000000000"); // a year of five digits; the stamp only tells folders apart
 }
 
-bool repo_context(const Repo *r, const char *existing, const char *vm_name, const char *vm_id,
-                  int64_t now_us, char **ret_name, Err *err)
+bool repo_context(const Repo *r, const char *existing, const char *vm_name, const char *vm_id, int64_t now_us,
+                  char **ret_name, Err *err)
 {
     if (!repo_recheck(r, err))
         return false;
@@ -361,8 +348,7 @@ bool repo_context(const Repo *r, const char *existing, const char *vm_name, cons
         bool is;
         cleanup_free char *path = NULL;
         if (!layout_is_context(existing))
-            return err_set(err, ERR_INVALID, "'%.200s' is not the name of a context folder",
-                           existing);
+            return err_set(err, ERR_INVALID, "'%.200s' is not the name of a context folder", existing);
         if (!(path = file_join(r->path, existing, err)) || !repo_real_folder(path, &is, err))
             return false;
         if (!is)
@@ -393,8 +379,7 @@ bool repo_context(const Repo *r, const char *existing, const char *vm_name, cons
     return err_set(err, ERR_CONFLICT, "no free name for a folder of %s in %s", slug, r->path);
 }
 
-bool repo_next_disk_no(const Repo *r, const char *context, unsigned at_least, unsigned *ret_no,
-                       Err *err)
+bool repo_next_disk_no(const Repo *r, const char *context, unsigned at_least, unsigned *ret_no, Err *err)
 {
     RepoView v;
     if (!repo_view_open(r, context, &v, err))
@@ -403,7 +388,7 @@ bool repo_next_disk_no(const Repo *r, const char *context, unsigned at_least, un
     for (unsigned no = at_least; no <= LAYOUT_DISK_MAX && !found; no++) {
         char name[32];
         (void)snprintf(name, sizeof name, "disk-%u", no); // bounded
-        found = !repo_list_has(&v.files, name); // whatever has the name counts, folder or not
+        found = !repo_list_has(&v.files, name);           // whatever has the name counts, folder or not
         if (found)
             *ret_no = no;
     }
@@ -411,8 +396,7 @@ bool repo_next_disk_no(const Repo *r, const char *context, unsigned at_least, un
     return found || err_set(err, ERR_TOO_LARGE, "no disk number is left in %s", context);
 }
 
-static bool disk_folder_path(const Repo *r, const char *context, unsigned disk_no, char **ret,
-                             Err *err)
+static bool disk_folder_path(const Repo *r, const char *context, unsigned disk_no, char **ret, Err *err)
 {
     if (!layout_is_context(context))
         return err_set(err, ERR_INVALID, "'%.200s' is not the name of a context folder", context);
@@ -424,13 +408,11 @@ static bool disk_folder_path(const Repo *r, const char *context, unsigned disk_n
     return path != NULL;
 }
 
-bool repo_disk_folder(const Repo *r, const char *context, unsigned disk_no, char **ret_path,
-                      Err *err)
+bool repo_disk_folder(const Repo *r, const char *context, unsigned disk_no, char **ret_path, Err *err)
 {
     cleanup_free char *path = NULL, *parent = NULL;
     bool is;
-    if (!disk_folder_path(r, context, disk_no, &path, err) ||
-        !(parent = file_join(r->path, context, err)))
+    if (!disk_folder_path(r, context, disk_no, &path, err) || !(parent = file_join(r->path, context, err)))
         return false;
     bool made = mkdir(path, FOLDER_MODE) == 0;
     if (!made && errno != EEXIST)
@@ -457,8 +439,7 @@ char *repo_path_record(const Repo *r, const char *context, const char *stem, Err
     return mem_printf(err, "%s/%s/%s", r->path, context, name);
 }
 
-char *repo_path_disk_file(const Repo *r, const char *context, unsigned disk_no, const char *file,
-                          Err *err)
+char *repo_path_disk_file(const Repo *r, const char *context, unsigned disk_no, const char *file, Err *err)
 {
     LayoutName n;
     cleanup_free char *folder = NULL;

@@ -42,16 +42,15 @@ static bool add_layer(const Repo *r, const Record *rec, const RecordDisk *d, Rep
 }
 
 // Does the parent continue the chain of (rec, d)? Everything that both records say must agree.
-static bool check_parent(const Record *rec, const RecordDisk *d, const Record *parent,
-                         const RecordDisk *p, Err *err)
+static bool check_parent(const Record *rec, const RecordDisk *d, const Record *parent, const RecordDisk *p, Err *err)
 {
     const char *what = NULL;
     if (!p)
         what = "does not hold the disk";
     else if (!str_eq(parent->vm_id, rec->vm_id))
         what = "is a point of another VM";
-    else if (!str_eq(parent->repository_uuid, rec->repository_uuid) ||
-             !str_eq(parent->context, rec->context) || p->disk_no != d->disk_no)
+    else if (!str_eq(parent->repository_uuid, rec->repository_uuid) || !str_eq(parent->context, rec->context) ||
+             p->disk_no != d->disk_no)
         what = "lies in another folder";
     else if (!str_eq(p->image, d->backing_name))
         what = "has an image of another name";
@@ -60,8 +59,8 @@ static bool check_parent(const Record *rec, const RecordDisk *d, const Record *p
     return !what || err_set(err, ERR_DAMAGED, "the parent %s %s", d->parent_backup_id, what);
 }
 
-static bool build(const Repo *r, const Record *rec, const char *disk_key, RepoFind find, void *ctx,
-                  RepoChain *c, Err *err)
+static bool build(const Repo *r, const Record *rec, const char *disk_key, RepoFind find, void *ctx, RepoChain *c,
+                  Err *err)
 {
     const RecordDisk *d = find_disk(rec, disk_key);
     if (!d)
@@ -70,8 +69,8 @@ static bool build(const Repo *r, const Record *rec, const char *disk_key, RepoFi
     if (n == 0 || n > CHAIN_LAYERS_MAX)
         return err_set(err, ERR_DAMAGED, "%s: a chain of %zu images", rec->backup_id, n);
     if (!(c->layers = mem_calloc(n, sizeof *c->layers, err)) ||
-        !(c->records = mem_calloc(n, sizeof *c->records, err)) ||
-        !(c->disks = mem_calloc(n, sizeof *c->disks, err)) || !add_layer(r, rec, d, c, err))
+        !(c->records = mem_calloc(n, sizeof *c->records, err)) || !(c->disks = mem_calloc(n, sizeof *c->disks, err)) ||
+        !add_layer(r, rec, d, c, err))
         return false;
     // chain_length falls by one with each step: no more steps than there is room for.
     while (d->parent_backup_id) {
@@ -86,12 +85,11 @@ static bool build(const Repo *r, const Record *rec, const char *disk_key, RepoFi
         d = p;
     }
     return c->len == n ||
-        err_set(err, ERR_DAMAGED, "%s: %zu images, %zu on record", c->records[0]->backup_id, c->len,
-                n);
+        err_set(err, ERR_DAMAGED, "%s: %zu images, %zu on record", c->records[0]->backup_id, c->len, n);
 }
 
-bool repo_chain(const Repo *r, const Record *rec, const char *disk_key, RepoFind find, void *ctx,
-                RepoChain *ret, Err *err)
+bool repo_chain(const Repo *r, const Record *rec, const char *disk_key, RepoFind find, void *ctx, RepoChain *ret,
+                Err *err)
 {
     RepoChain c = {0};
     if (!build(r, rec, disk_key, find, ctx, &c, err)) {
@@ -124,8 +122,7 @@ static bool check_file(const char *path, const uint64_t *bytes, Err *err)
 // A cause of any kind becomes damage, unless it is one that may pass.
 static bool as_damage(Err *err, const char *path, const Err *cause)
 {
-    bool passing =
-        err_retryable(cause->code) || cause->code == ERR_NO_MEMORY || cause->code == ERR_IO;
+    bool passing = err_retryable(cause->code) || cause->code == ERR_NO_MEMORY || cause->code == ERR_IO;
     return err_set(err, passing ? cause->code : ERR_DAMAGED, "%s: %s", path, cause->details);
 }
 
@@ -139,26 +136,21 @@ static bool check_hashes(const Repo *r, const RecordDisk *d, const char *path, E
     if (!hashes_file_digest(path, &r->info.hash, &digest, &cause))
         return as_damage(err, path, &cause);
     if (!hash_equal(&digest, &d->hashes_digest))
-        return err_set(err, ERR_DAMAGED, "%s is not what its record says: its digest differs",
-                       path);
+        return err_set(err, ERR_DAMAGED, "%s is not what its record says: its digest differs", path);
     if (!hashes_open(path, &r->geo, &f, &cause))
         return as_damage(err, path, &cause);
     const HashesSummary *s = hashes_summary(f);
-    bool same = s->size == d->size && s->image_bytes == d->image_bytes &&
-        hash_equal(&s->root, &d->root) && hash_equal(&s->metadata, &d->metadata);
+    bool same = s->size == d->size && s->image_bytes == d->image_bytes && hash_equal(&s->root, &d->root) &&
+        hash_equal(&s->metadata, &d->metadata);
     hashes_free(f);
     return same || err_set(err, ERR_DAMAGED, "%s and its record do not agree", path);
 }
 
-bool repo_check_layer(const Repo *r, const Record *rec, const RecordDisk *disk,
-                      RepoCheckDepth depth, Err *err)
+bool repo_check_layer(const Repo *r, const Record *rec, const RecordDisk *disk, RepoCheckDepth depth, Err *err)
 {
-    cleanup_free char *image =
-        repo_path_disk_file(r, rec->context, disk->disk_no, disk->image, err);
-    cleanup_free char *hashes =
-        repo_path_disk_file(r, rec->context, disk->disk_no, disk->hashes, err);
-    if (!image || !hashes || !check_file(image, &disk->image_bytes, err) ||
-        !check_hashes(r, disk, hashes, err))
+    cleanup_free char *image = repo_path_disk_file(r, rec->context, disk->disk_no, disk->image, err);
+    cleanup_free char *hashes = repo_path_disk_file(r, rec->context, disk->disk_no, disk->hashes, err);
+    if (!image || !hashes || !check_file(image, &disk->image_bytes, err) || !check_hashes(r, disk, hashes, err))
         return false;
     if (depth == REPO_CHECK_HASHES)
         return true;
@@ -168,7 +160,6 @@ bool repo_check_layer(const Repo *r, const Record *rec, const RecordDisk *disk,
     if (!image_metadata_hash(image, &r->geo, &metadata, &bytes, &cause))
         return as_damage(err, image, &cause);
     if (bytes != disk->image_bytes || !hash_equal(&metadata, &disk->metadata))
-        return err_set(err, ERR_DAMAGED,
-                       "%s is not what its record says: header, tables or refcounts differ", image);
+        return err_set(err, ERR_DAMAGED, "%s is not what its record says: header, tables or refcounts differ", image);
     return true;
 }

@@ -34,19 +34,17 @@ static void commit_clear(Commit *c)
 static bool check_names(const Repo *r, const Record *rec, const char *stem, Err *err)
 {
     if (!str_eq(rec->repository_uuid, r->info.uuid))
-        return err_set(err, ERR_INVALID, "the record is one of repository %s, this is %s",
-                       rec->repository_uuid, r->info.uuid);
+        return err_set(err, ERR_INVALID, "the record is one of repository %s, this is %s", rec->repository_uuid,
+                       r->info.uuid);
     for (size_t i = 0; i < rec->disks_len; i++) {
         LayoutName n;
         if (!layout_parse(rec->disks[i].image, &n) || !str_eq(n.stem, stem))
-            return err_set(err, ERR_INVALID, "the image %s does not belong to %s",
-                           rec->disks[i].image, stem);
+            return err_set(err, ERR_INVALID, "the image %s does not belong to %s", rec->disks[i].image, stem);
     }
     return true;
 }
 
-static bool commit_init(const Repo *r, const Record *rec, const char *stem, const char *attempt,
-                        Commit *c, Err *err)
+static bool commit_init(const Repo *r, const Record *rec, const char *stem, const char *attempt, Commit *c, Err *err)
 {
     char name[LAYOUT_NAME];
     *c = (Commit){.repo = r, .rec = rec, .attempt = attempt};
@@ -71,8 +69,7 @@ static void tidy(const Commit *c)
         const RecordDisk *d = &c->rec->disks[i];
         const char *const files[] = {d->image, d->hashes};
         for (size_t f = 0; f < ARRAY_LEN(files); f++) {
-            cleanup_free char *path =
-                repo_path_disk_file(c->repo, c->rec->context, d->disk_no, files[f], &ignored);
+            cleanup_free char *path = repo_path_disk_file(c->repo, c->rec->context, d->disk_no, files[f], &ignored);
             cleanup_free char *partial = path ? partial_of(path, c->attempt, &ignored) : NULL;
             if (partial)
                 (void)!file_unlink(partial, &ignored);
@@ -129,18 +126,15 @@ static bool link_final(const char *partial, const char *final, Err *err)
             return false;
         if (same) // an earlier run of this commit
             return true;
-        return err_set(err, ERR_EXISTS,
-                       "%s is there already, from another attempt; abort that one first", final);
+        return err_set(err, ERR_EXISTS, "%s is there already, from another attempt; abort that one first", final);
     }
     return err_set(err, cause.code, "%s", cause.details);
 }
 
 static bool link_disk(const Commit *c, const RecordDisk *d, Err *err)
 {
-    cleanup_free char *image =
-        repo_path_disk_file(c->repo, c->rec->context, d->disk_no, d->image, err);
-    cleanup_free char *hashes =
-        repo_path_disk_file(c->repo, c->rec->context, d->disk_no, d->hashes, err);
+    cleanup_free char *image = repo_path_disk_file(c->repo, c->rec->context, d->disk_no, d->image, err);
+    cleanup_free char *hashes = repo_path_disk_file(c->repo, c->rec->context, d->disk_no, d->hashes, err);
     if (!image || !hashes)
         return false;
     cleanup_free char *image_partial = partial_of(image, c->attempt, err);
@@ -155,8 +149,7 @@ static bool link_disk(const Commit *c, const RecordDisk *d, Err *err)
 static bool sync_folders(const Commit *c, Err *err)
 {
     for (size_t i = 0; i < c->rec->disks_len; i++) {
-        cleanup_free char *folder =
-            mem_printf(err, "%s/disk-%u", c->context, c->rec->disks[i].disk_no);
+        cleanup_free char *folder = mem_printf(err, "%s/disk-%u", c->context, c->rec->disks[i].disk_no);
         if (!folder || !file_fsync_dir(folder, err))
             return false;
     }
@@ -186,8 +179,7 @@ static bool commit_run(const Commit *c, Err *err)
         if (!is_ours(c, &ours, err))
             return false;
         if (!ours)
-            return err_set(err, ERR_EXISTS,
-                           "%s is there already: another hub has committed this point", c->record);
+            return err_set(err, ERR_EXISTS, "%s is there already: another hub has committed this point", c->record);
         if (!file_fsync_dir(c->context, err)) // the run before may have ended between link and this
             return false;
         tidy(c);
@@ -195,8 +187,7 @@ static bool commit_run(const Commit *c, Err *err)
     }
     // The record goes first under its temporary name: who removes this attempt removes the images' partial
     // names, then this one. So either a link below fails, or the other sees the point.
-    if (!file_unlink(c->partial, err) ||
-        !file_create_durable(c->partial, c->text, strlen(c->text), FILE_MODE, err))
+    if (!file_unlink(c->partial, err) || !file_create_durable(c->partial, c->text, strlen(c->text), FILE_MODE, err))
         return false;
     for (size_t i = 0; i < c->rec->disks_len; i++)
         if (!link_disk(c, &c->rec->disks[i], err))
@@ -242,19 +233,20 @@ static bool remove_partials(const RepoView *v, const char *attempt, Err *err)
     return true;
 }
 
-// Final names of stem, except what another attempt that is under way has given them.
-static bool remove_finals(const RepoView *v, const char *stem, const char *attempt, Err *err)
+// Final names of stem, except what an attempt that is under way has given. The order of the two looks matters: a
+// commit removes its partial names only when the record is there.
+static bool remove_finals(const RepoView *v, const char *stem, const char *record, Err *err)
 {
     for (size_t i = 0; i < v->disks_len; i++) {
         const RepoViewDisk *d = &v->disks[i];
         for (size_t f = 0; f < d->files.len; f++) {
             LayoutName n;
-            bool claimed;
+            bool claimed, committed;
             const char *name = d->files.names[f];
             if (!layout_parse(name, &n) || !is_data(&n) || n.attempt[0] || !str_eq(n.stem, stem))
                 continue;
-            if (!repo_claimed(d, name, attempt, &claimed, err) ||
-                (!claimed && !remove_in(d->path, name, err)))
+            if (!repo_claimed(d, name, &claimed, err) || !repo_there(record, &committed, err) ||
+                (!claimed && !committed && !remove_in(d->path, name, err)))
                 return false;
         }
         if (!file_fsync_dir(d->path, err))
@@ -263,25 +255,20 @@ static bool remove_finals(const RepoView *v, const char *stem, const char *attem
     return true;
 }
 
-static bool abort_in(const Repo *r, const RepoView *v, const char *stem, const char *attempt,
-                     Err *err)
+static bool abort_in(const Repo *r, const RepoView *v, const char *stem, const char *attempt, Err *err)
 {
     char name[LAYOUT_NAME];
     cleanup_free char *record = repo_path_record(r, v->name, stem, err);
-    bool committed;
     // The fence's other side: images first, then the record's temporary name, and only then the look
-    // whether the point exists.
-    if (!record || !layout_name(LAYOUT_RECORD, stem, attempt, name, err) ||
-        !remove_partials(v, attempt, err) || !remove_in(v->path, name, err) ||
-        !file_fsync_dir(v->path, err) || !repo_there(record, &committed, err))
+    // whether the point exists, before each final name goes.
+    if (!record || !layout_name(LAYOUT_RECORD, stem, attempt, name, err) || !remove_partials(v, attempt, err) ||
+        !remove_in(v->path, name, err) || !file_fsync_dir(v->path, err))
         return false;
-    if (committed)
-        return true;
     // Listed anew: a commit that went on meanwhile may have given final names.
     RepoView now;
     if (!repo_view_open(r, v->name, &now, err))
         return false;
-    bool ok = remove_finals(&now, stem, attempt, err);
+    bool ok = remove_finals(&now, stem, record, err);
     repo_view_clear(&now);
     return ok;
 }
@@ -304,8 +291,7 @@ bool repo_abort(const Repo *r, const char *context, const char *stem, const char
 
 // Is what has the record's name the point that is to go, and does nothing stand on it? A record that cannot be
 // read is no obstacle to removing it.
-static bool check_delete(const Repo *r, const Record *rec, const RepoView *v, const char *stem,
-                         Err *err)
+static bool check_delete(const Repo *r, const Record *rec, const RepoView *v, const char *stem, Err *err)
 {
     bool ok = true;
     for (size_t i = 0; i < v->files.len && ok; i++) {
@@ -316,11 +302,9 @@ static bool check_delete(const Repo *r, const Record *rec, const RepoView *v, co
             !repo_read_record(r, v->name, n.stem, LAYOUT_RECORD, &other, &ignored))
             continue;
         if (str_eq(n.stem, stem) && !str_eq(other.backup_id, rec->backup_id))
-            ok = err_set(err, ERR_CONFLICT, "%s is the record of %s", v->files.names[i],
-                         other.backup_id);
+            ok = err_set(err, ERR_CONFLICT, "%s is the record of %s", v->files.names[i], other.backup_id);
         else if (repo_child_of(&other, 1, rec->backup_id))
-            ok = err_set(err, ERR_CONFLICT, "%s stands on it; delete that one first",
-                         other.backup_id);
+            ok = err_set(err, ERR_CONFLICT, "%s stands on it; delete that one first", other.backup_id);
         record_clear(&other);
     }
     return ok;
@@ -330,8 +314,8 @@ static bool remove_stem(const char *folder, const FileList *files, const char *s
 {
     for (size_t f = 0; f < files->len; f++) {
         LayoutName n;
-        if (layout_parse(files->names[f], &n) && str_eq(n.stem, stem) &&
-            (is_data(&n) || n.attempt[0]) && !remove_in(folder, files->names[f], err))
+        if (layout_parse(files->names[f], &n) && str_eq(n.stem, stem) && (is_data(&n) || n.attempt[0]) &&
+            !remove_in(folder, files->names[f], err))
             return false;
     }
     return file_fsync_dir(folder, err);
@@ -343,20 +327,17 @@ bool repo_finish_delete(const RepoView *v, const char *stem, Err *err)
     for (size_t i = 0; i < v->disks_len; i++)
         if (!remove_stem(v->disks[i].path, &v->disks[i].files, stem, err))
             return false;
-    return remove_stem(v->path, &v->files, stem, err) &&
-        layout_name(LAYOUT_DELETED, stem, NULL, name, err) && remove_in(v->path, name, err) &&
-        file_fsync_dir(v->path, err);
+    return remove_stem(v->path, &v->files, stem, err) && layout_name(LAYOUT_DELETED, stem, NULL, name, err) &&
+        remove_in(v->path, name, err) && file_fsync_dir(v->path, err);
 }
 
-static bool delete_in(const Repo *r, const Record *rec, const RepoView *v, const char *stem,
-                      Err *err)
+static bool delete_in(const Repo *r, const Record *rec, const RepoView *v, const char *stem, Err *err)
 {
     char name[LAYOUT_NAME];
     bool there, begun;
     cleanup_free char *record = repo_path_record(r, v->name, stem, err), *deleted = NULL;
-    if (!record || !layout_name(LAYOUT_DELETED, stem, NULL, name, err) ||
-        !(deleted = file_join(v->path, name, err)) || !repo_there(record, &there, err) ||
-        !repo_there(deleted, &begun, err))
+    if (!record || !layout_name(LAYOUT_DELETED, stem, NULL, name, err) || !(deleted = file_join(v->path, name, err)) ||
+        !repo_there(record, &there, err) || !repo_there(deleted, &begun, err))
         return false;
     if (!there && !begun) // an earlier run came to the end
         return true;
@@ -374,8 +355,7 @@ bool repo_delete(const Repo *r, const Record *rec, const char *stem, Err *err)
     if (!check_names(r, rec, stem, err) || !repo_recheck(r, err))
         return err_context(err, "deleting %s", stem);
     if (!repo_view_open(r, rec->context, &v, &cause)) // no folder: nothing is left of it
-        return cause.code == ERR_NOT_FOUND ||
-            err_set(err, cause.code, "deleting %s: %s", stem, cause.details);
+        return cause.code == ERR_NOT_FOUND || err_set(err, cause.code, "deleting %s: %s", stem, cause.details);
     bool ok = delete_in(r, rec, &v, stem, err);
     repo_view_clear(&v);
     return ok || err_context(err, "deleting %s", stem);

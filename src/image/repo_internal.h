@@ -38,13 +38,12 @@ bool repo_list_has(const FileList *list, const char *name);
 
 // Reads and decodes <context>/<stem>.json (kind: LAYOUT_RECORD or LAYOUT_DELETED), and checks that it belongs
 // where it lies: this repository, this context, file names of this stem. Else ERR_DAMAGED.
-bool repo_read_record(const Repo *r, const char *context, const char *stem, LayoutKind kind,
-                      Record *ret, Err *err) must_check;
+bool repo_read_record(const Repo *r, const char *context, const char *stem, LayoutKind kind, Record *ret, Err *err)
+    must_check;
 
-// Was a final name given by an attempt that is under way, i.e. is it one file with a partial name beside it? The
-// attempt `except` (may be NULL) does not count.
-bool repo_claimed(const RepoViewDisk *d, const char *name, const char *except, bool *ret_claimed,
-                  Err *err) must_check;
+// Was a final name given by an attempt that is under way, i.e. is it one file with a partial name
+// beside it?
+bool repo_claimed(const RepoViewDisk *d, const char *name, bool *ret_claimed, Err *err) must_check;
 
 // <stem>.json.deleted has its name, durably: removes everything else of stem, then it.
 bool repo_finish_delete(const RepoView *v, const char *stem, Err *err) must_check;
@@ -52,8 +51,7 @@ bool repo_finish_delete(const RepoView *v, const char *stem, Err *err) must_chec
 bool repo_has_record(const RepoView *v, const char *stem); // readable or not
 // Do images of other points stand on the one of this stem, in this disk folder or in any? Then it is nobody's to
 // remove, even with its own record lost.
-bool repo_is_needed(const Record *records, size_t len, const char *context, unsigned disk_no,
-                    const char *stem);
+bool repo_is_needed(const Record *records, size_t len, const char *context, unsigned disk_no, const char *stem);
 bool repo_is_needed_any(const Record *records, size_t len, const RepoView *v, const char *stem);
 // Does a record of `records` stand on the point backup_id? NULL if none does. Borrowed.
 const Record *repo_child_of(const Record *records, size_t len, const char *backup_id);

@@ -43,8 +43,7 @@ static bool finish_deletes(const Recover *c, const RepoView *v, Err *err)
 {
     for (size_t i = 0; i < v->files.len; i++) {
         LayoutName n;
-        if (!layout_parse(v->files.names[i], &n) || n.kind != LAYOUT_DELETED ||
-            repo_has_record(v, n.stem) ||
+        if (!layout_parse(v->files.names[i], &n) || n.kind != LAYOUT_DELETED || repo_has_record(v, n.stem) ||
             repo_is_needed_any(c->scan->records, c->scan->len, v, n.stem))
             continue;
         if (!repo_finish_delete(v, n.stem, err))
@@ -61,12 +60,11 @@ static bool remove_finals(const Recover *c, const RepoView *v, const RepoViewDis
         LayoutName n;
         bool claimed, committed;
         const char *name = d->files.names[i];
-        if (!layout_parse(name, &n) || n.kind == LAYOUT_RECORD || n.kind == LAYOUT_DELETED ||
-            n.attempt[0] || repo_has_record(v, n.stem) ||
-            repo_is_needed(c->scan->records, c->scan->len, v->name, d->no, n.stem))
+        if (!layout_parse(name, &n) || n.kind == LAYOUT_RECORD || n.kind == LAYOUT_DELETED || n.attempt[0] ||
+            repo_has_record(v, n.stem) || repo_is_needed(c->scan->records, c->scan->len, v->name, d->no, n.stem))
             continue;
         // Partial names that are left by now are those of kept attempts.
-        if (!repo_claimed(d, name, NULL, &claimed, err))
+        if (!repo_claimed(d, name, &claimed, err))
             return false;
         cleanup_free char *record = repo_path_record(c->repo, v->name, n.stem, err);
         if (!record || !repo_there(record, &committed, err))
@@ -118,8 +116,7 @@ static bool recover_all(const Recover *c, const FileList *names, Err *err)
     return true;
 }
 
-bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len,
-                  RepoScan *ret_after, Err *err)
+bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err)
 {
     RepoScan before;
     FileList names;

@@ -53,14 +53,12 @@ const Record *repo_child_of(const Record *records, size_t len, const char *backu
 {
     for (size_t i = 0; i < len; i++)
         for (size_t d = 0; d < records[i].disks_len; d++)
-            if (records[i].disks[d].parent_backup_id &&
-                str_eq(records[i].disks[d].parent_backup_id, backup_id))
+            if (records[i].disks[d].parent_backup_id && str_eq(records[i].disks[d].parent_backup_id, backup_id))
                 return &records[i];
     return NULL;
 }
 
-static bool check_place(const Repo *r, const char *context, const char *stem, const Record *rec,
-                        Err *err)
+static bool check_place(const Repo *r, const char *context, const char *stem, const Record *rec, Err *err)
 {
     if (!str_eq(rec->repository_uuid, r->info.uuid))
         return err_set(err, ERR_DAMAGED, "it belongs to repository %s", rec->repository_uuid);
@@ -74,23 +72,20 @@ static bool check_place(const Repo *r, const char *context, const char *stem, co
     return true;
 }
 
-bool repo_read_record(const Repo *r, const char *context, const char *stem, LayoutKind kind,
-                      Record *ret, Err *err)
+bool repo_read_record(const Repo *r, const char *context, const char *stem, LayoutKind kind, Record *ret, Err *err)
 {
     char name[LAYOUT_NAME];
     cleanup_free char *path = NULL, *text = NULL;
     struct stat st;
     size_t n;
     Record rec;
-    if (!layout_name(kind, stem, NULL, name, err) ||
-        !(path = mem_printf(err, "%s/%s/%s", r->path, context, name)))
+    if (!layout_name(kind, stem, NULL, name, err) || !(path = mem_printf(err, "%s/%s/%s", r->path, context, name)))
         return false;
     if (lstat(path, &st) != 0)
         return err_errno(err, errno, "cannot look at %s", path);
     if (!S_ISREG(st.st_mode)) // not followed, should it be a link
         return err_set(err, ERR_DAMAGED, "%s is not a regular file", path);
-    if (!file_read(path, RECORD_MAX_BYTES, &text, &n, err) ||
-        !record_decode(text, n, &r->info.hash, &rec, err))
+    if (!file_read(path, RECORD_MAX_BYTES, &text, &n, err) || !record_decode(text, n, &r->info.hash, &rec, err))
         return false;
     if (!check_place(r, context, stem, &rec, err)) {
         record_clear(&rec);
@@ -102,8 +97,7 @@ bool repo_read_record(const Repo *r, const char *context, const char *stem, Layo
 
 static char *view_path(const RepoView *v, const RepoViewDisk *disk, const char *name, Err *err)
 {
-    return disk ? mem_printf(err, "%s/disk-%u/%s", v->name, disk->no, name)
-                : mem_printf(err, "%s/%s", v->name, name);
+    return disk ? mem_printf(err, "%s/disk-%u/%s", v->name, disk->no, name) : mem_printf(err, "%s/%s", v->name, name);
 }
 
 static bool push_orphan(Scan *s, char *path, Err *err)
@@ -128,8 +122,8 @@ static bool add_problem(Scan *s, char *path, const Err *what, Err *err)
 
 // A listed point is complete: every file of it is there, the images at their length. What is in them is
 // for repo_check_layer() and the reader to say.
-static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const char *file,
-                       const uint64_t *bytes, Err *err)
+static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const char *file, const uint64_t *bytes,
+                       Err *err)
 {
     Err what = ERR_INIT;
     struct stat st;
@@ -143,8 +137,8 @@ static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const ch
     } else if (!S_ISREG(st.st_mode)) {
         err_set(&what, ERR_DAMAGED, "not a regular file");
     } else if (bytes && (uint64_t)st.st_size != *bytes) {
-        err_set(&what, ERR_DAMAGED, "%llu bytes long, not %llu as on record",
-                (unsigned long long)st.st_size, (unsigned long long)*bytes);
+        err_set(&what, ERR_DAMAGED, "%llu bytes long, not %llu as on record", (unsigned long long)st.st_size,
+                (unsigned long long)*bytes);
     }
     return what.code == ERR_NONE ||
         add_problem(s, mem_printf(err, "%s/disk-%u/%s", v->name, d->disk_no, file), &what, err);
@@ -163,15 +157,13 @@ static bool add_record(Scan *s, const RepoView *v, const char *name, const char 
     }
     for (size_t i = 0; i < rec.disks_len; i++) {
         const RecordDisk *d = &rec.disks[i];
-        if (!check_file(s, v, d, d->image, &d->image_bytes, err) ||
-            !check_file(s, v, d, d->hashes, NULL, err)) {
+        if (!check_file(s, v, d, d->image, &d->image_bytes, err) || !check_file(s, v, d, d->hashes, NULL, err)) {
             record_clear(&rec);
             return false;
         }
     }
     char *copy = mem_strdup(stem, err);
-    if (!copy || !text_vec_reserve(&s->stems, s->stems.len + 1, err) ||
-        !record_vec_push(&s->records, rec, err)) {
+    if (!copy || !text_vec_reserve(&s->stems, s->stems.len + 1, err) || !record_vec_push(&s->records, rec, err)) {
         free(copy);
         record_clear(&rec);
         return false;
@@ -188,8 +180,7 @@ bool repo_has_record(const RepoView *v, const char *stem)
     return layout_name(LAYOUT_RECORD, stem, NULL, name, &ignored) && repo_list_has(&v->files, name);
 }
 
-bool repo_is_needed(const Record *records, size_t len, const char *context, unsigned disk_no,
-                    const char *stem)
+bool repo_is_needed(const Record *records, size_t len, const char *context, unsigned disk_no, const char *stem)
 {
     for (size_t i = 0; i < len; i++) {
         if (!str_eq(records[i].context, context))
@@ -197,8 +188,8 @@ bool repo_is_needed(const Record *records, size_t len, const char *context, unsi
         for (size_t d = 0; d < records[i].disks_len; d++) {
             const RecordDisk *disk = &records[i].disks[d];
             LayoutName b;
-            if (disk->disk_no == disk_no && disk->backing_name &&
-                layout_parse(disk->backing_name, &b) && str_eq(b.stem, stem))
+            if (disk->disk_no == disk_no && disk->backing_name && layout_parse(disk->backing_name, &b) &&
+                str_eq(b.stem, stem))
                 return true;
         }
     }
@@ -214,8 +205,7 @@ bool repo_is_needed_any(const Record *records, size_t len, const RepoView *v, co
 }
 
 // disk NULL: a name in the context folder itself.
-static bool add_orphan(Scan *s, const RepoView *v, const RepoViewDisk *disk, const char *name,
-                       Err *err)
+static bool add_orphan(Scan *s, const RepoView *v, const RepoViewDisk *disk, const char *name, Err *err)
 {
     LayoutName n;
     if (!layout_parse(name, &n) || (n.kind == LAYOUT_RECORD || n.kind == LAYOUT_DELETED) != !disk)

@@ -12,7 +12,7 @@ typedef enum MoverPlan {
 } MoverPlan;
 
 typedef struct MoverProgress {
-    uint64_t done_bytes;        // of the disk, in order of planning; reaches size only at the end
+    uint64_t done_bytes; // of the disk, in order of planning; reaches size only at the end
     uint64_t size;
     uint64_t transferred_bytes; // sent as data
     uint64_t zero_bytes;        // said to be zero
@@ -20,13 +20,13 @@ typedef struct MoverProgress {
 } MoverProgress;
 
 typedef struct MoverSpec {
-    Blocks *from, *to;       // borrowed; same size (to may be larger only by the last sector's rounding)
-    uint64_t size;           // of the disk, bytes
-    uint32_t cluster_size;   // extents are rounded outward to it
+    Blocks *from, *to;     // borrowed; same size (to may be larger only by the last sector's rounding)
+    uint64_t size;         // of the disk, bytes
+    uint32_t cluster_size; // extents are rounded outward to it
     MoverPlan plan;
-    uint32_t request_bytes;  // 0: 1 MiB; a multiple of the cluster size
-    unsigned in_flight;      // 0: 16; buffers = in_flight * request_bytes
-    const atomic_bool *cancel; // looked at at least every 100 ms
+    uint32_t request_bytes;                              // 0: 1 MiB; a multiple of the cluster size
+    unsigned in_flight;                                  // 0: 16; buffers = in_flight * request_bytes
+    const atomic_bool *cancel;                           // looked at at least every 100 ms
     void (*progress)(void *ctx, const MoverProgress *p); // at most every 100 ms, and once at the end; may be NULL
     void *progress_ctx;
 } MoverSpec;

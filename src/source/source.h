@@ -19,26 +19,26 @@ typedef struct SourceParent { // one disk of the parent point
 
 typedef struct SourceRequest {
     const char *job_id;
-    const char *vm_id;           // UUID
+    const char *vm_id; // UUID
     const char *repository_uuid;
     const json_t *spec;          // the VM's "source" object
     const char *const *excluded; // disk keys, NULL-terminated; may be NULL
     const SourceParent *parents; // empty for a full
     size_t parents_len;
-    const char *scratch;         // folder for scratch images; NULL: the source's default
-    const atomic_bool *cancel;   // looked at while waiting
+    const char *scratch;       // folder for scratch images; NULL: the source's default
+    const atomic_bool *cancel; // looked at while waiting
 } SourceRequest;
 
 typedef struct SourceDisk {
-    char *key;               // stable name of the disk; joined by nothing else
-    uint64_t disk_id;        // the hypervisor's number, or 0: the hub gives one
+    char *key;        // stable name of the disk; joined by nothing else
+    uint64_t disk_id; // the hypervisor's number, or 0: the hub gives one
     char *label;
-    uint64_t size;           // bytes, exact
-    char *backing_identity;  // "" if unknown
-    char *change_id;         // of this instant
-    const char *tracking;    // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
-    char *base_change_id;    // the change set is computed from this one; NULL: there is none
-    char *lost;              // why there is none, for people; NULL when there is, or no parent
+    uint64_t size;            // bytes, exact
+    char *backing_identity;   // "" if unknown
+    char *change_id;          // of this instant
+    const char *tracking;     // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
+    char *base_change_id;     // the change set is computed from this one; NULL: there is none
+    char *lost;               // why there is none, for people; NULL when there is, or no parent
     uint64_t estimated_bytes; // data that a backup would move: dirty bytes, or allocated bytes; size if unknown
 } SourceDisk;
 
@@ -65,7 +65,7 @@ struct Source {
     size_t disks_len;
     char **left_out; // keys that were excluded and exist; owned
     size_t left_out_len;
-    const char *consistency; // "application", "crash", "inconsistent"
+    const char *consistency;  // "application", "crash", "inconsistent"
     char *consistency_detail; // e.g. why the agent did not freeze; NULL
 };
 

@@ -55,10 +55,10 @@ bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, 
     StrBuf sql = STR_BUF(4096), count = STR_BUF(4096);
     int64_t total = 0;
     bool ok = str_addf(&sql, err, "%s ORDER BY created_at DESC, sequence DESC, id DESC LIMIT ? OFFSET ?", where) &&
-              str_addf(&count, err, "SELECT COUNT(*) FROM backup_jobs %s", where);
+        str_addf(&count, err, "SELECT COUNT(*) FROM backup_jobs %s", where);
     store_lock(s);
     ok = ok && db_number(s->db, count.s, args, 4, 0, &total, err) &&
-         db_select_all(s->db, &tables_backup, sql.s, args, ARRAY_LEN(args), (void **)ret, ret_len, err);
+        db_select_all(s->db, &tables_backup, sql.s, args, ARRAY_LEN(args), (void **)ret, ret_len, err);
     store_unlock(s);
     if (ok)
         *ret_total = (uint64_t)total;
@@ -69,8 +69,7 @@ bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, 
 
 bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
 {
-    return store_all(s, &tables_backup, "WHERE " ACTIVE " ORDER BY created_at", DB_NO_ARGS, (void **)ret, ret_len,
-                     err);
+    return store_all(s, &tables_backup, "WHERE " ACTIVE " ORDER BY created_at", DB_NO_ARGS, (void **)ret, ret_len, err);
 }
 
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
@@ -180,8 +179,8 @@ bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
                      " consistency_detail = ?, total_bytes = ? WHERE id = ?",
                      DB_ARGS(DB_T(b->parent_id), DB_N(b->sequence), DB_T(b->backup_type), DB_T(b->reason),
                              DB_T(b->reason_text), DB_T(b->context), DB_T(b->stem), DB_T(b->attempt), DB_N(b->partial),
-                             DB_T(b->left_out), DB_T(b->consistency), DB_T(b->consistency_detail),
-                             DB_N(b->total_bytes), DB_T(b->id)),
+                             DB_T(b->left_out), DB_T(b->consistency), DB_T(b->consistency_detail), DB_N(b->total_bytes),
+                             DB_T(b->id)),
                      NULL, err);
 }
 
@@ -219,8 +218,8 @@ bool store_backup_set_progress(Store *s, const char *id, Err *err)
 
 bool store_backup_request_cancel(Store *s, const char *id, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET cancel_requested = 1 WHERE id = ? AND " ACTIVE, DB_ARGS(DB_T(id)),
-                     NULL, err);
+    return store_run(s, "UPDATE backup_jobs SET cancel_requested = 1 WHERE id = ? AND " ACTIVE, DB_ARGS(DB_T(id)), NULL,
+                     err);
 }
 
 bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
@@ -228,21 +227,20 @@ bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
     char now[CLOCK_TEXT];
     clock_format(b->completed_us, now);
     uint64_t n = 0;
-    if (!store_run(s,
-                   "UPDATE backup_jobs SET status = 'completed', phase = NULL, active_vm = NULL, change_id = ?,"
-                   " completed_at = ?, bytes_transferred = ?, stored_bytes = ?, done_bytes = total_bytes, error = NULL,"
-                   " details = NULL WHERE id = ? AND status = 'committing'",
-                   DB_ARGS(DB_T(b->change_id), DB_T(now), DB_N(b->bytes_transferred), DB_N(b->stored_bytes),
-                           DB_T(b->id)),
-                   &n, err))
+    if (!store_run(
+            s,
+            "UPDATE backup_jobs SET status = 'completed', phase = NULL, active_vm = NULL, change_id = ?,"
+            " completed_at = ?, bytes_transferred = ?, stored_bytes = ?, done_bytes = total_bytes, error = NULL,"
+            " details = NULL WHERE id = ? AND status = 'committing'",
+            DB_ARGS(DB_T(b->change_id), DB_T(now), DB_N(b->bytes_transferred), DB_N(b->stored_bytes), DB_T(b->id)), &n,
+            err))
         return false;
     return n == 1 || err_set(err, ERR_CONFLICT, "backup %s is not committing", b->id);
 }
 
 bool store_backup_set_suspect(Store *s, const char *id, bool suspect, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET suspect = ? WHERE id = ?", DB_ARGS(DB_N(suspect), DB_T(id)), NULL,
-                     err);
+    return store_run(s, "UPDATE backup_jobs SET suspect = ? WHERE id = ?", DB_ARGS(DB_N(suspect), DB_T(id)), NULL, err);
 }
 
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err)
@@ -256,7 +254,7 @@ bool store_backup_set_verified(Store *s, const char *id, const char *result, int
 bool store_backup_remove(Store *s, const char *id, Err *err)
 {
     return store_run(s, "DELETE FROM backup_disks WHERE backup_id = ?", DB_ARGS(DB_T(id)), NULL, err) &&
-           store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
+        store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
 }
 
 void store_backup_clear(StoreBackup *b)

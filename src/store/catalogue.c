@@ -163,8 +163,9 @@ bool store_context_set(Store *s, int64_t repository_id, const char *vm_id, const
     if (!store_run(s, "UPDATE vm_contexts SET folder = ? WHERE repository_id = ? AND vm_id = ?",
                    DB_ARGS(DB_T(folder), DB_N(repository_id), DB_T(vm_id)), &n, err))
         return false;
-    return n > 0 || store_run(s, "INSERT INTO vm_contexts (folder, repository_id, vm_id) VALUES (?, ?, ?)",
-                              DB_ARGS(DB_T(folder), DB_N(repository_id), DB_T(vm_id)), NULL, err);
+    return n > 0 ||
+        store_run(s, "INSERT INTO vm_contexts (folder, repository_id, vm_id) VALUES (?, ?, ?)",
+                  DB_ARGS(DB_T(folder), DB_N(repository_id), DB_T(vm_id)), NULL, err);
 }
 
 bool store_disk_number_get(Store *s, int64_t repository_id, const char *vm_id, const char *disk_key,
@@ -185,8 +186,8 @@ bool store_disk_id_pick(Store *s, const char *vm_id, const char *disk_key, uint6
     if (!store_number(s, "SELECT MIN(disk_id) FROM vm_disks WHERE vm_id = ? AND disk_key = ?",
                       DB_ARGS(DB_T(vm_id), DB_T(disk_key)), -1, &id, err))
         return false;
-    if (id < 0 && !store_number(s, "SELECT MAX(disk_id) + 1 FROM vm_disks WHERE vm_id = ?", DB_ARGS(DB_T(vm_id)), 2000,
-                                &id, err))
+    if (id < 0 &&
+        !store_number(s, "SELECT MAX(disk_id) + 1 FROM vm_disks WHERE vm_id = ?", DB_ARGS(DB_T(vm_id)), 2000, &id, err))
         return false;
     *ret = (uint64_t)MAX(id, 2000);
     return true;

@@ -20,8 +20,7 @@ static bool bind_column(Db *db, DbStmt *s, unsigned i, const DbColumn *c, const 
     const void *p = const_field(row, c);
     char text[CLOCK_TEXT];
     switch (c->kind) {
-    case DB_TEXT:
-        return db->ops->bind_text(s, i, *(char *const *)p, err);
+    case DB_TEXT: return db->ops->bind_text(s, i, *(char *const *)p, err);
     case DB_U64: {
         uint64_t v = *(const uint64_t *)p;
         if (v > INT64_MAX)
@@ -29,10 +28,8 @@ static bool bind_column(Db *db, DbStmt *s, unsigned i, const DbColumn *c, const 
         return db->ops->bind_int(s, i, (int64_t)v, err);
     }
     case DB_I64:
-    case DB_SKIP_ON_INSERT_I64:
-        return db->ops->bind_int(s, i, *(const int64_t *)p, err);
-    case DB_BOOL:
-        return db->ops->bind_int(s, i, *(const bool *)p ? 1 : 0, err);
+    case DB_SKIP_ON_INSERT_I64: return db->ops->bind_int(s, i, *(const int64_t *)p, err);
+    case DB_BOOL: return db->ops->bind_int(s, i, *(const bool *)p ? 1 : 0, err);
     case DB_TIME:
         if (*(const int64_t *)p == 0)
             return db->ops->bind_null(s, i, err);
@@ -47,19 +44,11 @@ static bool read_column(Db *db, DbStmt *s, unsigned i, const DbColumn *c, void *
     void *p = field(row, c);
     const char *text;
     switch (c->kind) {
-    case DB_TEXT:
-        text = db->ops->column_text(s, i);
-        return mem_replace((char **)p, text, err);
-    case DB_U64:
-        *(uint64_t *)p = (uint64_t)db->ops->column_int(s, i);
-        return true;
+    case DB_TEXT: text = db->ops->column_text(s, i); return mem_replace((char **)p, text, err);
+    case DB_U64: *(uint64_t *)p = (uint64_t)db->ops->column_int(s, i); return true;
     case DB_I64:
-    case DB_SKIP_ON_INSERT_I64:
-        *(int64_t *)p = db->ops->column_int(s, i);
-        return true;
-    case DB_BOOL:
-        *(bool *)p = db->ops->column_int(s, i) != 0;
-        return true;
+    case DB_SKIP_ON_INSERT_I64: *(int64_t *)p = db->ops->column_int(s, i); return true;
+    case DB_BOOL: *(bool *)p = db->ops->column_int(s, i) != 0; return true;
     case DB_TIME:
         text = db->ops->column_text(s, i);
         *(int64_t *)p = 0;
@@ -81,7 +70,7 @@ bool db_insert(Db *db, const DbTable *t, const void *row, Err *err)
         comma = ", ";
     }
     ok = ok && str_addf(&sql, err, "INSERT INTO %s (%s) VALUES (%s)", t->name, names.s, marks.s) &&
-         db->ops->prepare(db, sql.s, &s, err);
+        db->ops->prepare(db, sql.s, &s, err);
     unsigned n = 0;
     for (unsigned i = 0; ok && i < t->columns_len; i++)
         if (t->columns[i].kind != DB_SKIP_ON_INSERT_I64)
@@ -141,8 +130,8 @@ static bool read_row(Db *db, DbStmt *s, const DbTable *t, void *row, Err *err)
     return true;
 }
 
-bool db_select_one(Db *db, const DbTable *t, const char *tail, const DbArg *args, size_t n, void *row,
-                   bool *ret_found, Err *err)
+bool db_select_one(Db *db, const DbTable *t, const char *tail, const DbArg *args, size_t n, void *row, bool *ret_found,
+                   Err *err)
 {
     DbStmt *s = NULL;
     bool found = false;

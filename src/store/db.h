@@ -23,8 +23,8 @@ typedef struct DbOps {
     int64_t (*column_int)(DbStmt *s, unsigned i);
     bool (*column_is_null)(DbStmt *s, unsigned i);
     void (*finish)(DbStmt *s);
-    uint64_t (*affected)(Db *db); // rows of the last INSERT, UPDATE or DELETE
-    int64_t (*last_id)(Db *db);   // of the last INSERT
+    uint64_t (*affected)(Db *db);    // rows of the last INSERT, UPDATE or DELETE
+    int64_t (*last_id)(Db *db);      // of the last INSERT
     bool (*begin)(Db *db, Err *err); // takes the write lock at once
     bool (*commit)(Db *db, Err *err);
     void (*rollback)(Db *db);
@@ -40,11 +40,11 @@ bool db_sqlite_open(const char *path, Db **ret, Err *err) must_check;
 
 // Rows and structs: one table of columns for each struct, from which INSERT, SELECT and reading derive.
 typedef enum DbKind {
-    DB_TEXT, // char *, owned, NULL is NULL
-    DB_U64,  // uint64_t, up to INT64_MAX
-    DB_I64,  // int64_t
-    DB_BOOL, // bool
-    DB_TIME, // int64_t, microseconds UTC; kept as RFC 3339 text; 0 is NULL
+    DB_TEXT,               // char *, owned, NULL is NULL
+    DB_U64,                // uint64_t, up to INT64_MAX
+    DB_I64,                // int64_t
+    DB_BOOL,               // bool
+    DB_TIME,               // int64_t, microseconds UTC; kept as RFC 3339 text; 0 is NULL
     DB_SKIP_ON_INSERT_I64, // int64_t that the database gives (auto increment)
 } DbKind;
 
@@ -83,7 +83,8 @@ bool db_select_all(Db *db, const DbTable *t, const char *tail, const DbArg *args
                    size_t *ret_len, Err *err) must_check;
 bool db_run(Db *db, const char *sql, const DbArg *args, size_t n, uint64_t *ret_affected, Err *err) must_check;
 // First column of the first row as a number; fallback if there is no row or it is NULL.
-bool db_number(Db *db, const char *sql, const DbArg *args, size_t n, int64_t fallback, int64_t *ret, Err *err) must_check;
+bool db_number(Db *db, const char *sql, const DbArg *args, size_t n, int64_t fallback, int64_t *ret, Err *err)
+    must_check;
 
 // Bring the schema to the newest version; before the first step that changes an existing database a copy
 // "<path>.before-<version>" is made (copy_path_prefix NULL: none). A database newer than this program: ERR_UNSUPPORTED.

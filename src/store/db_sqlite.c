@@ -189,16 +189,16 @@ bool db_sqlite_open(const char *path, Db **ret, Err *err)
         return false;
     db->base.ops = &sqlite_ops;
     mode_t old = umask(077);
-    int rc = sqlite3_open_v2(path, &db->handle,
-                             SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX, NULL);
+    int rc =
+        sqlite3_open_v2(path, &db->handle, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX, NULL);
     (void)umask(old);
     bool ok = rc == SQLITE_OK;
     if (!ok)
         (void)fail(db, path, err);
     // a reader with the sqlite3 shell may hold a lock for a moment: wait for it
     ok = ok && sqlite3_busy_timeout(db->handle, 10000) == SQLITE_OK &&
-         db_exec(&db->base, "PRAGMA journal_mode=WAL", err) && db_exec(&db->base, "PRAGMA synchronous=FULL", err) &&
-         db_exec(&db->base, "PRAGMA foreign_keys=ON", err) && db_exec(&db->base, "PRAGMA trusted_schema=OFF", err);
+        db_exec(&db->base, "PRAGMA journal_mode=WAL", err) && db_exec(&db->base, "PRAGMA synchronous=FULL", err) &&
+        db_exec(&db->base, "PRAGMA foreign_keys=ON", err) && db_exec(&db->base, "PRAGMA trusted_schema=OFF", err);
     if (!ok) {
         (void)err_set(err, ERR_INTERNAL, "cannot set up the database %s", path);
         db_close(&db->base);

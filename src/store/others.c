@@ -44,8 +44,8 @@ void store_export_clear(StoreExport *e)
 bool store_forget_processes(Store *s, Err *err)
 {
     return store_run(s, "UPDATE backup_jobs SET client_pid = 0, client_start = 0", DB_NO_ARGS, NULL, err) &&
-           store_run(s, "UPDATE backup_disks SET exporter_pid = 0, exporter_start = 0", DB_NO_ARGS, NULL, err) &&
-           store_run(s, "UPDATE exports SET pid = 0, start = 0", DB_NO_ARGS, NULL, err);
+        store_run(s, "UPDATE backup_disks SET exporter_pid = 0, exporter_start = 0", DB_NO_ARGS, NULL, err) &&
+        store_run(s, "UPDATE exports SET pid = 0, start = 0", DB_NO_ARGS, NULL, err);
 }
 
 bool store_replication_add(Store *s, const StoreReplication *r, Err *err)

@@ -23,7 +23,8 @@ typedef struct StoreRepository {
     uint64_t cluster_size;
     int64_t created_us;
 } StoreRepository;
-bool store_repository_add(Store *s, const StoreRepository *r, int64_t *ret_id, Err *err) must_check; // name, path, uuid taken: ERR_EXISTS
+bool store_repository_add(Store *s, const StoreRepository *r, int64_t *ret_id, Err *err)
+    must_check; // name, path, uuid taken: ERR_EXISTS
 // By number or by name (a number first). ERR_NOT_FOUND titled "repository not found".
 bool store_repository_find(Store *s, const char *id_or_name, StoreRepository *ret, Err *err) must_check;
 bool store_repository_get(Store *s, int64_t id, StoreRepository *ret, Err *err) must_check;
@@ -38,7 +39,7 @@ typedef struct StoreVm {
     char *id, *name, *source, *excluded; // source, excluded: JSON text
     int64_t created_us;
 } StoreVm;
-bool store_vm_add(Store *s, const StoreVm *v, Err *err) must_check; // name or id taken: ERR_EXISTS
+bool store_vm_add(Store *s, const StoreVm *v, Err *err) must_check;                      // name or id taken: ERR_EXISTS
 bool store_vm_find(Store *s, const char *id_or_name, StoreVm *ret, Err *err) must_check; // ERR_NOT_FOUND "vm not found"
 bool store_vm_list(Store *s, StoreVm **ret, size_t *ret_len, Err *err) must_check;
 bool store_vm_update(Store *s, const StoreVm *v, Err *err) must_check;
@@ -111,10 +112,11 @@ typedef struct StoreBackupFilter {
 
 // ERR_BUSY titled "a job of this vm is running" where active_vm is taken; ERR_EXISTS where the ID is.
 bool store_backup_add(Store *s, const StoreBackup *b, Err *err) must_check;
-bool store_backup_get(Store *s, const char *id, StoreBackup *ret, Err *err) must_check; // ERR_NOT_FOUND "backup job not found"
+bool store_backup_get(Store *s, const char *id, StoreBackup *ret, Err *err)
+    must_check; // ERR_NOT_FOUND "backup job not found"
 bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err) must_check;
 bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
-                       Err *err) must_check; // newest first
+                       Err *err) must_check;                                                 // newest first
 bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // not final
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
@@ -127,26 +129,33 @@ bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_
 bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
 // Conditional steps; *ret_done false where the job was not in that state.
 bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err) must_check;
-bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err) must_check;
-bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details, int64_t now_us,
-                      bool *ret_done, Err *err) must_check; // to failed or cancelled, from any state that is not final
-bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err) must_check;  // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency
+bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)
+    must_check;
+bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details,
+                      int64_t now_us, bool *ret_done, Err *err)
+    must_check; // to failed or cancelled, from any state that is not final
+bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
+    must_check; // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency
 bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check;
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err) must_check;
 bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err) must_check;
 bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; // sums from its disks
 bool store_backup_request_cancel(Store *s, const char *id, Err *err) must_check;
-bool store_backup_complete(Store *s, const StoreBackup *b, Err *err) must_check; // everything a completed job has; status too
+bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
+    must_check; // everything a completed job has; status too
 bool store_backup_set_suspect(Store *s, const char *id, bool suspect, Err *err) must_check;
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err) must_check;
 bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with its disks
 void store_backup_clear(StoreBackup *b);
 
 bool store_disk_add(Store *s, const StoreDisk *d, Err *err) must_check;
-bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *ret_len, Err *err) must_check; // by disk_no
-bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err) must_check; // pid, start, socket, control, export_name
+bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *ret_len, Err *err)
+    must_check; // by disk_no
+bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
+    must_check; // pid, start, socket, control, export_name
 bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err) must_check;
-bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err) must_check; // change_id, tracking, bytes, root, digests
+bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
+    must_check; // change_id, tracking, bytes, root, digests
 bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err) must_check;
 void store_disk_clear(StoreDisk *d);
 
@@ -184,15 +193,16 @@ bool store_replication_get(Store *s, const char *id, StoreReplication *ret, Err 
 bool store_replication_list(Store *s, StoreReplication **ret, size_t *ret_len, Err *err) must_check;
 // Appends to the history and sets the job's change_id, in one transaction.
 bool store_replication_record(Store *s, const StoreChangeId *c, Err *err) must_check;
-bool store_replication_history(Store *s, const char *job_id, StoreChangeId **ret, size_t *ret_len, Err *err) must_check; // newest first
+bool store_replication_history(Store *s, const char *job_id, StoreChangeId **ret, size_t *ret_len, Err *err)
+    must_check; // newest first
 void store_replication_clear(StoreReplication *r);
 void store_changeid_clear(StoreChangeId *c);
 
-#define STORE_LIST_FREE(list, len, clear)        \
-    do {                                         \
-        for (size_t i_ = 0; i_ < (len); i_++)    \
-            clear(&(list)[i_]);                  \
-        free(list);                              \
-        (list) = NULL;                           \
-        (len) = 0;                               \
+#define STORE_LIST_FREE(list, len, clear)     \
+    do {                                      \
+        for (size_t i_ = 0; i_ < (len); i_++) \
+            clear(&(list)[i_]);               \
+        free(list);                           \
+        (list) = NULL;                        \
+        (len) = 0;                            \
     } while (0)

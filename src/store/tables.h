@@ -25,4 +25,5 @@ bool store_one(Store *s, const DbTable *t, const char *tail, const DbArg *args, 
 bool store_all(Store *s, const DbTable *t, const char *tail, const DbArg *args, size_t n, void **ret, size_t *ret_len,
                Err *err) must_check;
 bool store_run(Store *s, const char *sql, const DbArg *args, size_t n, uint64_t *ret_affected, Err *err) must_check;
-bool store_number(Store *s, const char *sql, const DbArg *args, size_t n, int64_t fallback, int64_t *ret, Err *err) must_check;
+bool store_number(Store *s, const char *sql, const DbArg *args, size_t n, int64_t fallback, int64_t *ret, Err *err)
+    must_check;

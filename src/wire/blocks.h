@@ -42,9 +42,9 @@ typedef struct BlocksOps {
 } BlocksOps;
 
 struct Blocks {
-    const BlocksOps *ops; // NULL entries: cannot do that
-    uint64_t size;        // bytes
-    uint32_t max_request; // bytes, for read and write
+    const BlocksOps *ops;   // NULL entries: cannot do that
+    uint64_t size;          // bytes
+    uint32_t max_request;   // bytes, for read and write
     unsigned max_in_flight; // requests that make sense at a time
 };
 

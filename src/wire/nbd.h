@@ -4,17 +4,17 @@
 #include "wire/blocks.h"
 
 typedef struct NbdSpec {
-    const char *uri;          // nbd+unix:///EXPORT?socket=PATH (nbd:// later)
-    const char *socket;       // instead of uri: a unix socket path, with export_name
+    const char *uri;    // nbd+unix:///EXPORT?socket=PATH (nbd:// later)
+    const char *socket; // instead of uri: a unix socket path, with export_name
     const char *export_name;
-    unsigned connections;     // 1..16; cut to 1 where the server is not multi-conn safe
-    bool read_only;           // refuse nothing, but never write
-    bool want_zeros;          // negotiate base:allocation; not granted: fine unless require_zeros
+    unsigned connections; // 1..16; cut to 1 where the server is not multi-conn safe
+    bool read_only;       // refuse nothing, but never write
+    bool want_zeros;      // negotiate base:allocation; not granted: fine unless require_zeros
     bool require_zeros;
     const char *dirty_context; // "qemu:dirty-bitmap:NAME", must be granted; NULL: none
-    int timeout_ms;           // connect and handshake, and each extents call; default 15000
-    unsigned reconnects;      // lost connections reopened (same export name, hence same instance) and what was in
-                              // flight on them sent again: this many times in all; 0: a lost connection fails
+    int timeout_ms;            // connect and handshake, and each extents call; default 15000
+    unsigned reconnects;       // lost connections reopened (same export name, hence same instance) and what was in
+                               // flight on them sent again: this many times in all; 0: a lost connection fails
 } NbdSpec;
 
 bool nbd_blocks_open(const NbdSpec *spec, Blocks **ret, Err *err) must_check;

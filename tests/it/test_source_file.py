@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from source_probe import Line, ProbeError
+from lib.source_probe import Line, ProbeError
 
 MIB = 1 << 20
 

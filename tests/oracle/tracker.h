@@ -6,7 +6,7 @@
 #include "rng.h"
 #include "source/qemu/bitmaps.h"
 
-#define TRACKER_BITMAPS_MAX 64
+#define TRACKER_BITMAPS_MAX 256
 #define TRACKER_NODE 16
 
 typedef struct TrackerBitmap {

@@ -32,8 +32,8 @@ typedef struct StartRequest {
 static bool read_request(const json_t *body, StartRequest *ret, Err *err)
 {
     const char *type;
-    if (!codec_json_text(body, "vm_name", NAME_MAX_BYTES, &ret->vm_name, err) || !read_repository(body, ret->repository, err) ||
-        !codec_json_text_opt(body, "backup_type", 32, &type, err) ||
+    if (!codec_json_text(body, "vm_name", NAME_MAX_BYTES, &ret->vm_name, err) ||
+        !read_repository(body, ret->repository, err) || !codec_json_text_opt(body, "backup_type", 32, &type, err) ||
         !codec_json_bool_opt(body, "start_client", true, &ret->start_client, err))
         return false;
     ret->type_given = type != NULL;
@@ -67,11 +67,11 @@ static bool choose_parent(Hub *h, const StartRequest *req, StoreBackup *b, Err *
     // absent: incremental if there is a parent, else full
     BackupType requested = req->type_given ? req->type : (found ? BACKUP_INCREMENTAL : BACKUP_FULL);
     return mem_replace(&b->backup_type, backup_type_name(type), err) &&
-           mem_replace(&b->requested_type, backup_type_name(requested), err) &&
-           mem_replace(&b->reason, chain_reason_name(reason), err) &&
-           mem_replace(&b->reason_text, reason == CHAIN_NONE ? "" : chain_reason_text(reason), err) &&
-           (type == BACKUP_FULL || mem_replace(&b->parent_id, parent.id, err)) &&
-           store_backup_sequence_next(h->store, b->repository_id, b->vm_id, &b->sequence, err);
+        mem_replace(&b->requested_type, backup_type_name(requested), err) &&
+        mem_replace(&b->reason, chain_reason_name(reason), err) &&
+        mem_replace(&b->reason_text, reason == CHAIN_NONE ? "" : chain_reason_text(reason), err) &&
+        (type == BACKUP_FULL || mem_replace(&b->parent_id, parent.id, err)) &&
+        store_backup_sequence_next(h->store, b->repository_id, b->vm_id, &b->sequence, err);
 }
 
 // backup-<vm>-<unix time>; where the second is taken, the next free one.
@@ -101,10 +101,10 @@ static bool insert(Hub *h, const StartRequest *req, StoreBackup *b, const Secret
     b->repository_id = repository.id;
     Repo cleanup_repo repo = {0};
     return hub_repo_open(h, &repository, &repo, err) && mem_replace(&b->vm_id, vm.id, err) &&
-           mem_replace(&b->active_vm, vm.id, err) && mem_replace(&b->vm_name, vm.name, err) &&
-           mem_replace(&b->status, job_state_name(JOB_PENDING), err) &&
-           mem_replace(&b->phase, "waiting for a client", err) && mem_replace(&b->token_digest, digest, err) &&
-           choose_parent(h, req, b, err) && free_id(h, b, err) && store_backup_add(h->store, b, err);
+        mem_replace(&b->active_vm, vm.id, err) && mem_replace(&b->vm_name, vm.name, err) &&
+        mem_replace(&b->status, job_state_name(JOB_PENDING), err) &&
+        mem_replace(&b->phase, "waiting for a client", err) && mem_replace(&b->token_digest, digest, err) &&
+        choose_parent(h, req, b, err) && free_id(h, b, err) && store_backup_add(h->store, b, err);
 }
 
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
@@ -123,7 +123,7 @@ bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
     }
     json_t *o = NULL;
     ok = ok && hub_view_backup(h, &b, true, &o, err) &&
-         (req.start_client || codec_json_set_text(o, "job_token", secret_reveal(&token), err));
+        (req.start_client || codec_json_set_text(o, "job_token", secret_reveal(&token), err));
     secret_clear(&token);
     if (!ok) {
         json_decref(o);
@@ -160,7 +160,7 @@ bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *reposi
     }
     STORE_LIST_FREE(rows, len, store_backup_clear);
     ok = codec_json_set(o, "backups", list, err) && ok && codec_json_set_u64(o, "total", total, err) &&
-         codec_json_set_u64(o, "limit", f.limit, err) && codec_json_set_u64(o, "offset", f.offset, err);
+        codec_json_set_u64(o, "limit", f.limit, err) && codec_json_set_u64(o, "offset", f.offset, err);
     if (!ok) {
         json_decref(o);
         return false;
@@ -267,9 +267,9 @@ static bool delete_one(Hub *h, const char *id, Err *err)
         return false;
     // a failed job has no files left: its row is all there is
     bool ok = strcmp(b.status, "completed") != 0 ||
-              (store_repository_get(h->store, b.repository_id, &row, err) && hub_repo_open(h, &row, &repo, err) &&
-               store_disk_list(h->store, id, &disks, &len, err) &&
-               hub_record_from_rows(&b, disks, len, "deleted", &repo, &rec, err) && repo_delete(&repo, &rec, b.stem, err));
+        (store_repository_get(h->store, b.repository_id, &row, err) && hub_repo_open(h, &row, &repo, err) &&
+         store_disk_list(h->store, id, &disks, &len, err) &&
+         hub_record_from_rows(&b, disks, len, "deleted", &repo, &rec, err) && repo_delete(&repo, &rec, b.stem, err));
     record_clear(&rec);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     return ok && store_backup_remove(h->store, id, err);
@@ -285,7 +285,8 @@ static bool delete_in_transaction(Hub *h, const char *id, bool with_dependents, 
     if (!store_backup_get(h->store, id, &b, err) || !collect(h, id, 0, ids, err))
         return false;
     if (!with_dependents && json_array_size(ids) > 1)
-        return err_set(err, ERR_CONFLICT, "%zu others rest on backup %s (the next is %s); delete them first, or with it",
+        return err_set(err, ERR_CONFLICT,
+                       "%zu others rest on backup %s (the next is %s); delete them first, or with it",
                        json_array_size(ids) - 1, id, json_string_value(json_array_get(ids, json_array_size(ids) - 2)));
     json_array_foreach(ids, i, item)
     {
@@ -356,10 +357,9 @@ static bool damaged_layer(Hub *h, const StoreBackup *b, const char *disk_key, bo
     if (!store_repository_get(h->store, b->repository_id, &row, err) || !hub_repo_open(h, &row, &repo, err))
         return false;
     Points points = {.hub = h, .repo = &repo};
-    bool found = have_offset &&
-                 hub_chain_open(&points, b->id, disk_key, REPO_CHECK_HASHES, &chain, NULL, &looking) &&
-                 reader_open(chain.layers, chain.len, &repo.geo, &reader, &looking) &&
-                 reader_layer_at(reader, offset, &layer, &looking) && layer < chain.len;
+    bool found = have_offset && hub_chain_open(&points, b->id, disk_key, REPO_CHECK_HASHES, &chain, NULL, &looking) &&
+        reader_open(chain.layers, chain.len, &repo.geo, &reader, &looking) &&
+        reader_layer_at(reader, offset, &layer, &looking) && layer < chain.len;
     bool ok = true;
     if (found) {
         id = chain.records[layer]->backup_id;
@@ -382,10 +382,9 @@ static bool record_damage(Hub *h, const StoreBackup *b, const json_t *body, json
     StoreBackup cleanup_backup layer = {0};
     json_t *ids = NULL;
     bool ok = codec_json_u64(body, "disk_id", INT64_MAX, &disk_id, err) &&
-              codec_json_u64_opt(body, "offset", DISK_SIZE_MAX, &offset, &have_offset, err) &&
-              find_disk(h, b->id, disk_id, &key, err) &&
-              damaged_layer(h, b, key, have_offset, offset, &layer, &file, err) &&
-              hub_affected(h, &layer, key, &ids, err) && hub_mark_suspect(h, ids, err);
+        codec_json_u64_opt(body, "offset", DISK_SIZE_MAX, &offset, &have_offset, err) &&
+        find_disk(h, b->id, disk_id, &key, err) && damaged_layer(h, b, key, have_offset, offset, &layer, &file, err) &&
+        hub_affected(h, &layer, key, &ids, err) && hub_mark_suspect(h, ids, err);
     if (ok)
         log_error("damage found", LOG_STR("job", b->id), LOG_STR("file", file ? file : ""),
                   LOG_NUM("affected", json_array_size(ids)));
@@ -408,13 +407,13 @@ bool hub_backup_verification(Hub *h, const char *id, const json_t *body, json_t 
         return err_set(err, ERR_INVALID, "result is \"ok\", \"damaged\" or \"failed\"");
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "backup_id", id, err) &&
-              codec_json_set_text(o, "result", result, err);
+        codec_json_set_text(o, "result", result, err);
     if (ok && damaged)
         ok = record_damage(h, &b, body, o, err);
     else
         ok = ok && codec_json_set(o, "affected", json_array(), err) && codec_json_set_text(o, "file", NULL, err) &&
-             store_backup_set_verified(h->store, id, result, clock_utc_us(), err) &&
-             (!good || store_backup_set_suspect(h->store, id, false, err));
+            store_backup_set_verified(h->store, id, result, clock_utc_us(), err) &&
+            (!good || store_backup_set_suspect(h->store, id, false, err));
     if (!ok) {
         json_decref(o);
         return false;

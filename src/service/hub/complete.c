@@ -128,7 +128,7 @@ bool hub_commit(Hub *h, const char *id, Err *err)
     bool ok = len > 0 ? mem_replace(&b.change_id, disks[0].change_id, err)
                       : err_set(err, ERR_INTERNAL, "backup %s has no disks", id);
     ok = ok && hub_record_from_rows(&b, disks, len, source_type, &repo, &rec, err) &&
-         repo_commit(&repo, &rec, b.stem, b.attempt, err);
+        repo_commit(&repo, &rec, b.stem, b.attempt, err);
     // now the point exists; the database follows
     if (ok && store_begin(h->store, err)) {
         if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err)) {
@@ -150,9 +150,9 @@ static bool answer(const char *id, const char *change_id, json_t **ret, Err *err
 {
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "completed", err) &&
-              codec_json_set_text(o, "backup_id", id, err) && codec_json_set_text(o, "change_id", change_id, err) &&
-              codec_json_set_text(o, "message", "Backup completed successfully, change_id recorded", err) &&
-              hub_set_now(o, "timestamp", err);
+        codec_json_set_text(o, "backup_id", id, err) && codec_json_set_text(o, "change_id", change_id, err) &&
+        codec_json_set_text(o, "message", "Backup completed successfully, change_id recorded", err) &&
+        hub_set_now(o, "timestamp", err);
     if (!ok) {
         json_decref(o);
         return false;
@@ -175,7 +175,7 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
         return false;
     bool ok = len > 0 || err_set(err, ERR_CONFLICT, "no disk of backup %s was announced: nothing was backed up", b->id);
     ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, err) &&
-         step_to_committing(h, b, disks, len, err);
+        step_to_committing(h, b, disks, len, err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     if (!ok && err->code != ERR_CONFLICT && err->code != ERR_INVALID) {
         Err ending = ERR_INIT;
@@ -194,8 +194,8 @@ static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
         return false;
     if (state == JOB_COMPLETED)
         return (b.change_id && strcmp(b.change_id, c->change_id) == 0) ||
-               err_set(err, ERR_CONFLICT, "backup %s is completed with another change ID, %s; nothing was changed", b.id,
-                       b.change_id ? b.change_id : "");
+            err_set(err, ERR_CONFLICT, "backup %s is completed with another change ID, %s; nothing was changed", b.id,
+                    b.change_id ? b.change_id : "");
     if (state == JOB_RUNNING) {
         if (!seal_and_step(h, r, &b, c, err))
             return false;

@@ -47,20 +47,16 @@ static bool view(Hub *h, const StoreExport *e, json_t **ret, Err *err)
     cleanup_free char *uri = NULL;
     Err away = ERR_INIT;
     bool ok = (o != NULL || err_no_memory(err)) && store_backup_get(h->store, e->backup_id, &b, err) &&
-              store_repository_get(h->store, b.repository_id, &r, err) &&
-              find_disk(h, e->backup_id, e->disk_key, &d, err) &&
-              (uri = exporter_uri(e->socket, e->export_name, err)) &&
-              codec_json_set_text(o, "export_id", e->id, err) &&
-              codec_json_set_text(o, "backup_id", e->backup_id, err) &&
-              codec_json_set_u64(o, "disk_id", d.disk_id, err) &&
-              codec_json_set_text(o, "disk_key", d.disk_key, err) && codec_json_set_u64(o, "disk_no", d.disk_no, err) &&
-              codec_json_set_text(o, "purpose", e->purpose, err) && codec_json_set_text(o, "uri", uri, err) &&
-              codec_json_set_u64(o, "size", d.size, err) &&
-              codec_json_set_u64(o, "cluster_size", r.cluster_size, err) &&
-              codec_json_set_text(o, "hash_algorithm", r.hash_algorithm, err) &&
-              codec_json_set_text(o, "root", d.root, err) && codec_json_set_bool(o, "suspect", b.suspect, err) &&
-              codec_json_set_time(o, "created_at", e->created_us, err) &&
-              codec_json_set_hex64(o, "hash_seed", hub_repo_open(h, &r, &repo, &away) ? repo.info.hash.seed : 0, err);
+        store_repository_get(h->store, b.repository_id, &r, err) && find_disk(h, e->backup_id, e->disk_key, &d, err) &&
+        (uri = exporter_uri(e->socket, e->export_name, err)) && codec_json_set_text(o, "export_id", e->id, err) &&
+        codec_json_set_text(o, "backup_id", e->backup_id, err) && codec_json_set_u64(o, "disk_id", d.disk_id, err) &&
+        codec_json_set_text(o, "disk_key", d.disk_key, err) && codec_json_set_u64(o, "disk_no", d.disk_no, err) &&
+        codec_json_set_text(o, "purpose", e->purpose, err) && codec_json_set_text(o, "uri", uri, err) &&
+        codec_json_set_u64(o, "size", d.size, err) && codec_json_set_u64(o, "cluster_size", r.cluster_size, err) &&
+        codec_json_set_text(o, "hash_algorithm", r.hash_algorithm, err) &&
+        codec_json_set_text(o, "root", d.root, err) && codec_json_set_bool(o, "suspect", b.suspect, err) &&
+        codec_json_set_time(o, "created_at", e->created_us, err) &&
+        codec_json_set_hex64(o, "hash_seed", hub_repo_open(h, &r, &repo, &away) ? repo.info.hash.seed : 0, err);
     store_disk_clear(&d);
     if (!ok) {
         json_decref(o);
@@ -113,14 +109,14 @@ static bool start(Hub *h, const StoreBackup *b, const StoreDisk *d, const char *
     config.hash_seed = repo.info.hash.seed;
     config.size = d->size;
     ok = ok && mem_replace(&config.hash_algorithm, hash_algorithm_name(repo.info.hash.algorithm), err) &&
-         hub_engine_layers(&chain, &config, err) &&
-         exporter_start(h->run_dir, h->plugin, "point", &config, &x, err) && uuid_new(id, err);
+        hub_engine_layers(&chain, &config, err) && exporter_start(h->run_dir, h->plugin, "point", &config, &x, err) &&
+        uuid_new(id, err);
     StoreExport e = {.pid = x.proc.pid, .start = x.proc.start_time, .created_us = clock_utc_us()};
     e.used_us = e.created_us;
     ok = ok && mem_replace(&e.id, id, err) && mem_replace(&e.backup_id, b->id, err) &&
-         mem_replace(&e.disk_key, d->disk_key, err) && mem_replace(&e.purpose, purpose, err) &&
-         mem_replace(&e.socket, x.socket, err) && mem_replace(&e.control, x.control, err) &&
-         mem_replace(&e.export_name, x.export_name, err) && store_export_add(h->store, &e, err);
+        mem_replace(&e.disk_key, d->disk_key, err) && mem_replace(&e.purpose, purpose, err) &&
+        mem_replace(&e.socket, x.socket, err) && mem_replace(&e.control, x.control, err) &&
+        mem_replace(&e.export_name, x.export_name, err) && store_export_add(h->store, &e, err);
     if (ok)
         exporter_clear(&x); // found again by its record
     else
@@ -193,7 +189,7 @@ bool hub_export_end(Hub *h, const char *id, json_t **ret, Err *err)
     log_info("export ended", LOG_STR("export", id));
     json_t *o = json_object();
     ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "ended", err) &&
-         codec_json_set_text(o, "export_id", id, err);
+        codec_json_set_text(o, "export_id", id, err);
     *ret = o;
     return ok;
 }

@@ -53,7 +53,7 @@ static bool check_boot(Hub *h, Err *err)
     if (file_read(path, 256, &before, NULL, &missing) && str_eq(before, now))
         return true;
     return store_forget_processes(h->store, err) && file_unlink(path, err) &&
-           file_create_durable(path, now, strlen(now), 0600, err);
+        file_create_durable(path, now, strlen(now), 0600, err);
 }
 
 static bool open_all(Hub *h, const HubConfig *c, Err *err)
@@ -67,14 +67,13 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
         return err_set(err, locking.code == ERR_BUSY ? ERR_BUSY : ERR_IO,
                        "the data folder %s cannot be locked (%s); is another hub running on it?", h->data_dir,
                        locking.details);
-    if (!(database = file_join(h->data_dir, "sendense.db", err)) || !(h->log_dir = file_join(h->data_dir, "log", err)) ||
-        !file_mkdir(h->log_dir, 0700, err) || !mem_replace(&h->plugin, c->plugin, err) ||
-        !mem_replace(&h->client, c->client, err))
+    if (!(database = file_join(h->data_dir, "sendense.db", err)) ||
+        !(h->log_dir = file_join(h->data_dir, "log", err)) || !file_mkdir(h->log_dir, 0700, err) ||
+        !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->client, c->client, err))
         return false;
     bool ok = c->run_dir ? mem_replace(&h->run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &h->run_dir, err);
     return ok && own_run_dir(h->run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
-           hub_recover(h, err) &&
-           hub_supervisor_start(h, err);
+        hub_recover(h, err) && hub_supervisor_start(h, err);
 }
 
 bool hub_open(const HubConfig *config, Hub **ret, Err *err)
@@ -153,9 +152,9 @@ bool hub_health(Hub *h, json_t **ret, Err *err)
         return false;
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "ok", err) &&
-              codec_json_set_text(o, "version", SENDENSE_VERSION, err) &&
-              codec_json_set_text(o, "database", store_engine(h->store), err) && hub_set_now(o, "time", err) &&
-              codec_json_set_u64(o, "running_jobs", running, err);
+        codec_json_set_text(o, "version", SENDENSE_VERSION, err) &&
+        codec_json_set_text(o, "database", store_engine(h->store), err) && hub_set_now(o, "time", err) &&
+        codec_json_set_u64(o, "running_jobs", running, err);
     *ret = o;
     return ok;
 }

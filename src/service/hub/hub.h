@@ -10,15 +10,15 @@
 #include <jansson.h>
 
 typedef struct HubConfig {
-    const char *data_dir;    // made if it is not there; locked
-    const char *run_dir;     // sockets; NULL: a short default for this data folder
-    const char *plugin;      // path of nbdkit-sendense-plugin.so
-    const char *client;      // path of sendense-backup-client
-    unsigned max_jobs;       // running at a time
-    unsigned chain_limit;    // points in a chain, then a full
-    unsigned lease_s;        // a client silent for longer has failed
-    unsigned claim_s;        // a job that nobody claims has failed after this
-    unsigned export_idle_s;  // an export that nobody reads from ends after this
+    const char *data_dir;   // made if it is not there; locked
+    const char *run_dir;    // sockets; NULL: a short default for this data folder
+    const char *plugin;     // path of nbdkit-sendense-plugin.so
+    const char *client;     // path of sendense-backup-client
+    unsigned max_jobs;      // running at a time
+    unsigned chain_limit;   // points in a chain, then a full
+    unsigned lease_s;       // a client silent for longer has failed
+    unsigned claim_s;       // a job that nobody claims has failed after this
+    unsigned export_idle_s; // an export that nobody reads from ends after this
 } HubConfig;
 
 typedef struct Hub Hub;
@@ -49,7 +49,8 @@ bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
 
 // ---- backups
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
-bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, json_t **ret, Err *err) must_check;
+bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, json_t **ret, Err *err)
+    must_check;
 bool hub_backup_show(Hub *h, const char *id, json_t **ret, Err *err) must_check;
 bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err) must_check;
 bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err) must_check;

@@ -58,14 +58,15 @@ typedef struct ScanCounts {
     uint64_t added, unchanged;
     json_t *missing; // IDs of points in the catalogue without a record; may be NULL
 } ScanCounts;
-bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err) must_check;
+bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err)
+    must_check;
 
 // ---- points.c
 bool hub_repo_open(Hub *h, const StoreRepository *r, Repo *ret, Err *err) must_check; // ERR_UNAVAILABLE with advice
-bool hub_record_from_rows(const StoreBackup *b, const StoreDisk *disks, size_t n, const char *source_type, const Repo *repo,
-                          Record *ret, Err *err) must_check;
-bool hub_rows_from_record(const Record *rec, const char *stem, const StoreRepository *repository, StoreBackup *ret_backup,
-                          StoreDisk **ret_disks, size_t *ret_len, Err *err) must_check;
+bool hub_record_from_rows(const StoreBackup *b, const StoreDisk *disks, size_t n, const char *source_type,
+                          const Repo *repo, Record *ret, Err *err) must_check;
+bool hub_rows_from_record(const Record *rec, const char *stem, const StoreRepository *repository,
+                          StoreBackup *ret_backup, StoreDisk **ret_disks, size_t *ret_len, Err *err) must_check;
 // Records of a repository, read when asked for.
 typedef struct Points {
     Hub *hub;

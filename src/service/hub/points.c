@@ -33,13 +33,13 @@ static bool record_disk_from_row(const StoreDisk *d, const HashSpec *hash, Recor
                     .transferred_bytes = d->transferred_bytes,
                     .changed_bytes = d->changed_bytes};
     bool ok = mem_replace(&r.disk_key, d->disk_key, err) && mem_replace(&r.label, d->label ? d->label : "", err) &&
-              mem_replace(&r.backing_identity, d->backing_identity ? d->backing_identity : "", err) &&
-              mem_replace(&r.reason_text, d->reason_text ? d->reason_text : "", err) &&
-              mem_replace(&r.change_id, d->change_id, err) && mem_replace(&r.parent_backup_id, d->parent_backup_id, err) &&
-              mem_replace(&r.image, d->image, err) && mem_replace(&r.hashes, d->hashes, err) &&
-              mem_replace(&r.backing_name, d->backing_name, err) && disk_mode_parse(d->mode, &r.mode, err) &&
-              chain_reason_parse(d->reason ? d->reason : "", &r.reason, err) && hash_of(hash, d->root, &r.root, err) &&
-              hash_of(hash, d->metadata, &r.metadata, err) && hash_of(hash, d->hashes_digest, &r.hashes_digest, err);
+        mem_replace(&r.backing_identity, d->backing_identity ? d->backing_identity : "", err) &&
+        mem_replace(&r.reason_text, d->reason_text ? d->reason_text : "", err) &&
+        mem_replace(&r.change_id, d->change_id, err) && mem_replace(&r.parent_backup_id, d->parent_backup_id, err) &&
+        mem_replace(&r.image, d->image, err) && mem_replace(&r.hashes, d->hashes, err) &&
+        mem_replace(&r.backing_name, d->backing_name, err) && disk_mode_parse(d->mode, &r.mode, err) &&
+        chain_reason_parse(d->reason ? d->reason : "", &r.reason, err) && hash_of(hash, d->root, &r.root, err) &&
+        hash_of(hash, d->metadata, &r.metadata, err) && hash_of(hash, d->hashes_digest, &r.hashes_digest, err);
     if (!ok) {
         record_disk_clear(&r);
         return err_context(err, "disk %s", d->disk_key);
@@ -107,19 +107,17 @@ static bool split(const char *text, char **ret_json, Err *err)
 bool hub_record_from_rows(const StoreBackup *b, const StoreDisk *disks, size_t n, const char *source_type,
                           const Repo *repo, Record *ret, Err *err)
 {
-    Record r = {.sequence = b->sequence,
-                .partial = b->partial,
-                .created_us = b->created_us,
-                .completed_us = b->completed_us};
+    Record r = {
+        .sequence = b->sequence, .partial = b->partial, .created_us = b->created_us, .completed_us = b->completed_us};
     bool ok = mem_replace(&r.backup_id, b->id, err) && mem_replace(&r.vm_id, b->vm_id, err) &&
-              mem_replace(&r.vm_name, b->vm_name, err) && mem_replace(&r.source_type, source_type, err) &&
-              mem_replace(&r.repository_uuid, repo->info.uuid, err) && mem_replace(&r.context, b->context, err) &&
-              mem_replace(&r.parent_backup_id, b->parent_id, err) &&
-              mem_replace(&r.consistency, b->consistency ? b->consistency : "crash", err) &&
-              joined(b->left_out, &r.left_out, err) && backup_type_parse(b->requested_type, &r.requested_type, err) &&
-              backup_type_parse(b->backup_type, &r.type, err) &&
-              chain_reason_parse(b->reason ? b->reason : "", &r.reason, err) &&
-              (r.disks = mem_calloc(n, sizeof(*r.disks), err));
+        mem_replace(&r.vm_name, b->vm_name, err) && mem_replace(&r.source_type, source_type, err) &&
+        mem_replace(&r.repository_uuid, repo->info.uuid, err) && mem_replace(&r.context, b->context, err) &&
+        mem_replace(&r.parent_backup_id, b->parent_id, err) &&
+        mem_replace(&r.consistency, b->consistency ? b->consistency : "crash", err) &&
+        joined(b->left_out, &r.left_out, err) && backup_type_parse(b->requested_type, &r.requested_type, err) &&
+        backup_type_parse(b->backup_type, &r.type, err) &&
+        chain_reason_parse(b->reason ? b->reason : "", &r.reason, err) &&
+        (r.disks = mem_calloc(n, sizeof(*r.disks), err));
     for (size_t i = 0; ok && i < n; i++) {
         ok = record_disk_from_row(&disks[i], &repo->info.hash, &r.disks[i], err);
         if (ok)
@@ -151,14 +149,14 @@ static bool row_from_record_disk(const Record *rec, const RecordDisk *d, const H
     // what tracked it is known to the hypervisor's own kind of ID; the record keeps whether anything did
     const char *tracking = !d->tracking ? "none" : (strcmp(rec->source_type, "vsphere") == 0 ? "cbt" : "bitmap");
     bool ok = mem_replace(&r.backup_id, rec->backup_id, err) && mem_replace(&r.disk_key, d->disk_key, err) &&
-              mem_replace(&r.label, d->label, err) && mem_replace(&r.backing_identity, d->backing_identity, err) &&
-              mem_replace(&r.mode, disk_mode_name(d->mode), err) &&
-              mem_replace(&r.reason, chain_reason_name(d->reason), err) &&
-              mem_replace(&r.reason_text, d->reason_text, err) && mem_replace(&r.change_id, d->change_id, err) &&
-              mem_replace(&r.tracking, tracking, err) && mem_replace(&r.parent_backup_id, d->parent_backup_id, err) &&
-              mem_replace(&r.image, d->image, err) && mem_replace(&r.hashes, d->hashes, err) &&
-              mem_replace(&r.backing_name, d->backing_name, err) && mem_replace(&r.root, root, err) &&
-              mem_replace(&r.metadata, metadata, err) && mem_replace(&r.hashes_digest, digest, err);
+        mem_replace(&r.label, d->label, err) && mem_replace(&r.backing_identity, d->backing_identity, err) &&
+        mem_replace(&r.mode, disk_mode_name(d->mode), err) &&
+        mem_replace(&r.reason, chain_reason_name(d->reason), err) && mem_replace(&r.reason_text, d->reason_text, err) &&
+        mem_replace(&r.change_id, d->change_id, err) && mem_replace(&r.tracking, tracking, err) &&
+        mem_replace(&r.parent_backup_id, d->parent_backup_id, err) && mem_replace(&r.image, d->image, err) &&
+        mem_replace(&r.hashes, d->hashes, err) && mem_replace(&r.backing_name, d->backing_name, err) &&
+        mem_replace(&r.root, root, err) && mem_replace(&r.metadata, metadata, err) &&
+        mem_replace(&r.hashes_digest, digest, err);
     *ret = r;
     if (!ok)
         store_disk_clear(ret);
@@ -183,15 +181,15 @@ bool hub_rows_from_record(const Record *rec, const char *stem, const StoreReposi
     StoreDisk *disks = mem_calloc(rec->disks_len, sizeof(*disks), err);
     size_t n = 0;
     bool ok = disks && mem_replace(&b.id, rec->backup_id, err) && mem_replace(&b.vm_id, rec->vm_id, err) &&
-              mem_replace(&b.vm_name, rec->vm_name, err) && mem_replace(&b.status, job_state_name(JOB_COMPLETED), err) &&
-              mem_replace(&b.backup_type, backup_type_name(rec->type), err) &&
-              mem_replace(&b.requested_type, backup_type_name(rec->requested_type), err) &&
-              mem_replace(&b.parent_id, rec->parent_backup_id, err) &&
-              mem_replace(&b.reason, chain_reason_name(rec->reason), err) &&
-              mem_replace(&b.reason_text, chain_reason_text(rec->reason), err) &&
-              mem_replace(&b.consistency, rec->consistency, err) && split(rec->left_out, &b.left_out, err) &&
-              mem_replace(&b.context, rec->context, err) && mem_replace(&b.stem, stem, err) &&
-              mem_replace(&b.change_id, rec->disks_len ? rec->disks[0].change_id : NULL, err);
+        mem_replace(&b.vm_name, rec->vm_name, err) && mem_replace(&b.status, job_state_name(JOB_COMPLETED), err) &&
+        mem_replace(&b.backup_type, backup_type_name(rec->type), err) &&
+        mem_replace(&b.requested_type, backup_type_name(rec->requested_type), err) &&
+        mem_replace(&b.parent_id, rec->parent_backup_id, err) &&
+        mem_replace(&b.reason, chain_reason_name(rec->reason), err) &&
+        mem_replace(&b.reason_text, chain_reason_text(rec->reason), err) &&
+        mem_replace(&b.consistency, rec->consistency, err) && split(rec->left_out, &b.left_out, err) &&
+        mem_replace(&b.context, rec->context, err) && mem_replace(&b.stem, stem, err) &&
+        mem_replace(&b.change_id, rec->disks_len ? rec->disks[0].change_id : NULL, err);
     for (; ok && n < rec->disks_len; n++) {
         ok = row_from_record_disk(rec, &rec->disks[n], &hash, &disks[n], err);
         b.bytes_transferred += rec->disks[n].transferred_bytes;
@@ -325,8 +323,8 @@ bool hub_affected(Hub *h, const StoreBackup *layer, const char *disk_key, json_t
         size_t k;
         json_t *id;
         bool hit = false;
-        json_array_foreach(ids, k, id) hit = hit || (d && d->parent_backup_id &&
-                                                     strcmp(json_string_value(id), d->parent_backup_id) == 0);
+        json_array_foreach(ids, k, id) hit =
+            hit || (d && d->parent_backup_id && strcmp(json_string_value(id), d->parent_backup_id) == 0);
         if (ok && hit)
             ok = codec_json_push(ids, json_string(points[i].id), err);
         STORE_LIST_FREE(disks, disks_len, store_disk_clear);
@@ -359,7 +357,8 @@ bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err)
         return false;
     for (size_t i = 0; i < chain->len; i++) {
         EngineLayer *l = &config->layers[config->layers_len++];
-        if (!mem_replace(&l->image, chain->layers[i].image, err) || !mem_replace(&l->hashes, chain->layers[i].hashes, err) ||
+        if (!mem_replace(&l->image, chain->layers[i].image, err) ||
+            !mem_replace(&l->hashes, chain->layers[i].hashes, err) ||
             !mem_replace(&l->backing_name, chain->layers[i].backing_name, err))
             return false;
     }

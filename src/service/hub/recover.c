@@ -68,9 +68,9 @@ static bool add_point(Hub *h, const StoreRepository *repository, const Record *r
         }
     }
     bool ok = hub_rows_from_record(rec, stem, repository, &row, &disks, &len, err) &&
-              // the client may still repeat its `complete`: its token stays good
-              mem_replace(&row.token_digest, old.token_digest, err) && (!exists || end_exporters(h, &old, err)) &&
-              (!exists || store_backup_remove(h->store, rec->backup_id, err)) && store_backup_add(h->store, &row, err);
+        // the client may still repeat its `complete`: its token stays good
+        mem_replace(&row.token_digest, old.token_digest, err) && (!exists || end_exporters(h, &old, err)) &&
+        (!exists || store_backup_remove(h->store, rec->backup_id, err)) && store_backup_add(h->store, &row, err);
     for (size_t i = 0; ok && i < len; i++)
         ok = store_disk_add(h->store, &disks[i], err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
@@ -107,7 +107,7 @@ static bool mark_missing(Hub *h, const StoreRepository *repository, const RepoSc
             continue;
         log_error("a listed point has no readable record", LOG_STR("job", points[i].id));
         ok = store_backup_set_suspect(h->store, points[i].id, true, err) &&
-             (!missing || codec_json_push(missing, json_string(points[i].id), err));
+            (!missing || codec_json_push(missing, json_string(points[i].id), err));
     }
     STORE_LIST_FREE(points, len, store_backup_clear);
     return ok;
@@ -136,8 +136,9 @@ static bool adopt(Hub *h, Running *r, const StoreBackup *b, Err *err)
     bool ok = len == 0 || (r->exporters = mem_calloc(len, sizeof(*r->exporters), err));
     for (size_t i = 0; ok && i < len; i++) {
         Err gone = ERR_INIT;
-        ok = disks[i].socket && exporter_adopt(disks[i].exporter_pid, disks[i].exporter_start, disks[i].socket,
-                                               disks[i].control, disks[i].export_name, &r->exporters[i], &gone);
+        ok = disks[i].socket &&
+            exporter_adopt(disks[i].exporter_pid, disks[i].exporter_start, disks[i].socket, disks[i].control,
+                           disks[i].export_name, &r->exporters[i], &gone);
         if (ok)
             r->exporters_len++;
         else
@@ -229,7 +230,7 @@ static bool sweep(Hub *h, Err *err)
     StoreDisk *disks[64];
     size_t disks_len[64], lists = 0;
     bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
-              store_export_list(h->store, &exports, &exports_len, err);
+        store_export_list(h->store, &exports, &exports_len, err);
     cap = exports_len + 64 * 256;
     ok = ok && (keep = mem_calloc(cap, sizeof(*keep), err));
     for (size_t i = 0; ok && i < exports_len; i++)
@@ -256,7 +257,7 @@ bool hub_recover(Hub *h, Err *err)
     StoreRepository *repositories = NULL;
     size_t jobs_len = 0, repositories_len = 0;
     bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
-              store_repository_list(h->store, &repositories, &repositories_len, err);
+        store_repository_list(h->store, &repositories, &repositories_len, err);
     // records first: a job whose record stands is completed, whatever became of its processes
     for (size_t i = 0; ok && i < repositories_len; i++)
         ok = recover_repository(h, &repositories[i], jobs, jobs_len, err);

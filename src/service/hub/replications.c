@@ -9,9 +9,9 @@ static bool view_change(const StoreChangeId *c, json_t **ret, Err *err)
 {
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) &&
-              codec_json_set(o, "disk_id", c->disk_id < 0 ? json_null() : json_integer(c->disk_id), err) &&
-              codec_json_set_text(o, "change_id", c->change_id, err) &&
-              codec_json_set_time(o, "recorded_at", c->recorded_us, err);
+        codec_json_set(o, "disk_id", c->disk_id < 0 ? json_null() : json_integer(c->disk_id), err) &&
+        codec_json_set_text(o, "change_id", c->change_id, err) &&
+        codec_json_set_time(o, "recorded_at", c->recorded_us, err);
     if (!ok) {
         json_decref(o);
         return false;
@@ -44,10 +44,10 @@ static bool view(Hub *h, const StoreReplication *r, json_t **ret, Err *err)
 {
     json_t *o = json_object(), *disks = json_array(), *history = json_array();
     bool ok = ((o && disks && history) || err_no_memory(err)) && view_changes(h, r->id, disks, history, err) &&
-              codec_json_set_text(o, "job_id", r->id, err) && codec_json_set_text(o, "vm_name", r->vm_name, err) &&
-              codec_json_set_text(o, "target", r->target, err) && codec_json_set_text(o, "status", r->status, err) &&
-              codec_json_set_text(o, "change_id", r->change_id, err) &&
-              codec_json_set_time(o, "created_at", r->created_us, err);
+        codec_json_set_text(o, "job_id", r->id, err) && codec_json_set_text(o, "vm_name", r->vm_name, err) &&
+        codec_json_set_text(o, "target", r->target, err) && codec_json_set_text(o, "status", r->status, err) &&
+        codec_json_set_text(o, "change_id", r->change_id, err) &&
+        codec_json_set_time(o, "created_at", r->created_us, err);
     ok = codec_json_set(o, "disks", disks, err) && ok;
     ok = codec_json_set(o, "history", history, err) && ok;
     if (!ok) {
@@ -74,8 +74,8 @@ bool hub_replication_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     cleanup_free char *minted = job_id ? NULL : mem_printf(err, "replication-%s", uuid);
     r.updated_us = r.created_us;
     bool ok = (job_id || minted) && mem_replace(&r.id, job_id ? job_id : minted, err) &&
-              mem_replace(&r.vm_name, vm_name, err) && mem_replace(&r.target, target, err) &&
-              mem_replace(&r.status, "registered", err);
+        mem_replace(&r.vm_name, vm_name, err) && mem_replace(&r.target, target, err) &&
+        mem_replace(&r.status, "registered", err);
     Err adding = ERR_INIT;
     if (ok && !store_replication_add(h->store, &r, &adding)) {
         if (adding.code == ERR_EXISTS)
@@ -121,7 +121,7 @@ bool hub_replication_record(Hub *h, const char *id, const ChangeIdReport *report
     StoreReplication job = {0};
     StoreChangeId c = {.disk_id = report->have_disk_id ? (int64_t)report->disk_id : -1, .recorded_us = clock_utc_us()};
     bool ok = store_replication_get(h->store, id, &job, err) && mem_replace(&c.job_id, id, err) &&
-              mem_replace(&c.change_id, report->change_id, err) && store_replication_record(h->store, &c, err);
+        mem_replace(&c.change_id, report->change_id, err) && store_replication_record(h->store, &c, err);
     store_replication_clear(&job);
     store_changeid_clear(&c);
     if (!ok)
@@ -129,10 +129,10 @@ bool hub_replication_record(Hub *h, const char *id, const ChangeIdReport *report
     log_info("change ID recorded", LOG_STR("job", id), LOG_STR("change_id", report->change_id));
     json_t *o = json_object();
     ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "recorded", err) &&
-         codec_json_set_text(o, "job_id", id, err) && codec_json_set_text(o, "change_id", report->change_id, err) &&
-         codec_json_set(o, "disk_id", report->have_disk_id ? json_integer((json_int_t)report->disk_id) : json_null(),
-                        err) &&
-         codec_json_set_text(o, "message", "change_id recorded", err) && hub_set_now(o, "timestamp", err);
+        codec_json_set_text(o, "job_id", id, err) && codec_json_set_text(o, "change_id", report->change_id, err) &&
+        codec_json_set(o, "disk_id", report->have_disk_id ? json_integer((json_int_t)report->disk_id) : json_null(),
+                       err) &&
+        codec_json_set_text(o, "message", "change_id recorded", err) && hub_set_now(o, "timestamp", err);
     *ret = o;
     return ok;
 }

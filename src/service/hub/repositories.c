@@ -15,20 +15,18 @@ static bool view(Hub *h, const StoreRepository *r, json_t **ret, Err *err)
         return false;
     Repo cleanup_repo repo = {0};
     Err problem = ERR_INIT;
-    bool available = hub_repo_open(h, r, &repo, &problem) &&
-                     file_space(r->path, &free_bytes, &total_bytes, &problem);
+    bool available = hub_repo_open(h, r, &repo, &problem) && file_space(r->path, &free_bytes, &total_bytes, &problem);
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "repository_id", id, err) &&
-              codec_json_set_text(o, "name", r->name, err) && codec_json_set_text(o, "uuid", r->uuid, err) &&
-              codec_json_set_text(o, "path", r->path, err) &&
-              codec_json_set_u64(o, "cluster_size", r->cluster_size, err) &&
-              codec_json_set_text(o, "hash_algorithm", r->hash_algorithm, err) &&
-              codec_json_set_time(o, "created_at", r->created_us, err) &&
-              codec_json_set_bool(o, "available", available, err) &&
-              codec_json_set_text(o, "problem", available ? NULL : problem.details, err) &&
-              codec_json_set_u64(o, "free_bytes", free_bytes, err) &&
-              codec_json_set_u64(o, "total_bytes", total_bytes, err) && codec_json_set_u64(o, "points", points, err) &&
-              codec_json_set_u64(o, "stored_bytes", stored, err);
+        codec_json_set_text(o, "name", r->name, err) && codec_json_set_text(o, "uuid", r->uuid, err) &&
+        codec_json_set_text(o, "path", r->path, err) && codec_json_set_u64(o, "cluster_size", r->cluster_size, err) &&
+        codec_json_set_text(o, "hash_algorithm", r->hash_algorithm, err) &&
+        codec_json_set_time(o, "created_at", r->created_us, err) &&
+        codec_json_set_bool(o, "available", available, err) &&
+        codec_json_set_text(o, "problem", available ? NULL : problem.details, err) &&
+        codec_json_set_u64(o, "free_bytes", free_bytes, err) &&
+        codec_json_set_u64(o, "total_bytes", total_bytes, err) && codec_json_set_u64(o, "points", points, err) &&
+        codec_json_set_u64(o, "stored_bytes", stored, err);
     if (!ok) {
         json_decref(o);
         return false;
@@ -164,7 +162,7 @@ bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *er
     log_info("repository removed from the catalogue", LOG_STR("name", r.name), LOG_STR("path", r.path));
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "removed", err) &&
-              codec_json_set_text(o, "repository_id", id, err) && codec_json_set_text(o, "path", r.path, err);
+        codec_json_set_text(o, "repository_id", id, err) && codec_json_set_text(o, "path", r.path, err);
     *ret = o;
     return ok;
 }
@@ -178,14 +176,14 @@ static bool scan_answer(const StoreRepository *r, const RepoScan *scan, ScanCoun
     for (size_t i = 0; ok && i < scan->problems_len; i++) {
         json_t *p = json_object();
         ok = (p != NULL || err_no_memory(err)) && codec_json_set_text(p, "path", scan->problems[i].path, err) &&
-             codec_json_set_text(p, "error", err_short(&scan->problems[i].error), err) &&
-             codec_json_set_text(p, "details", scan->problems[i].error.details, err);
+            codec_json_set_text(p, "error", err_short(&scan->problems[i].error), err) &&
+            codec_json_set_text(p, "details", scan->problems[i].error.details, err);
         ok = codec_json_push(problems, p, err) && ok;
     }
     for (size_t i = 0; ok && i < scan->orphans_len; i++)
         ok = codec_json_push(orphans, json_string(scan->orphans[i]), err);
     ok = ok && codec_json_set_text(o, "repository_id", id, err) && codec_json_set_u64(o, "added", counts->added, err) &&
-         codec_json_set_u64(o, "unchanged", counts->unchanged, err);
+        codec_json_set_u64(o, "unchanged", counts->unchanged, err);
     ok = codec_json_set(o, "missing", json_incref(counts->missing), err) && ok;
     ok = codec_json_set(o, "problems", problems, err) && ok;
     ok = codec_json_set(o, "orphans", orphans, err) && ok;
@@ -203,10 +201,9 @@ bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err)
     Repo cleanup_repo repo = {0};
     RepoScan scan = {0};
     ScanCounts counts = {.missing = json_array()};
-    bool ok = (counts.missing != NULL || err_no_memory(err)) &&
-              store_repository_find(h->store, repository, &r, err) && hub_repo_open(h, &r, &repo, err) &&
-              repo_scan(&repo, &scan, err) && hub_catalogue_update(h, &r, &scan, &counts, err) &&
-              scan_answer(&r, &scan, &counts, ret, err);
+    bool ok = (counts.missing != NULL || err_no_memory(err)) && store_repository_find(h->store, repository, &r, err) &&
+        hub_repo_open(h, &r, &repo, err) && repo_scan(&repo, &scan, err) &&
+        hub_catalogue_update(h, &r, &scan, &counts, err) && scan_answer(&r, &scan, &counts, ret, err);
     repo_scan_clear(&scan);
     json_decref(counts.missing);
     return ok;

@@ -23,22 +23,23 @@ static bool spawn_client(Hub *h, Running *r, const StoreBackup *b, Err *err)
     cleanup_free char *token_env = NULL;
     cleanup_close int log_fd = -1;
     bool ok = job && url && log_path && secret_random(&token, err) &&
-              secret_digest(secret_reveal(&token), digest, err) &&
-              (token_env = mem_printf(err, "SENDENSE_JOB_TOKEN=%s", secret_reveal(&token))) &&
-              store_backup_set_token(h->store, b->id, digest, err);
+        secret_digest(secret_reveal(&token), digest, err) &&
+        (token_env = mem_printf(err, "SENDENSE_JOB_TOKEN=%s", secret_reveal(&token))) &&
+        store_backup_set_token(h->store, b->id, digest, err);
     if (ok && (log_fd = open(log_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600)) < 0)
         ok = err_errno(err, errno, "cannot open %s", log_path);
     const char *argv[] = {h->client, NULL}; // nothing secret in an argument vector
     const char *env[] = {job, url, token_env, NULL};
-    ok = ok && proc_spawn(&(ProcSpec){.argv = argv,
-                                      .set_env = env,
-                                      .stdin_fd = -1,
-                                      .stdout_fd = log_fd,
-                                      .stderr_fd = log_fd,
-                                      .listen_fd = -1,
-                                      .new_session = true},
-                          &r->client, err) &&
-         store_backup_set_client(h->store, b->id, r->client.pid, r->client.start_time, err);
+    ok = ok &&
+        proc_spawn(&(ProcSpec){.argv = argv,
+                               .set_env = env,
+                               .stdin_fd = -1,
+                               .stdout_fd = log_fd,
+                               .stderr_fd = log_fd,
+                               .listen_fd = -1,
+                               .new_session = true},
+                   &r->client, err) &&
+        store_backup_set_client(h->store, b->id, r->client.pid, r->client.start_time, err);
     secret_clear(&token);
     if (token_env)
         explicit_bzero(token_env, strlen(token_env));

@@ -29,20 +29,20 @@ static bool view_disk(const StoreDisk *d, const StoreBackup *b, const StoreRepos
     bool done = strcmp(b->status, "completed") == 0;
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_u64(o, "disk_id", d->disk_id, err) &&
-              codec_json_set_text(o, "disk_key", d->disk_key, err) && codec_json_set_u64(o, "disk_no", d->disk_no, err) &&
-              codec_json_set_text(o, "label", d->label ? d->label : "", err) &&
-              codec_json_set_u64(o, "size", d->size, err) && codec_json_set_text(o, "mode", d->mode, err) &&
-              codec_json_set_text(o, "reason", d->reason ? d->reason : "", err) &&
-              codec_json_set_text(o, "reason_text", d->reason_text ? d->reason_text : "", err) &&
-              codec_json_set_text(o, "change_id", d->change_id, err) &&
-              codec_json_set_text(o, "tracking", d->tracking ? d->tracking : "none", err) &&
-              codec_json_set_text(o, "parent_backup_id", d->parent_backup_id, err) &&
-              codec_json_set_u64(o, "chain_length", d->chain_length, err) &&
-              codec_json_set_u64(o, "transferred_bytes", d->transferred_bytes, err) &&
-              codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) &&
-              codec_json_set_u64(o, "stored_bytes", d->stored_bytes, err) &&
-              codec_json_set_u64(o, "done_bytes", d->done_bytes, err) &&
-              codec_json_set_text(o, "image", done ? image : NULL, err) && codec_json_set_text(o, "root", d->root, err);
+        codec_json_set_text(o, "disk_key", d->disk_key, err) && codec_json_set_u64(o, "disk_no", d->disk_no, err) &&
+        codec_json_set_text(o, "label", d->label ? d->label : "", err) && codec_json_set_u64(o, "size", d->size, err) &&
+        codec_json_set_text(o, "mode", d->mode, err) &&
+        codec_json_set_text(o, "reason", d->reason ? d->reason : "", err) &&
+        codec_json_set_text(o, "reason_text", d->reason_text ? d->reason_text : "", err) &&
+        codec_json_set_text(o, "change_id", d->change_id, err) &&
+        codec_json_set_text(o, "tracking", d->tracking ? d->tracking : "none", err) &&
+        codec_json_set_text(o, "parent_backup_id", d->parent_backup_id, err) &&
+        codec_json_set_u64(o, "chain_length", d->chain_length, err) &&
+        codec_json_set_u64(o, "transferred_bytes", d->transferred_bytes, err) &&
+        codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) &&
+        codec_json_set_u64(o, "stored_bytes", d->stored_bytes, err) &&
+        codec_json_set_u64(o, "done_bytes", d->done_bytes, err) &&
+        codec_json_set_text(o, "image", done ? image : NULL, err) && codec_json_set_text(o, "root", d->root, err);
     if (!ok) {
         json_decref(o);
         return false;
@@ -76,19 +76,19 @@ static bool view_disks(Hub *h, const StoreBackup *b, json_t *o, Err *err)
 static bool view_state(const StoreBackup *b, json_t *o, Err *err)
 {
     return codec_json_set_bool(o, "partial", b->partial, err) && codec_json_set_bool(o, "suspect", b->suspect, err) &&
-           codec_json_set_time(o, "verified_at", b->verified_us, err) &&
-           codec_json_set_text(o, "verify_result", b->verify_result, err) &&
-           codec_json_set_text(o, "consistency", b->consistency, err) &&
-           codec_json_set_text(o, "consistency_detail", b->consistency_detail, err) &&
-           codec_json_set_bool(o, "cancel_requested", b->cancel_requested, err) &&
-           codec_json_set_u64(o, "bytes_transferred", b->bytes_transferred, err) &&
-           codec_json_set_u64(o, "stored_bytes", b->stored_bytes, err) &&
-           codec_json_set_u64(o, "total_bytes", b->total_bytes, err) &&
-           codec_json_set_u64(o, "done_bytes", b->done_bytes, err) &&
-           codec_json_set_text(o, "error", b->error, err) && codec_json_set_text(o, "details", b->details, err) &&
-           codec_json_set_time(o, "created_at", b->created_us, err) &&
-           codec_json_set_time(o, "started_at", b->started_us, err) &&
-           codec_json_set_time(o, "completed_at", b->completed_us, err);
+        codec_json_set_time(o, "verified_at", b->verified_us, err) &&
+        codec_json_set_text(o, "verify_result", b->verify_result, err) &&
+        codec_json_set_text(o, "consistency", b->consistency, err) &&
+        codec_json_set_text(o, "consistency_detail", b->consistency_detail, err) &&
+        codec_json_set_bool(o, "cancel_requested", b->cancel_requested, err) &&
+        codec_json_set_u64(o, "bytes_transferred", b->bytes_transferred, err) &&
+        codec_json_set_u64(o, "stored_bytes", b->stored_bytes, err) &&
+        codec_json_set_u64(o, "total_bytes", b->total_bytes, err) &&
+        codec_json_set_u64(o, "done_bytes", b->done_bytes, err) && codec_json_set_text(o, "error", b->error, err) &&
+        codec_json_set_text(o, "details", b->details, err) &&
+        codec_json_set_time(o, "created_at", b->created_us, err) &&
+        codec_json_set_time(o, "started_at", b->started_us, err) &&
+        codec_json_set_time(o, "completed_at", b->completed_us, err);
 }
 
 bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret, Err *err)
@@ -104,20 +104,19 @@ bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret
 
     json_t *o = json_object(), *left_out = NULL;
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "backup_id", b->id, err) &&
-              codec_json_set_text(o, "vm_id", b->vm_id, err) && codec_json_set_text(o, "vm_name", b->vm_name, err) &&
-              codec_json_set_text(o, "repository_id", repository, err) &&
-              codec_json_set_text(o, "backup_type", b->backup_type, err) &&
-              codec_json_set_text(o, "requested_type", b->requested_type, err) &&
-              codec_json_set_text(o, "status", b->status, err) &&
-              codec_json_set_text(o, "phase", b->phase ? b->phase : b->status, err) &&
-              codec_json_set_text(o, "change_id", b->change_id, err) &&
-              codec_json_set_text(o, "parent_id", b->parent_id, err) &&
-              codec_json_set_u64(o, "sequence", b->sequence, err) &&
-              codec_json_set_text(o, "reason", b->reason ? b->reason : "", err) &&
-              codec_json_set_text(o, "reason_text", b->reason_text ? b->reason_text : "", err) &&
-              hub_view_strings(b->left_out, &left_out, err) && codec_json_set(o, "left_out", left_out, err) &&
-              view_state(b, o, err) && codec_json_set_u64(o, "dependents", count, err) &&
-              (!with_disks || view_disks(h, b, o, err));
+        codec_json_set_text(o, "vm_id", b->vm_id, err) && codec_json_set_text(o, "vm_name", b->vm_name, err) &&
+        codec_json_set_text(o, "repository_id", repository, err) &&
+        codec_json_set_text(o, "backup_type", b->backup_type, err) &&
+        codec_json_set_text(o, "requested_type", b->requested_type, err) &&
+        codec_json_set_text(o, "status", b->status, err) &&
+        codec_json_set_text(o, "phase", b->phase ? b->phase : b->status, err) &&
+        codec_json_set_text(o, "change_id", b->change_id, err) &&
+        codec_json_set_text(o, "parent_id", b->parent_id, err) && codec_json_set_u64(o, "sequence", b->sequence, err) &&
+        codec_json_set_text(o, "reason", b->reason ? b->reason : "", err) &&
+        codec_json_set_text(o, "reason_text", b->reason_text ? b->reason_text : "", err) &&
+        hub_view_strings(b->left_out, &left_out, err) && codec_json_set(o, "left_out", left_out, err) &&
+        view_state(b, o, err) && codec_json_set_u64(o, "dependents", count, err) &&
+        (!with_disks || view_disks(h, b, o, err));
     if (!ok) {
         json_decref(o);
         return false;

@@ -51,7 +51,7 @@ static bool read_source(const json_t *body, char **ret_text, Err *err)
         return err_no_memory(err);
     const SourceOps *ops = source_find(type, err);
     bool ok = ops && (strcmp(type, "file") != 0 || give_keys(source, err)) && ops->check_spec(source, err) &&
-              codec_json_dump(source, ret_text, err);
+        codec_json_dump(source, ret_text, err);
     json_decref(source);
     if (ok && strlen(*ret_text) > SOURCE_JSON_MAX)
         return err_set(err, ERR_INVALID, "source is too large");
@@ -68,9 +68,10 @@ static bool read_excluded(const json_t *body, char **ret_text, Err *err)
     }
     if (!json_is_array(list) || json_array_size(list) > 256)
         return err_set(err, ERR_INVALID, "excluded_disks is a list of at most 256 disk keys");
-    json_array_foreach(list, i, key)
-        if (!json_is_string(key) || !name_check("a disk key", json_string_value(key), err))
-            return err_set(err, ERR_INVALID, "excluded_disks is a list of disk keys");
+    json_array_foreach(list, i, key) if (!json_is_string(key) ||
+                                         !name_check("a disk key", json_string_value(key),
+                                                     err)) return err_set(err, ERR_INVALID,
+                                                                          "excluded_disks is a list of disk keys");
     return codec_json_dump(list, ret_text, err);
 }
 
@@ -82,19 +83,20 @@ static bool view(Hub *h, const StoreVm *v, bool registered, json_t **ret, Err *e
     json_t *source = NULL, *excluded = NULL, *o = json_object(), *last_view = json_null();
     StoreBackupFilter filter = {.vm_name = v->name, .limit = 1};
     bool ok = (o != NULL || err_no_memory(err)) && store_vm_points(h->store, v->id, &points, err) &&
-              store_backup_list(h->store, &filter, &last, &last_len, &total, err) &&
-              (!v->source || codec_json_parse(v->source, strlen(v->source), SOURCE_JSON_MAX, &source, err)) &&
-              hub_view_strings(v->excluded, &excluded, err);
+        store_backup_list(h->store, &filter, &last, &last_len, &total, err) &&
+        (!v->source || codec_json_parse(v->source, strlen(v->source), SOURCE_JSON_MAX, &source, err)) &&
+        hub_view_strings(v->excluded, &excluded, err);
     if (ok && last_len > 0) {
         last_view = json_object();
-        ok = (last_view != NULL || err_no_memory(err)) && codec_json_set_text(last_view, "backup_id", last[0].id, err) &&
-             codec_json_set_text(last_view, "status", last[0].status, err) &&
-             codec_json_set_time(last_view, "created_at", last[0].created_us, err);
+        ok = (last_view != NULL || err_no_memory(err)) &&
+            codec_json_set_text(last_view, "backup_id", last[0].id, err) &&
+            codec_json_set_text(last_view, "status", last[0].status, err) &&
+            codec_json_set_time(last_view, "created_at", last[0].created_us, err);
     }
     STORE_LIST_FREE(last, last_len, store_backup_clear);
     ok = ok && codec_json_set_text(o, "vm_id", v->id, err) && codec_json_set_text(o, "name", v->name, err) &&
-         codec_json_set_time(o, "created_at", v->created_us, err) &&
-         codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", points, err);
+        codec_json_set_time(o, "created_at", v->created_us, err) &&
+        codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", points, err);
     if (ok)
         ok = codec_json_set(o, "source", source ? mem_take(source) : json_null(), err);
     if (ok)
@@ -127,9 +129,10 @@ static bool adopted_id(Hub *h, const char *adopt, char **ret_id, Err *err)
             hits++;
         }
     bool ok = hits == 1 ? mem_replace(ret_id, id, err)
-              : hits == 0
-                  ? err_set(err, ERR_NOT_FOUND, "no points of an unregistered VM \"%s\" are in the catalogue; scan the repository first", adopt)
-                  : err_set(err, ERR_CONFLICT, "several VMs named \"%s\" left points; give the UUID of one", adopt);
+        : hits == 0
+        ? err_set(err, ERR_NOT_FOUND,
+                  "no points of an unregistered VM \"%s\" are in the catalogue; scan the repository first", adopt)
+        : err_set(err, ERR_CONFLICT, "several VMs named \"%s\" left points; give the UUID of one", adopt);
     STORE_LIST_FREE(orphans, len, store_vm_clear);
     return ok;
 }
@@ -174,7 +177,7 @@ bool hub_vm_list(Hub *h, bool all, json_t **ret, Err *err)
 {
     json_t *o = json_object(), *list = json_array();
     bool ok = ((o && list) || err_no_memory(err)) && view_list(h, list, true, err) &&
-              (!all || view_list(h, list, false, err));
+        (!all || view_list(h, list, false, err));
     ok = codec_json_set(o, "vms", list, err) && ok;
     if (!ok) {
         json_decref(o);
@@ -260,7 +263,7 @@ bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err)
     log_info("vm removed; its points stay", LOG_STR("vm", v.name), LOG_NUM("points", points));
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "removed", err) &&
-              codec_json_set_text(o, "vm_id", v.id, err) && codec_json_set_u64(o, "points_kept", points, err);
+        codec_json_set_text(o, "vm_id", v.id, err) && codec_json_set_u64(o, "points_kept", points, err);
     *ret = o;
     return ok;
 }

@@ -42,7 +42,7 @@ static bool parent_disks(Hub *h, const char *parent_id, WorkOrder *w, Err *err)
         d->size = rows[i].size;
         d->tracking = rows[i].tracking && strcmp(rows[i].tracking, "none") != 0;
         ok = mem_replace(&d->disk_key, rows[i].disk_key, err) && mem_replace(&d->change_id, rows[i].change_id, err) &&
-             mem_replace(&d->backing_identity, rows[i].backing_identity ? rows[i].backing_identity : "", err);
+            mem_replace(&d->backing_identity, rows[i].backing_identity ? rows[i].backing_identity : "", err);
     }
     STORE_LIST_FREE(rows, len, store_disk_clear);
     return ok;
@@ -70,13 +70,12 @@ static bool order(Hub *h, const StoreBackup *b, WorkOrder *ret, Err *err)
     StoreRepository cleanup_repository repository = {0};
     WorkOrder w = {.lease_seconds = h->lease_s};
     bool ok = store_vm_find(h->store, b->vm_id, &vm, err) &&
-              store_repository_get(h->store, b->repository_id, &repository, err) &&
-              mem_replace(&w.job_id, b->id, err) && mem_replace(&w.vm_id, b->vm_id, err) &&
-              mem_replace(&w.vm_name, b->vm_name, err) && mem_replace(&w.repository_uuid, repository.uuid, err) &&
-              mem_replace(&w.parent_backup_id, b->parent_id, err) &&
-              backup_type_parse(b->backup_type, &w.backup_type, err) &&
-              codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &w.source, err) &&
-              excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err));
+        store_repository_get(h->store, b->repository_id, &repository, err) && mem_replace(&w.job_id, b->id, err) &&
+        mem_replace(&w.vm_id, b->vm_id, err) && mem_replace(&w.vm_name, b->vm_name, err) &&
+        mem_replace(&w.repository_uuid, repository.uuid, err) && mem_replace(&w.parent_backup_id, b->parent_id, err) &&
+        backup_type_parse(b->backup_type, &w.backup_type, err) &&
+        codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &w.source, err) &&
+        excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err));
     w.cluster_size = (uint32_t)repository.cluster_size;
     if (!ok) {
         work_order_clear(&w);
@@ -90,7 +89,8 @@ bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Er
 {
     StoreBackup cleanup_backup b = {0};
     bool done;
-    if (!store_backup_claim(h->store, id, claim, clock_utc_us(), &done, err) || !store_backup_get(h->store, id, &b, err))
+    if (!store_backup_claim(h->store, id, claim, clock_utc_us(), &done, err) ||
+        !store_backup_get(h->store, id, &b, err))
         return false;
     // the same claim again: its answer was lost on the way
     if (!done && !(strcmp(b.status, "running") == 0 && b.claim && strcmp(b.claim, claim) == 0))
@@ -137,9 +137,9 @@ static bool number(Plan *p, const AnnounceDisk *a, StoreDisk *d, Err *err)
         n.repository_id = p->b.repository_id;
         n.disk_id = a->disk_id;
         ok = mem_replace(&n.vm_id, p->b.vm_id, err) && mem_replace(&n.disk_key, a->disk_key, err) &&
-             (a->disk_id || store_disk_id_pick(p->h->store, p->b.vm_id, a->disk_key, &n.disk_id, err)) &&
-             store_disk_no_next(p->h->store, n.repository_id, p->b.vm_id, &n.disk_no, err) &&
-             repo_next_disk_no(&p->repo, p->b.context, (unsigned)n.disk_no, &folder, err);
+            (a->disk_id || store_disk_id_pick(p->h->store, p->b.vm_id, a->disk_key, &n.disk_id, err)) &&
+            store_disk_no_next(p->h->store, n.repository_id, p->b.vm_id, &n.disk_no, err) &&
+            repo_next_disk_no(&p->repo, p->b.context, (unsigned)n.disk_no, &folder, err);
         if (ok) {
             n.disk_no = folder;
             ok = store_disk_number_add(p->h->store, &n, err);
@@ -169,14 +169,15 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool
 {
     RepoChain chain = {0};
     Err damage = ERR_INIT;
-    bool intact = parent && hub_chain_open(&p->points, p->b.parent_id, a->disk_key, REPO_CHECK_HASHES, &chain, NULL, &damage);
+    bool intact =
+        parent && hub_chain_open(&p->points, p->b.parent_id, a->disk_key, REPO_CHECK_HASHES, &chain, NULL, &damage);
     ChainReason reason;
     ChainInput in = {
         .full_requested = strcmp(p->b.reason, chain_reason_name(CHAIN_REQUESTED)) == 0,
         .have_parent_point = p->b.parent_id != NULL || strcmp(p->b.reason, chain_reason_name(CHAIN_LIMIT)) == 0,
         .chain_length = strcmp(p->b.reason, chain_reason_name(CHAIN_LIMIT)) == 0 ? p->h->chain_limit
-                        : parent                                                ? (unsigned)parent->chain_length
-                                                                                : 0,
+            : parent                                                             ? (unsigned)parent->chain_length
+                                                                                 : 0,
         .chain_limit = p->h->chain_limit,
         .have_parent_disk = parent != NULL,
         .parent_damaged = parent && !intact,
@@ -190,16 +191,17 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool
     };
     d->chain_length = 1;
     DiskMode mode = chain_decide(&in, &reason);
-    const char *why = damage.code != ERR_NONE ? damage.details
-                      : reason == CHAIN_TRACKING_LOST && a->lost ? a->lost
-                      : reason == CHAIN_NONE ? ""
-                                             : chain_reason_text(reason);
+    const char *why = damage.code != ERR_NONE      ? damage.details
+        : reason == CHAIN_TRACKING_LOST && a->lost ? a->lost
+        : reason == CHAIN_NONE                     ? ""
+                                                   : chain_reason_text(reason);
     bool ok = mem_replace(&d->mode, disk_mode_name(mode), err) &&
-              mem_replace(&d->reason, chain_reason_name(reason), err) && mem_replace(&d->reason_text, why, err);
+        mem_replace(&d->reason, chain_reason_name(reason), err) && mem_replace(&d->reason_text, why, err);
     if (ok && mode != DISK_FULL) {
         d->chain_length = parent->chain_length + 1;
-        ok = mem_replace(&d->parent_backup_id, p->b.parent_id, err) && mem_replace(&d->backing_name, parent->image, err) &&
-             mem_replace(&c->backing_name, parent->image, err) && hub_engine_layers(&chain, c, err);
+        ok = mem_replace(&d->parent_backup_id, p->b.parent_id, err) &&
+            mem_replace(&d->backing_name, parent->image, err) && mem_replace(&c->backing_name, parent->image, err) &&
+            hub_engine_layers(&chain, c, err);
     }
     c->mode = mode;
     repo_chain_clear(&chain);
@@ -214,10 +216,10 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, b
     cleanup_free char *folder = NULL;
     d->size = a->size;
     bool ok = mem_replace(&d->backup_id, p->b.id, err) && mem_replace(&d->disk_key, a->disk_key, err) &&
-              mem_replace(&d->label, a->label, err) && mem_replace(&d->backing_identity, a->backing_identity, err) &&
-              mem_replace(&d->change_id, a->change_id, err) && mem_replace(&d->tracking, a->tracking, err) &&
-              number(p, a, d, err) && decide(p, a, parent, suspect, d, c, err) &&
-              repo_disk_folder(&p->repo, p->b.context, (unsigned)d->disk_no, &folder, err);
+        mem_replace(&d->label, a->label, err) && mem_replace(&d->backing_identity, a->backing_identity, err) &&
+        mem_replace(&d->change_id, a->change_id, err) && mem_replace(&d->tracking, a->tracking, err) &&
+        number(p, a, d, err) && decide(p, a, parent, suspect, d, c, err) &&
+        repo_disk_folder(&p->repo, p->b.context, (unsigned)d->disk_no, &folder, err);
     if (!ok)
         return err_context(err, "disk %s", a->disk_key);
     const char *kind = c->mode == DISK_FULL ? "full" : "incr";
@@ -230,7 +232,7 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, b
     c->image = d->image ? mem_printf(err, "%s/%s.partial-%s", folder, d->image, p->b.attempt) : NULL;
     c->hashes = d->hashes ? mem_printf(err, "%s/%s.partial-%s", folder, d->hashes, p->b.attempt) : NULL;
     return c->image && c->hashes &&
-           mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
+        mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
 }
 
 // Room for what the client means to send, before anything is written.
@@ -246,10 +248,11 @@ static bool check_space(const Plan *p, const Announce *a, Err *err)
     char want[STR_SIZE_MAX], have[STR_SIZE_MAX];
     str_size(need, want);
     str_size(free_bytes, have);
-    return free_bytes >= need || err_set(err, ERR_NO_SPACE,
-                                         "this backup may need %s and repository \"%s\" has %s free; delete old points or "
-                                         "add space",
-                                         want, p->repository.name, have);
+    return free_bytes >= need ||
+        err_set(err, ERR_NO_SPACE,
+                "this backup may need %s and repository \"%s\" has %s free; delete old points or "
+                "add space",
+                want, p->repository.name, have);
 }
 
 static bool plan_context(Plan *p, const Announce *a, Err *err)
@@ -259,10 +262,10 @@ static bool plan_context(Plan *p, const Announce *a, Err *err)
     char attempt[9], slug[NAME_SLUG];
     json_t *left_out = json_array();
     bool ok = (left_out != NULL || err_no_memory(err)) &&
-              store_context_get(p->h->store, p->b.repository_id, p->b.vm_id, &existing, err) &&
-              repo_context(&p->repo, existing, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, err) &&
-              store_context_set(p->h->store, p->b.repository_id, p->b.vm_id, p->b.context, err) &&
-              uuid_random_bytes(random, sizeof(random), err);
+        store_context_get(p->h->store, p->b.repository_id, p->b.vm_id, &existing, err) &&
+        repo_context(&p->repo, existing, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, err) &&
+        store_context_set(p->h->store, p->b.repository_id, p->b.vm_id, p->b.context, err) &&
+        uuid_random_bytes(random, sizeof(random), err);
     for (size_t i = 0; ok && i < a->left_out_len; i++)
         ok = codec_json_push(left_out, json_string(a->left_out[i]), err);
     if (ok) {
@@ -270,9 +273,9 @@ static bool plan_context(Plan *p, const Announce *a, Err *err)
         name_slug(p->b.vm_name, p->b.vm_id, slug);
         free(mem_take(p->b.left_out));
         ok = name_stem(p->b.id, slug, p->slug_stem, err) && mem_replace(&p->b.stem, p->slug_stem, err) &&
-             mem_replace(&p->b.attempt, attempt, err) && codec_json_dump(left_out, &p->b.left_out, err) &&
-             mem_replace(&p->b.consistency, a->consistency, err) &&
-             mem_replace(&p->b.consistency_detail, a->consistency_detail, err);
+            mem_replace(&p->b.attempt, attempt, err) && codec_json_dump(left_out, &p->b.left_out, err) &&
+            mem_replace(&p->b.consistency, a->consistency, err) &&
+            mem_replace(&p->b.consistency_detail, a->consistency_detail, err);
     }
     json_decref(left_out);
     p->b.partial = a->left_out_len > 0;
@@ -286,9 +289,10 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
     size_t rows_len = 0;
     bool all_full = true;
     bool ok = (p->disks = mem_calloc(a->disks_len, sizeof(*p->disks), err)) &&
-              (p->configs = mem_calloc(a->disks_len, sizeof(*p->configs), err)) &&
-              (!p->b.parent_id || (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
-                                   store_disk_list(p->h->store, p->b.parent_id, &rows, &rows_len, err)));
+        (p->configs = mem_calloc(a->disks_len, sizeof(*p->configs), err)) &&
+        (!p->b.parent_id ||
+         (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
+          store_disk_list(p->h->store, p->b.parent_id, &rows, &rows_len, err)));
     p->b.total_bytes = 0;
     for (size_t i = 0; ok && i < a->disks_len; i++) {
         ok = plan_disk(p, &a->disks[i], row_of(rows, rows_len, a->disks[i].disk_key), parent.suspect, err);
@@ -298,7 +302,7 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
     STORE_LIST_FREE(rows, rows_len, store_disk_clear);
     if (ok && all_full && strcmp(p->b.backup_type, "incremental") == 0) // asked for, and not to be had: say why
         ok = mem_replace(&p->b.reason, p->disks[0].reason, err) &&
-             mem_replace(&p->b.reason_text, p->disks[0].reason_text, err) && mem_replace(&p->b.parent_id, NULL, err);
+            mem_replace(&p->b.reason_text, p->disks[0].reason_text, err) && mem_replace(&p->b.parent_id, NULL, err);
     // full only if every disk is
     return ok && mem_replace(&p->b.backup_type, backup_type_name(all_full ? BACKUP_FULL : BACKUP_INCREMENTAL), err);
 }
@@ -361,8 +365,8 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
         return err_set(err, ERR_CONFLICT, "the disks of backup %s were announced already", p->b.id);
     p->points = (Points){.hub = p->h, .repo = &p->repo};
     bool ok = store_repository_get(p->h->store, p->b.repository_id, &p->repository, err) &&
-              hub_repo_open(p->h, &p->repository, &p->repo, err) && check_space(p, a, err) && plan_context(p, a, err) &&
-              plan_disks(p, a, err) && insert_disks(p, err) && start_exporters(p, answer, err);
+        hub_repo_open(p->h, &p->repository, &p->repo, err) && check_space(p, a, err) && plan_context(p, a, err) &&
+        plan_disks(p, a, err) && insert_disks(p, err) && start_exporters(p, answer, err);
     for (size_t i = 0; i < p->disks_len; i++)
         engine_config_clear(&p->configs[i]);
     return ok;
@@ -441,7 +445,7 @@ bool hub_job_fail(Hub *h, const char *id, const WorkFailure *f, json_t **ret, Er
         return false;
     json_t *o = json_object();
     ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", status, err) &&
-         codec_json_set_text(o, "backup_id", id, err);
+        codec_json_set_text(o, "backup_id", id, err);
     *ret = o;
     return ok;
 }

@@ -8,7 +8,7 @@
 
 typedef struct Job {
     Writer *w;
-    uint8_t *bytes; // the whole disk; this thread's stripes are written by it alone
+    uint8_t *bytes, *arrived; // of the whole disk; a thread's stripes are written by it alone
     uint64_t size;
     unsigned number;
     UnitRandom random;
@@ -30,6 +30,7 @@ static void *write_stripes(void *arg)
                             : writer_write(j->w, j->bytes + at, at, (uint32_t)length, &err);
         if (!ok)
             return "write";
+        memset(j->arrived + at, 1, length);
         if (unit_random_below(&j->random, 50) == 0 && !writer_flush(j->w, &err))
             return "flush";
     }
@@ -57,7 +58,7 @@ static void test_stripes(void **state)
         Writer *w = model_begin(&m, DISK_FULL, size);
         Job jobs[THREADS];
         for (unsigned i = 0; i < THREADS; i++)
-            jobs[i] = (Job){w, m.points[0].bytes, size, i, {unit_random_next(&m.random)}};
+            jobs[i] = (Job){w, m.points[0].bytes, m.arrived, size, i, {unit_random_next(&m.random)}};
         run_threads(write_stripes, jobs);
         model_cover(&m, w);
         model_end(&m, w);
@@ -91,7 +92,7 @@ static void test_overlaps(void **state)
     model_cover(&m, w);
     Job jobs[THREADS];
     for (unsigned i = 0; i < THREADS; i++)
-        jobs[i] = (Job){w, NULL, size, i, {unit_random_next(&m.random)}};
+        jobs[i] = (Job){w, NULL, NULL, size, i, {unit_random_next(&m.random)}};
     run_threads(write_over, jobs);
     uint8_t *got = m.points[0].bytes;
     assert_ok(writer_read(w, got, 0, (uint32_t)size, &err), &err);

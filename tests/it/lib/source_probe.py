@@ -8,8 +8,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path(os.environ.get('SENDENSE_BUILD') or ROOT / 'build')
+ROOT = Path(__file__).resolve().parents[3]
+BUILD = Path(os.environ.get('SENDENSE_BIN') or ROOT / 'build/bin').parent
 PROBE = BUILD / 'tests/tools/source-probe'
 
 
@@ -97,6 +97,7 @@ class Line:
         self.request = {'vm_id': str(uuid.uuid4()), 'repository_uuid': str(uuid.uuid4()), **request}
         self.parent = None
         self.count = 0
+        self.runs = []
 
     def start(self, full=False, **request):
         self.count += 1
@@ -122,7 +123,12 @@ class Line:
             **self.request,
             **request,
         })
+        self.runs.append(run)
         return run
+
+    def close(self):
+        for run in self.runs:
+            run.close()
 
     def completed(self, run):
         self.parent = run

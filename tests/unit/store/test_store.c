@@ -1,0 +1,307 @@
+#include "unit.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "domain/job.h"
+#include "store/db.h"
+#include "store/store.h"
+
+typedef struct Fixture {
+    void *folder;
+    Store *store;
+    char path[256];
+    int64_t repository;
+} Fixture;
+
+static Fixture fx;
+
+static int setup(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    fx = (Fixture){0};
+    if (unit_folder_setup(&fx.folder) != 0)
+        return -1;
+    (void)snprintf(fx.path, sizeof(fx.path), "%s", unit_path(&fx.folder, "sendense.db"));
+    StoreRepository r = {.name = (char *)"r",
+                         .uuid = (char *)"u",
+                         .path = (char *)"/r",
+                         .hash_algorithm = (char *)"xxh3-128",
+                         .cluster_size = 65536,
+                         .created_us = 1};
+    return store_open_sqlite(fx.path, &fx.store, &err) && store_repository_add(fx.store, &r, &fx.repository, &err) ? 0
+                                                                                                                   : -1;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    store_close(fx.store);
+    return unit_folder_teardown(&fx.folder);
+}
+
+// A job of VM "v" in a state; active_vm as the service sets it.
+static StoreBackup job(const char *id, const char *status, uint64_t sequence)
+{
+    JobState state = JOB_PENDING;
+    Err err = ERR_INIT;
+    assert_ok(job_state_parse(status, &state, &err), &err);
+    StoreBackup b = {.repository_id = fx.repository, .sequence = sequence, .created_us = (int64_t)sequence * 1000000};
+    b.id = (char *)id;
+    b.vm_id = (char *)"v-id";
+    b.vm_name = (char *)"v";
+    b.backup_type = b.requested_type = (char *)"full";
+    b.status = (char *)status;
+    b.active_vm = job_state_is_final(state) ? NULL : (char *)"v-id";
+    return b;
+}
+
+static void add(const char *id, const char *status, uint64_t sequence)
+{
+    Err err = ERR_INIT;
+    StoreBackup b = job(id, status, sequence);
+    assert_ok(store_backup_add(fx.store, &b, &err), &err);
+}
+
+static void assert_status(const char *id, const char *expected)
+{
+    Err err = ERR_INIT;
+    StoreBackup b = {0};
+    assert_ok(store_backup_get(fx.store, id, &b, &err), &err);
+    assert_string_equal(b.status, expected);
+    store_backup_clear(&b);
+}
+
+static void test_row_round_trip(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreBackup b = job("backup-v-1", "pending", 7), got = {0};
+    b.reason_text = (char *)"it's \"odd\"; DROP TABLE backup_jobs; \xc3\xbc";
+    b.total_bytes = UINT64_C(1) << 55;
+    b.partial = true;
+    b.last_seen_us = 1234567890123456;
+    assert_ok(store_backup_add(fx.store, &b, &err), &err);
+    assert_ok(store_backup_get(fx.store, "backup-v-1", &got, &err), &err);
+    assert_string_equal(got.reason_text, b.reason_text);
+    assert_int_equal(got.total_bytes, b.total_bytes);
+    assert_int_equal(got.last_seen_us, b.last_seen_us);
+    assert_true(got.partial);
+    assert_false(got.suspect);
+    assert_null(got.change_id);
+    assert_int_equal(got.completed_us, 0);
+    store_backup_clear(&got);
+    assert_fails(store_backup_get(fx.store, "backup-v-2", &got, &err), &err, ERR_NOT_FOUND);
+}
+
+static void test_one_job_a_vm(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    bool ended;
+    add("backup-v-1", "pending", 1);
+    StoreBackup second = job("backup-v-2", "pending", 2);
+    assert_fails(store_backup_add(fx.store, &second, &err), &err, ERR_BUSY);
+    assert_ok(store_backup_end(fx.store, "backup-v-1", "failed", "e", "d", 5, &ended, &err), &err);
+    assert_true(ended);
+    assert_ok(store_backup_add(fx.store, &second, &err), &err);
+}
+
+// The affected rows were read before the UPDATE ran: a step that was taken said that it was not.
+static void test_conditional_step_tells_whether_it_was_taken(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    bool done = false;
+    add("backup-v-1", "pending", 1);
+    assert_ok(store_backup_claim(fx.store, "backup-v-1", "c", 1, &done, &err), &err);
+    assert_true(done);
+    assert_ok(store_backup_claim(fx.store, "backup-v-1", "d", 1, &done, &err), &err);
+    assert_false(done);
+    assert_ok(store_backup_step(fx.store, "backup-v-1", "running", "committing", &done, &err), &err);
+    assert_true(done);
+    assert_ok(store_backup_step(fx.store, "backup-v-1", "running", "committing", &done, &err), &err);
+    assert_false(done);
+}
+
+// Every pair of states that the table of domain/job.h does not have is refused or has no effect.
+static void test_illegal_transitions_are_impossible(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    for (int from = 0; from < JOB_STATES; from++)
+        for (int to = 0; to < JOB_STATES; to++) {
+            char id[32];
+            bool done = false;
+            const char *a = job_state_name((JobState)from), *b = job_state_name((JobState)to);
+            (void)snprintf(id, sizeof(id), "backup-%d-%d", from, to);
+            add(id, a, 1);
+            bool legal = job_state_may_follow((JobState)from, (JobState)to);
+            if (to == JOB_FAILED || to == JOB_CANCELLED) {
+                assert_ok(store_backup_end(fx.store, id, b, "e", "d", 5, &done, &err), &err);
+                assert_int_equal(done, legal);
+            } else if (to == JOB_COMPLETED) {
+                StoreBackup c = job(id, a, 1);
+                c.change_id = (char *)"u/1";
+                c.completed_us = 9;
+                done = store_backup_complete(fx.store, &c, &err);
+                assert_int_equal(done, from == JOB_COMMITTING);
+                err_clear(&err);
+            } else {
+                done = store_backup_step(fx.store, id, a, b, &done, &err) && done;
+                assert_int_equal(done, legal);
+                err_clear(&err);
+            }
+            assert_status(id, done ? b : a);
+            assert_ok(store_backup_remove(fx.store, id, &err), &err);
+        }
+}
+
+static void test_newest_goes_by_sequence_among_completed(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreBackup b = {0};
+    bool found;
+    uint64_t next;
+    assert_ok(store_backup_newest(fx.store, fx.repository, "v-id", &b, &found, &err), &err);
+    assert_false(found);
+    add("backup-v-3", "completed", 3);
+    add("backup-v-9", "completed", 2); // a later clock, an earlier point
+    add("backup-v-4", "failed", 4);
+    add("backup-v-5", "running", 5);
+    assert_ok(store_backup_newest(fx.store, fx.repository, "v-id", &b, &found, &err), &err);
+    assert_true(found);
+    assert_string_equal(b.id, "backup-v-3");
+    store_backup_clear(&b);
+    assert_ok(store_backup_sequence_next(fx.store, fx.repository, "v-id", &next, &err), &err);
+    assert_int_equal(next, 6);
+    assert_ok(store_backup_newest(fx.store, fx.repository + 1, "v-id", &b, &found, &err), &err);
+    assert_false(found);
+}
+
+static void test_rollback_and_nesting(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    bool exists;
+    assert_ok(store_begin(fx.store, &err), &err);
+    add("backup-v-1", "pending", 1);
+    store_rollback(fx.store);
+    assert_ok(store_backup_exists(fx.store, "backup-v-1", &exists, &err), &err);
+    assert_false(exists);
+    assert_ok(store_begin(fx.store, &err), &err);
+    add("backup-v-1", "pending", 1);
+    assert_ok(store_commit(fx.store, &err), &err);
+    assert_ok(store_backup_exists(fx.store, "backup-v-1", &exists, &err), &err);
+    assert_true(exists);
+}
+
+static void test_disk_numbers_are_given_once(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    uint64_t id, no;
+    assert_ok(store_disk_id_pick(fx.store, "v-id", "a", &id, &err), &err);
+    assert_int_equal(id, 2000);
+    StoreDiskNumber n = {.repository_id = fx.repository, .vm_id = (char *)"v-id", .disk_key = (char *)"a", .disk_id = id};
+    assert_ok(store_disk_number_add(fx.store, &n, &err), &err);
+    assert_fails(store_disk_number_add(fx.store, &n, &err), &err, ERR_EXISTS);
+    assert_ok(store_disk_id_pick(fx.store, "v-id", "b", &id, &err), &err);
+    assert_int_equal(id, 2001);
+    assert_ok(store_disk_id_pick(fx.store, "v-id", "a", &id, &err), &err);
+    assert_int_equal(id, 2000);
+    assert_ok(store_disk_no_next(fx.store, fx.repository, "v-id", &no, &err), &err);
+    assert_int_equal(no, 1);
+    assert_ok(store_disk_no_next(fx.store, fx.repository, "other", &no, &err), &err);
+    assert_int_equal(no, 0);
+}
+
+static void test_migration_copies_an_older_database(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    Db *db = NULL;
+    char copy[300];
+    store_close(fx.store);
+    fx.store = NULL;
+    assert_ok(db_sqlite_open(fx.path, &db, &err), &err);
+    int64_t newest;
+    assert_ok(db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &newest, &err), &err);
+    // as an older program left it: without the last step
+    assert_ok(db_run(db, "DELETE FROM schema_migrations WHERE version = ?", DB_ARGS(DB_N(newest)), NULL, &err), &err);
+    assert_ok(db_run(db, "DROP TABLE replication_change_ids", DB_NO_ARGS, NULL, &err), &err);
+    db->ops->close(db);
+    (void)snprintf(copy, sizeof(copy), "%s.before-%lld", fx.path, (long long)newest);
+    assert_false(file_exists(copy));
+    assert_ok(store_open_sqlite(fx.path, &fx.store, &err), &err);
+    assert_true(file_exists(copy));
+    StoreRepository r = {0};
+    assert_ok(store_repository_find(fx.store, "r", &r, &err), &err); // what was there is still there
+    store_repository_clear(&r);
+    assert_ok(db_sqlite_open(copy, &db, &err), &err);
+    int64_t rows;
+    assert_ok(db_number(db, "SELECT COUNT(*) FROM repositories", DB_NO_ARGS, 0, &rows, &err), &err);
+    assert_int_equal(rows, 1);
+    db->ops->close(db);
+}
+
+static void test_newer_database_is_refused(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    Db *db = NULL;
+    Store *other = NULL;
+    store_close(fx.store);
+    fx.store = NULL;
+    assert_ok(db_sqlite_open(fx.path, &db, &err), &err);
+    assert_ok(db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (9999, 'x')", DB_NO_ARGS, NULL, &err),
+              &err);
+    db->ops->close(db);
+    assert_fails(store_open_sqlite(fx.path, &other, &err), &err, ERR_UNSUPPORTED);
+}
+
+static void test_changeid_history(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreReplication r = {.id = (char *)"replication-1",
+                          .vm_name = (char *)"v",
+                          .status = (char *)"registered",
+                          .created_us = 1,
+                          .updated_us = 1},
+                     got = {0};
+    StoreChangeId *rows = NULL;
+    size_t len = 0;
+    assert_ok(store_replication_add(fx.store, &r, &err), &err);
+    for (int i = 1; i <= 3; i++) {
+        char id[16];
+        (void)snprintf(id, sizeof(id), "u/%d", i);
+        StoreChangeId c = {.job_id = r.id, .change_id = id, .disk_id = 2000 + i % 2, .recorded_us = i};
+        assert_ok(store_replication_record(fx.store, &c, &err), &err);
+    }
+    assert_ok(store_replication_history(fx.store, r.id, &rows, &len, &err), &err);
+    assert_int_equal(len, 3);
+    assert_string_equal(rows[0].change_id, "u/3");
+    STORE_LIST_FREE(rows, len, store_changeid_clear);
+    assert_ok(store_replication_get(fx.store, r.id, &got, &err), &err);
+    assert_string_equal(got.change_id, "u/3");
+    store_replication_clear(&got);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_row_round_trip, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_one_job_a_vm, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_conditional_step_tells_whether_it_was_taken, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_illegal_transitions_are_impossible, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_newest_goes_by_sequence_among_completed, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_rollback_and_nesting, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_disk_numbers_are_given_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_migration_copies_an_older_database, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_newer_database_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
