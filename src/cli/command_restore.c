@@ -13,6 +13,8 @@
 #include <inttypes.h>
 #include <unistd.h>
 
+#define LOOK_BYTES (UINT64_C(256) << 20) // behind the last progress, where a read can have failed
+
 typedef struct RestoreDisk {
     const json_t *disk; // borrowed from the backup
     Target target;
@@ -28,6 +30,7 @@ typedef struct Restore {
     Progress progress;
     ProgressItem *items; // one a disk
     size_t current;
+    uint64_t reached; // bytes of the current disk that were read
 } Restore;
 
 static void restore_clear(Restore *r)
@@ -168,7 +171,7 @@ static bool check_room(Restore *r, Err *err)
 static void on_progress(void *ctx, const MoverProgress *p)
 {
     Restore *r = ctx;
-    r->items[r->current].done = p->done_bytes;
+    r->items[r->current].done = r->reached = p->done_bytes;
     progress_show(&r->progress, "restoring", r->items, r->len);
 }
 
@@ -196,9 +199,19 @@ static bool restore_disk(Restore *r, const RestoreDisk *d, MoverResult *ret, Err
         return false;
     MoverSpec spec = {.from = from, .to = to, .size = e.size, .cluster_size = e.cluster_size, .plan = MOVER_ALL,
                       .cancel = stop_flag(), .progress = on_progress, .progress_ctx = r};
+    r->reached = 0;
     if (!mover_copy(&spec, ret, err))
         return false;
     return r->qcow2 ? sink_image_finish(to, err) : sink_file_finish(to, err);
+}
+
+// A read that failed: because what is stored is damaged?
+static void explain(Restore *r, const RestoreDisk *d, Err *err)
+{
+    uint64_t offset;
+    if (err->code == ERR_IO && point_export_locate(r->cli, cli_text(r->backup, "backup_id"), d->disk, r->reached,
+                                                   r->reached + LOOK_BYTES, &offset, err))
+        (void)err_context(err, "not restored; sendense verify tells what else is affected");
 }
 
 // ---- the result
@@ -239,6 +252,7 @@ static bool restore_all(Restore *r, json_t *done, Err *err)
         int64_t began = clock_mono_ms();
         if (!restore_disk(r, d, &m, err)) {
             progress_end(&r->progress);
+            explain(r, d, err);
             return err_context(err, "disk %" PRIu64 " (%s)", cli_u64(d->disk, "disk_no"), cli_text(d->disk, "disk_key"));
         }
         r->items[r->current].done = m.total.size;

@@ -6,11 +6,9 @@
 #include "mover/mover.h"
 #include "mover/sink_hasher.h"
 
-#include <errno.h>
 #include <inttypes.h>
 
 #define PAGE 500
-#define READ_WAIT_MS 60000
 
 typedef enum Verdict { VERDICT_OK, VERDICT_FAILED, VERDICT_DAMAGED } Verdict; // the worse, the greater
 
@@ -43,64 +41,6 @@ static void on_progress(void *ctx, const MoverProgress *p)
     Verify *v = ctx;
     ProgressItem item = {.label = v->what, .done = p->done_bytes, .size = p->size};
     progress_show(&v->progress, v->what, &item, 1);
-}
-
-typedef struct OneRead {
-    bool done;
-    Err err;
-} OneRead;
-
-static void on_read(BlocksReq *req, const Err *err)
-{
-    OneRead *r = req->ctx;
-    r->done = true;
-    if (err)
-        r->err = *err;
-}
-
-// Reads, and waits for it.
-static bool read_cluster(Blocks *b, void *p, uint64_t offset, uint32_t length, Err *err)
-{
-    OneRead r = {0};
-    BlocksReq req = {.done = on_read, .ctx = &r};
-    int64_t until = clock_mono_ms() + READ_WAIT_MS;
-    if (!b->ops->read(b, p, offset, length, &req, err))
-        return false;
-    while (!r.done) {
-        struct pollfd fds[BLOCKS_FDS_MAX];
-        size_t n = b->ops->fds ? b->ops->fds(b, fds) : 0;
-        bool late = clock_mono_ms() > until || stop_signal() != 0;
-        if (late || (poll(fds, n, 100) < 0 && errno != EINTR) || (b->ops->dispatch && !b->ops->dispatch(b, fds, n, err))) {
-            b->ops->abort(b); // calls on_read
-            return late ? err_set(err, ERR_TIMEOUT, "a read was not answered, or a signal came") : false;
-        }
-    }
-    if (r.err.code == ERR_NONE)
-        return true;
-    *err = r.err;
-    return false;
-}
-
-// A read failed: which cluster is it? The hub's export refuses exactly the clusters that are not what was written.
-static void locate(const PointExport *e, uint64_t from_offset, Finding *f)
-{
-    Err err = ERR_INIT;
-    cleanup_blocks Blocks *b = NULL;
-    cleanup_free void *buffer = mem_calloc(1, e->cluster_size, &err);
-    if (!buffer || !point_export_read(e, &b, &err))
-        return;
-    for (uint64_t at = align_down(from_offset, e->cluster_size); at < e->size; at += e->cluster_size) {
-        if (read_cluster(b, buffer, at, (uint32_t)MIN(e->cluster_size, e->size - at), &err))
-            continue;
-        if (err.code == ERR_IO) {
-            f->verdict = VERDICT_DAMAGED;
-            f->have_offset = true;
-            f->offset = at;
-            f->why = ERR_INIT;
-            (void)err_set(&f->why, ERR_DAMAGED, "the cluster at offset %" PRIu64 " is not what was written", at);
-        }
-        return;
-    }
 }
 
 typedef struct Reached {
@@ -143,21 +83,20 @@ static bool read_disk(Verify *v, const PointExport *e, Finding *f)
         fine = mover_copy(&spec, &m, &f->why) && compare_root(e, to, &f->why);
     }
     f->bytes = fine ? e->size : reached.done;
-    if (!fine && f->why.code == ERR_IO)
-        locate(e, reached.done, f);
     return fine;
 }
 
 static void check_disk(Verify *v, const char *backup_id, const json_t *disk, Finding *f)
 {
-    cleanup(point_export_close) PointExport e = {0};
+    PointExport e = {0};
     int64_t began = clock_mono_ms();
     (void)snprintf(v->what, sizeof(v->what), "%s %s", backup_id, cli_text(disk, "disk_key")); // cut where it is long
-    f->verdict = VERDICT_FAILED;
-    if (point_export_open(v->cli, backup_id, disk, "verify", &e, &f->why) && read_disk(v, &e, f))
-        f->verdict = VERDICT_OK;
-    else if (f->why.code == ERR_DAMAGED)
-        f->verdict = VERDICT_DAMAGED;
+    bool fine = point_export_open(v->cli, backup_id, disk, "verify", &e, &f->why) && read_disk(v, &e, f);
+    point_export_close(&e);
+    if (!fine && f->why.code == ERR_IO)
+        f->have_offset = point_export_locate(v->cli, backup_id, disk, f->bytes, DISK_SIZE_MAX, &f->offset, &f->why) ||
+                         point_export_locate(v->cli, backup_id, disk, 0, f->bytes, &f->offset, &f->why);
+    f->verdict = fine ? VERDICT_OK : f->why.code == ERR_DAMAGED ? VERDICT_DAMAGED : VERDICT_FAILED;
     progress_end(&v->progress);
     f->ms = clock_mono_ms() - began;
 }

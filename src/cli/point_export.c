@@ -1,12 +1,16 @@
 #include "cli/point_export.h"
 
+#include "base/clock.h"
+#include "cli/stop.h"
 #include "wire/nbd.h"
 
+#include <errno.h>
 #include <inttypes.h>
 
 #define CONNECTIONS 4
 #define RECONNECTS 3
 #define URI_MAX 2048
+#define READ_WAIT_MS 60000
 #define WINDOW (UINT64_C(64) << 30) // of a map that is asked for at a time
 
 static bool read_answer(const json_t *a, const json_t *disk, PointExport *e, Err *err)
@@ -96,5 +100,63 @@ bool point_export_data(Blocks *b, uint64_t size, uint64_t *ret, Err *err)
             return false;
     }
     *ret = size - MIN(zero, size);
+    return true;
+}
+
+// ---- which cluster it is
+
+typedef struct OneRead {
+    bool done;
+    Err err;
+} OneRead;
+
+static void on_read(BlocksReq *req, const Err *err)
+{
+    OneRead *r = req->ctx;
+    r->done = true;
+    if (err)
+        r->err = *err;
+}
+
+// Reads, and waits for it.
+static bool read_cluster(Blocks *b, void *p, uint64_t offset, uint32_t length, Err *err)
+{
+    OneRead r = {0};
+    BlocksReq req = {.done = on_read, .ctx = &r};
+    int64_t until = clock_mono_ms() + READ_WAIT_MS;
+    if (!b->ops->read(b, p, offset, length, &req, err))
+        return false;
+    while (!r.done) {
+        struct pollfd fds[BLOCKS_FDS_MAX];
+        size_t n = b->ops->fds(b, fds);
+        bool late = clock_mono_ms() > until || stop_signal() != 0;
+        if (late || (poll(fds, n, 100) < 0 && errno != EINTR) || !b->ops->dispatch(b, fds, n, err)) {
+            b->ops->abort(b); // calls on_read
+            return err_set(err, ERR_TIMEOUT, "a read was not answered, or a signal came");
+        }
+    }
+    if (r.err.code == ERR_NONE)
+        return true;
+    *err = r.err;
+    return false;
+}
+
+bool point_export_locate(Cli *c, const char *backup_id, const json_t *disk, uint64_t start, uint64_t stop,
+                         uint64_t *ret_offset, Err *why)
+{
+    Err err = ERR_INIT;
+    cleanup(point_export_close) PointExport e = {0};
+    cleanup_blocks Blocks *b = NULL;
+    if (!point_export_open(c, backup_id, disk, "verify", &e, &err) || !point_export_read(&e, &b, &err))
+        return false;
+    cleanup_free void *buffer = mem_calloc(1, e.cluster_size, &err);
+    uint64_t at = align_down(start, e.cluster_size), end = MIN(stop, e.size);
+    while (buffer && at < end && read_cluster(b, buffer, at, (uint32_t)MIN(e.cluster_size, e.size - at), &err))
+        at += e.cluster_size;
+    if (err.code != ERR_IO)
+        return false;
+    *why = ERR_INIT;
+    (void)err_set(why, ERR_DAMAGED, "the cluster at offset %" PRIu64 " is not what was written", at);
+    *ret_offset = at;
     return true;
 }

@@ -44,16 +44,15 @@ static bool take_token(Secret *ret, Err *err)
 
 static void help(const Opt *table)
 {
-    printf(
-        "usage: sendense-backup-client [OPTIONS]\n"
-        "\n"
-        "Does the one job of the environment: reads a VM's disks and writes them to the hub's exports.\n"
-        "\n"
-        "  MIGRATEKIT_JOB_ID    the job: backup-… or replication-…\n"
-        "  SHA_API_URL          the hub; default " HUB_API_URL_DEFAULT "\n"
-        "  SENDENSE_JOB_TOKEN   the job's token\n"
-        "  SENDENSE_LOG         debug, info, warn or error\n"
-        "\n");
+    printf("usage: sendense-backup-client [OPTIONS]\n"
+           "\n"
+           "Does the one job of the environment: reads a VM's disks and writes them to the hub's exports.\n"
+           "\n"
+           "  MIGRATEKIT_JOB_ID    the job: backup-… or replication-…\n"
+           "  SHA_API_URL          the hub; default " HUB_API_URL_DEFAULT "\n"
+           "  SENDENSE_JOB_TOKEN   the job's token\n"
+           "  SENDENSE_LOG         debug, info, warn or error\n"
+           "\n");
     opt_print_help(table);
     printf("\nexit status: 0 done; 1 failed; 2 wrong usage; 4 done, but disks were left out\n");
 }
@@ -86,11 +85,9 @@ static int run(ClientSpec *spec)
     catch_signals();
     ClientResult result;
     if (!client_backup(spec, &result, &err))
-        return failed(err.code == ERR_CANCELLED ? "the job was cancelled" : "the job failed",
-                      spec->job_id, &err);
+        return failed(err.code == ERR_CANCELLED ? "the job was cancelled" : "the job failed", spec->job_id, &err);
     log_info("job done", LOG_STR("job", spec->job_id), LOG_NUM("disks", result.disks),
-             LOG_NUM("left_out", result.left_out),
-             LOG_NUM("transferred_bytes", result.transferred_bytes));
+             LOG_NUM("left_out", result.left_out), LOG_NUM("transferred_bytes", result.transferred_bytes));
     return result.left_out > 0 ? EXIT_PARTIAL : 0;
 }
 

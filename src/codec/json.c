@@ -31,6 +31,8 @@ bool codec_json_parse(const char *text, size_t n, size_t max, json_t **ret, Err 
 {
     if (n > max)
         return err_set(err, ERR_TOO_LARGE, "json: %zu bytes are more than %zu", n, max);
+    if (memchr(text, '\0', n)) // which jansson takes for the end
+        return err_set(err, ERR_INVALID, "json: a NUL byte");
     if (!check_depth(text, n, err))
         return false;
     json_error_t e;

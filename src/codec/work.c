@@ -93,8 +93,7 @@ bool work_keys(const json_t *object, const char *key, char ***ret, size_t *ret_l
     for (; len < json_array_size(array); len++) {
         const char *s = json_string_value(json_array_get(array, len));
         if (!s || *s == '\0' || strlen(s) > WORK_KEY_MAX) {
-            (void)err_set(err, ERR_INVALID, "%s[%zu] is not a text of 1 to %d bytes", key, len,
-                          WORK_KEY_MAX);
+            (void)err_set(err, ERR_INVALID, "%s[%zu] is not a text of 1 to %d bytes", key, len, WORK_KEY_MAX);
             break;
         }
         keys[len] = mem_strdup(s, err);
@@ -128,8 +127,7 @@ bool work_set_keys(json_t *object, const char *key, char *const *keys, size_t le
 bool work_parse(const char *text, size_t n, const char *const *known, json_t **ret, Err *err)
 {
     cleanup_json json_t *value = NULL;
-    if (!codec_json_parse(text, n, WORK_BODY_MAX, &value, err) ||
-        !codec_json_object(value, "the body", err))
+    if (!codec_json_parse(text, n, WORK_BODY_MAX, &value, err) || !codec_json_object(value, "the body", err))
         return false;
     if (known && !codec_json_only(value, known, err))
         return false;
@@ -154,8 +152,7 @@ bool work_disks(const json_t *object, const char *key, json_t **ret, Err *err)
 bool work_claim_encode(const char *claim_uuid, char **ret_text, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
-    return o && codec_json_set_text(o, "claim", claim_uuid, err) &&
-        codec_json_dump(o, ret_text, err);
+    return o && codec_json_set_text(o, "claim", claim_uuid, err) && codec_json_dump(o, ret_text, err);
 }
 
 bool work_claim_decode(const char *text, size_t n, char ret_uuid[37], Err *err)
@@ -175,8 +172,7 @@ static json_t *parent_encode(const WorkParentDisk *d, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
     if (!o || !codec_json_set_text(o, "disk_key", d->disk_key, err) ||
-        !codec_json_set_u64(o, "disk_id", d->disk_id, err) ||
-        !codec_json_set_u64(o, "size", d->size, err) ||
+        !codec_json_set_u64(o, "disk_id", d->disk_id, err) || !codec_json_set_u64(o, "size", d->size, err) ||
         !codec_json_set_text(o, "change_id", d->change_id, err) ||
         !codec_json_set_bool(o, "tracking", d->tracking, err) ||
         !codec_json_set_text(o, "backing_identity", d->backing_identity, err))
@@ -200,18 +196,15 @@ static bool parents_encode(json_t *o, const WorkOrder *w, Err *err)
 bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
-    return o && codec_json_set_text(o, "job_id", w->job_id, err) &&
-        codec_json_set_text(o, "vm_id", w->vm_id, err) &&
+    return o && codec_json_set_text(o, "job_id", w->job_id, err) && codec_json_set_text(o, "vm_id", w->vm_id, err) &&
         codec_json_set_text(o, "vm_name", w->vm_name, err) &&
         codec_json_set_text(o, "repository_uuid", w->repository_uuid, err) &&
         codec_json_set_u64(o, "cluster_size", w->cluster_size, err) &&
         codec_json_set_text(o, "backup_type", backup_type_name(w->backup_type), err) &&
         codec_json_set(o, "source", json_incref(w->source), err) &&
         work_set_keys(o, "excluded_disks", w->excluded_disks, w->excluded_disks_len, err) &&
-        codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) &&
-        parents_encode(o, w, err) &&
-        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) &&
-        codec_json_dump(o, ret_text, err);
+        codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) && parents_encode(o, w, err) &&
+        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) && codec_json_dump(o, ret_text, err);
 }
 
 static void parent_clear(WorkParentDisk *d)
@@ -268,8 +261,7 @@ static bool order_fields(const json_t *o, WorkOrder *w, Err *err)
     const char *type;
     uint64_t cluster_size, lease;
     json_t *source = json_object_get(o, "source");
-    if (!codec_json_object(source, "source", err) ||
-        !codec_json_text(o, "backup_type", 32, &type, err) ||
+    if (!codec_json_object(source, "source", err) || !codec_json_text(o, "backup_type", 32, &type, err) ||
         !backup_type_parse(type, &w->backup_type, err) ||
         !codec_json_u64(o, "cluster_size", CLUSTER_SIZE_MAX, &cluster_size, err) ||
         !codec_json_u64(o, "lease_seconds", LEASE_SECONDS_MAX, &lease, err))
@@ -290,13 +282,12 @@ bool work_order_decode(const char *text, size_t n, WorkOrder *ret, Err *err)
     if (!work_parse(text, n, NULL, &o, err))
         return err_context(err, "work order");
     cleanup(work_order_clear) WorkOrder w = {0};
-    if (!work_text(o, "job_id", 1, WORK_TEXT_MAX, &w.job_id, err) ||
-        !work_uuid(o, "vm_id", &w.vm_id, err) ||
+    if (!work_text(o, "job_id", 1, WORK_TEXT_MAX, &w.job_id, err) || !work_uuid(o, "vm_id", &w.vm_id, err) ||
         !work_text(o, "vm_name", 1, WORK_KEY_MAX, &w.vm_name, err) ||
         !work_text_opt(o, "repository_uuid", UUID_TEXT, &w.repository_uuid, err) ||
         !work_keys(o, "excluded_disks", &w.excluded_disks, &w.excluded_disks_len, err) ||
-        !work_text_opt(o, "parent_backup_id", WORK_TEXT_MAX, &w.parent_backup_id, err) ||
-        !order_fields(o, &w, err) || !parents_decode(o, &w, err))
+        !work_text_opt(o, "parent_backup_id", WORK_TEXT_MAX, &w.parent_backup_id, err) || !order_fields(o, &w, err) ||
+        !parents_decode(o, &w, err))
         return err_context(err, "work order");
     if (w.repository_uuid && !uuid_is_valid(w.repository_uuid)) {
         (void)err_set(err, ERR_INVALID, "repository_uuid is not a UUID");

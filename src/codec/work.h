@@ -118,8 +118,7 @@ typedef struct WorkProgressAnswer {
 } WorkProgressAnswer;
 
 bool work_progress_answer_encode(const WorkProgressAnswer *a, char **ret_text, Err *err) must_check;
-bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer *ret, Err *err)
-    must_check;
+bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer *ret, Err *err) must_check;
 
 // ---- fail: POST …/fail
 typedef struct WorkFailure {

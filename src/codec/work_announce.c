@@ -12,8 +12,7 @@ static json_t *disk_encode(const AnnounceDisk *d, Err *err)
         return NULL;
     if (d->disk_id != 0 && !codec_json_set_u64(o, "disk_id", d->disk_id, err))
         return NULL;
-    if (!codec_json_set_text(o, "label", d->label, err) ||
-        !codec_json_set_u64(o, "size", d->size, err) ||
+    if (!codec_json_set_text(o, "label", d->label, err) || !codec_json_set_u64(o, "size", d->size, err) ||
         !codec_json_set_text(o, "backing_identity", d->backing_identity, err) ||
         !codec_json_set_text(o, "change_id", d->change_id, err) ||
         !codec_json_set_text(o, "tracking", d->tracking, err) ||
@@ -38,8 +37,7 @@ bool announce_encode(const Announce *a, char **ret_text, Err *err)
     return codec_json_set(o, "disks", mem_take(disks), err) &&
         work_set_keys(o, "left_out", a->left_out, a->left_out_len, err) &&
         codec_json_set_text(o, "consistency", a->consistency, err) &&
-        codec_json_set_text(o, "consistency_detail", a->consistency_detail, err) &&
-        codec_json_dump(o, ret_text, err);
+        codec_json_set_text(o, "consistency_detail", a->consistency_detail, err) && codec_json_dump(o, ret_text, err);
 }
 
 static void disk_clear(AnnounceDisk *d)
@@ -66,14 +64,12 @@ void announce_clear(Announce *a)
 
 static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
 {
-    static const char *const known[] = {
-        "disk_key",  "disk_id",  "label",          "size", "backing_identity",
-        "change_id", "tracking", "base_change_id", "lost", "estimated_bytes",
-        NULL};
+    static const char *const known[] = {"disk_key",  "disk_id",  "label",          "size", "backing_identity",
+                                        "change_id", "tracking", "base_change_id", "lost", "estimated_bytes",
+                                        NULL};
     const char *tracking;
     bool present;
-    if (!codec_json_only(o, known, err) ||
-        !work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
+    if (!codec_json_only(o, known, err) || !work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
         !codec_json_u64_opt(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, &present, err) ||
         !work_text(o, "label", 0, WORK_TEXT_MAX, &d->label, err) ||
         !codec_json_u64(o, "size", DISK_SIZE_MAX, &d->size, err) ||
@@ -100,8 +96,7 @@ static bool disks_distinct(const Announce *a, Err *err)
             if (str_eq(d->disk_key, e->disk_key))
                 return err_set(err, ERR_INVALID, "disk_key %s is there twice", d->disk_key);
             if (d->disk_id != 0 && d->disk_id == e->disk_id)
-                return err_set(err, ERR_INVALID, "disks %s and %s have the same disk_id",
-                               e->disk_key, d->disk_key);
+                return err_set(err, ERR_INVALID, "disks %s and %s have the same disk_id", e->disk_key, d->disk_key);
         }
     return true;
 }
@@ -133,14 +128,12 @@ static bool consistency_check(const char *word, Err *err)
 
 bool announce_decode(const char *text, size_t n, Announce *ret, Err *err)
 {
-    static const char *const known[] = {"disks", "left_out", "consistency", "consistency_detail",
-                                        NULL};
+    static const char *const known[] = {"disks", "left_out", "consistency", "consistency_detail", NULL};
     cleanup_json json_t *o = NULL;
     cleanup(announce_clear) Announce a = {0};
     if (!work_parse(text, n, known, &o, err) || !disks_decode(o, &a, err) ||
         !work_keys(o, "left_out", &a.left_out, &a.left_out_len, err) ||
-        !work_text(o, "consistency", 1, 32, &a.consistency, err) ||
-        !consistency_check(a.consistency, err) ||
+        !work_text(o, "consistency", 1, 32, &a.consistency, err) || !consistency_check(a.consistency, err) ||
         !work_text_opt(o, "consistency_detail", ERR_DETAILS_MAX, &a.consistency_detail, err))
         return false;
     *ret = a;
@@ -164,8 +157,7 @@ bool announce_answer_encode(const AnnounceAnswer *a, char **ret_text, Err *err)
             !codec_json_set_u64(disk, "disk_no", d->disk_no, err) ||
             !codec_json_set_text(disk, "mode", disk_mode_name(d->mode), err) ||
             !codec_json_set_text(disk, "reason", chain_reason_name(d->reason), err) ||
-            !codec_json_set_text(disk, "uri", d->uri, err) ||
-            !codec_json_push(disks, mem_take(disk), err))
+            !codec_json_set_text(disk, "uri", d->uri, err) || !codec_json_push(disks, mem_take(disk), err))
             return false;
     }
     return codec_json_set(o, "disks", mem_take(disks), err) && codec_json_dump(o, ret_text, err);
@@ -187,11 +179,9 @@ static bool answer_disk_decode(const json_t *o, AnnounceAnswerDisk *d, Err *err)
     uint64_t disk_no;
     if (!work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
         !codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) ||
-        !codec_json_u64(o, "disk_no", UINT32_MAX, &disk_no, err) ||
-        !codec_json_text(o, "mode", 32, &mode, err) || !disk_mode_parse(mode, &d->mode, err) ||
-        !codec_json_text(o, "reason", 64, &reason, err) ||
-        !chain_reason_parse(reason, &d->reason, err) ||
-        !work_text(o, "uri", 1, WORK_URI_MAX, &d->uri, err))
+        !codec_json_u64(o, "disk_no", UINT32_MAX, &disk_no, err) || !codec_json_text(o, "mode", 32, &mode, err) ||
+        !disk_mode_parse(mode, &d->mode, err) || !codec_json_text(o, "reason", 64, &reason, err) ||
+        !chain_reason_parse(reason, &d->reason, err) || !work_text(o, "uri", 1, WORK_URI_MAX, &d->uri, err))
         return false;
     d->disk_no = (unsigned)disk_no;
     return true;

@@ -9,8 +9,7 @@ static json_t *progress_disk_encode(const WorkProgressDisk *d, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
     if (!o || !codec_json_set_u64(o, "disk_id", d->disk_id, err) ||
-        !codec_json_set_u64(o, "done_bytes", d->done_bytes, err) ||
-        !codec_json_set_u64(o, "size", d->size, err) ||
+        !codec_json_set_u64(o, "done_bytes", d->done_bytes, err) || !codec_json_set_u64(o, "size", d->size, err) ||
         !codec_json_set_u64(o, "transferred_bytes", d->transferred_bytes, err) ||
         !codec_json_set_u64(o, "zero_bytes", d->zero_bytes, err) ||
         !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err))
@@ -29,8 +28,8 @@ bool work_progress_encode(const WorkProgress *p, char **ret_text, Err *err)
         if (!disk || !codec_json_push(disks, disk, err))
             return false;
     }
-    return codec_json_set(o, "disks", mem_take(disks), err) &&
-        codec_json_set_text(o, "phase", p->phase, err) && codec_json_dump(o, ret_text, err);
+    return codec_json_set(o, "disks", mem_take(disks), err) && codec_json_set_text(o, "phase", p->phase, err) &&
+        codec_json_dump(o, ret_text, err);
 }
 
 void work_progress_clear(WorkProgress *p)
@@ -44,8 +43,7 @@ static bool progress_disk_decode(const json_t *o, WorkProgressDisk *d, Err *err)
 {
     static const char *const known[] = {"disk_id",    "done_bytes",    "size", "transferred_bytes",
                                         "zero_bytes", "changed_bytes", NULL};
-    return codec_json_only(o, known, err) &&
-        codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) &&
+    return codec_json_only(o, known, err) && codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) &&
         codec_json_u64(o, "done_bytes", WORK_NUMBER_MAX, &d->done_bytes, err) &&
         codec_json_u64(o, "size", DISK_SIZE_MAX, &d->size, err) &&
         codec_json_u64(o, "transferred_bytes", WORK_NUMBER_MAX, &d->transferred_bytes, err) &&
@@ -78,8 +76,7 @@ bool work_progress_answer_encode(const WorkProgressAnswer *a, char **ret_text, E
 {
     cleanup_json json_t *o = work_object(err);
     return o && codec_json_set_bool(o, "cancel", a->cancel, err) &&
-        codec_json_set_text(o, "status", job_state_name(a->status), err) &&
-        codec_json_dump(o, ret_text, err);
+        codec_json_set_text(o, "status", job_state_name(a->status), err) && codec_json_dump(o, ret_text, err);
 }
 
 bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer *ret, Err *err)
@@ -87,8 +84,7 @@ bool work_progress_answer_decode(const char *text, size_t n, WorkProgressAnswer 
     cleanup_json json_t *o = NULL;
     WorkProgressAnswer a;
     const char *status;
-    if (!work_parse(text, n, NULL, &o, err) ||
-        !codec_json_bool_opt(o, "cancel", false, &a.cancel, err) ||
+    if (!work_parse(text, n, NULL, &o, err) || !codec_json_bool_opt(o, "cancel", false, &a.cancel, err) ||
         !codec_json_text(o, "status", 32, &status, err) || !job_state_parse(status, &a.status, err))
         return false;
     *ret = a;
@@ -115,8 +111,8 @@ bool work_failure_encode(const WorkFailure *f, char **ret_text, Err *err)
     cleanup_free char *error = cut(f->error, ERR_SHORT_MAX, err);
     cleanup_free char *details = cut(f->details, ERR_DETAILS_MAX, err);
     return o && error && details && codec_json_set_text(o, "error", error, err) &&
-        codec_json_set_text(o, "details", details, err) &&
-        codec_json_set_bool(o, "cancelled", f->cancelled, err) && codec_json_dump(o, ret_text, err);
+        codec_json_set_text(o, "details", details, err) && codec_json_set_bool(o, "cancelled", f->cancelled, err) &&
+        codec_json_dump(o, ret_text, err);
 }
 
 void work_failure_clear(WorkFailure *f)
@@ -131,8 +127,7 @@ bool work_failure_decode(const char *text, size_t n, WorkFailure *ret, Err *err)
     static const char *const known[] = {"error", "details", "cancelled", NULL};
     cleanup_json json_t *o = NULL;
     cleanup(work_failure_clear) WorkFailure f = {0};
-    if (!work_parse(text, n, known, &o, err) ||
-        !work_text(o, "error", 1, ERR_SHORT_MAX, &f.error, err) ||
+    if (!work_parse(text, n, known, &o, err) || !work_text(o, "error", 1, ERR_SHORT_MAX, &f.error, err) ||
         !work_text(o, "details", 0, ERR_DETAILS_MAX, &f.details, err) ||
         !codec_json_bool_opt(o, "cancelled", false, &f.cancelled, err))
         return false;
@@ -149,8 +144,7 @@ static json_t *completion_disk_encode(const CompletionDisk *d, Err *err)
     if (!o || !codec_json_set_u64(o, "disk_id", d->disk_id, err) ||
         !codec_json_set_text(o, "change_id", d->change_id, err))
         return NULL;
-    if (d->bytes_transferred > 0 &&
-        !codec_json_set_u64(o, "bytes_transferred", d->bytes_transferred, err))
+    if (d->bytes_transferred > 0 && !codec_json_set_u64(o, "bytes_transferred", d->bytes_transferred, err))
         return NULL;
     if (d->tracking && !codec_json_set_text(o, "tracking", d->tracking, err))
         return NULL;
@@ -168,8 +162,7 @@ bool completion_encode(const Completion *c, char **ret_text, Err *err)
     cleanup_json json_t *disks = work_array(err);
     if (!o || !disks || !codec_json_set_text(o, "change_id", c->change_id, err))
         return false;
-    if (c->bytes_transferred > 0 &&
-        !codec_json_set_u64(o, "bytes_transferred", c->bytes_transferred, err))
+    if (c->bytes_transferred > 0 && !codec_json_set_u64(o, "bytes_transferred", c->bytes_transferred, err))
         return false;
     for (size_t i = 0; i < c->disks_len; i++) {
         json_t *disk = completion_disk_encode(&c->disks[i], err);
@@ -204,8 +197,7 @@ static bool change_id_decode(const json_t *o, char **ret, Err *err)
 
 static bool coverage_decode(const json_t *o, CompletionDisk *d, Err *err)
 {
-    if (!json_object_get(o, "extents") && !json_object_get(o, "covered_bytes") &&
-        !json_object_get(o, "digest"))
+    if (!json_object_get(o, "extents") && !json_object_get(o, "covered_bytes") && !json_object_get(o, "digest"))
         return true;
     d->have_coverage = true;
     return codec_json_u64(o, "extents", WORK_NUMBER_MAX, &d->extents, err) &&
@@ -217,10 +209,8 @@ static bool completion_disk_decode(const json_t *o, CompletionDisk *d, Err *err)
 {
     bool present;
     const char *tracking;
-    if (!codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) ||
-        !change_id_decode(o, &d->change_id, err) ||
-        !codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &d->bytes_transferred,
-                            &present, err) ||
+    if (!codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) || !change_id_decode(o, &d->change_id, err) ||
+        !codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &d->bytes_transferred, &present, err) ||
         !codec_json_text_opt(o, "tracking", 32, &tracking, err) || !coverage_decode(o, d, err))
         return false;
     d->tracking = tracking ? work_tracking(tracking) : NULL;
@@ -255,8 +245,7 @@ static bool completion_fields(const char *text, size_t n, Completion *c, Err *er
     cleanup_json json_t *o = NULL;
     bool present;
     return work_parse(text, n, NULL, &o, err) && change_id_decode(o, &c->change_id, err) &&
-        codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &c->bytes_transferred, &present,
-                           err) &&
+        codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &c->bytes_transferred, &present, err) &&
         completion_disks_decode(o, c, err);
 }
 
@@ -264,8 +253,7 @@ static bool missing(const char *change_id, const char *where, Err *err)
 {
     if (change_id && *change_id != '\0')
         return false;
-    (void)err_set(err, ERR_INVALID,
-                  "%schange_id is absent or empty; send the change ID that the source gave", where);
+    (void)err_set(err, ERR_INVALID, "%schange_id is absent or empty; send the change ID that the source gave", where);
     (void)err_title(err, "missing change_id");
     return true;
 }
@@ -303,8 +291,7 @@ bool changeid_report_encode(const ChangeIdReport *r, char **ret_text, Err *err)
         return false;
     if (r->have_disk_id && !codec_json_set_u64(o, "disk_id", r->disk_id, err))
         return false;
-    if (r->bytes_transferred > 0 &&
-        !codec_json_set_u64(o, "bytes_transferred", r->bytes_transferred, err))
+    if (r->bytes_transferred > 0 && !codec_json_set_u64(o, "bytes_transferred", r->bytes_transferred, err))
         return false;
     return codec_json_dump(o, ret_text, err);
 }
@@ -321,8 +308,7 @@ static bool changeid_report_fields(const char *text, size_t n, ChangeIdReport *r
     bool present;
     return work_parse(text, n, NULL, &o, err) && change_id_decode(o, &r->change_id, err) &&
         codec_json_u64_opt(o, "disk_id", WORK_NUMBER_MAX, &r->disk_id, &r->have_disk_id, err) &&
-        codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &r->bytes_transferred, &present,
-                           err);
+        codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &r->bytes_transferred, &present, err);
 }
 
 bool changeid_report_decode(const char *text, size_t n, ChangeIdReport *ret, Err *err)

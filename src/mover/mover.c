@@ -63,8 +63,7 @@ struct Mover {
 
 // ---- completions
 
-static void fail_request(Mover *m, const Err *err, const char *what, uint64_t offset,
-                         uint64_t length)
+static void fail_request(Mover *m, const Err *err, const char *what, uint64_t offset, uint64_t length)
 {
     if (m->error.code != ERR_NONE)
         return;
@@ -72,8 +71,7 @@ static void fail_request(Mover *m, const Err *err, const char *what, uint64_t of
     if (length == 0)
         (void)err_context(&m->error, "flushing");
     else
-        (void)err_context(&m->error, "%s %" PRIu64 " bytes at offset %" PRIu64, what, length,
-                          offset);
+        (void)err_context(&m->error, "%s %" PRIu64 " bytes at offset %" PRIu64, what, length, offset);
 }
 
 static void read_done(BlocksReq *req, const Err *err)
@@ -179,8 +177,7 @@ static bool send_chunk(Mover *m, Chunk *c, bool *moved, Err *err)
         Op *op = op_get(m, c, false, c->offset + at, n);
         if (!to->ops->write(to, c->buffer + at, c->offset + at, n, &op->req, err)) {
             op_put(m, op);
-            return err_context(err, "writing %" PRIu32 " bytes at offset %" PRIu64, n,
-                               c->offset + at);
+            return err_context(err, "writing %" PRIu32 " bytes at offset %" PRIu64, n, c->offset + at);
         }
     }
     return true;
@@ -207,8 +204,7 @@ static bool start_read(Mover *m, Chunk *c, const Extent *e, Err *err)
     if (!from->ops->read(from, c->buffer, c->offset, c->length, &c->req, err)) {
         c->state = CHUNK_FREE;
         m->reads--;
-        return err_context(err, "reading %" PRIu64 " bytes at offset %" PRIu64, e->length,
-                           e->offset);
+        return err_context(err, "reading %" PRIu64 " bytes at offset %" PRIu64, e->length, e->offset);
     }
     return true;
 }
@@ -240,7 +236,8 @@ static bool start_planned(Mover *m, bool *moved, Err *err)
 
 static void report(Mover *m, bool finished)
 {
-    if (!m->spec->progress)
+    // After a failure the chunk that was not read is free too: what is done cannot be told from the chunks
+    if (!m->spec->progress || m->error.code != ERR_NONE)
         return;
     int64_t now = clock_mono_ms();
     if (!finished && now - m->progress_at < PROGRESS_MS)
@@ -297,8 +294,7 @@ static bool turn(Mover *m, bool *ret_idle, Err *err)
         if (!wait_for_ends(m, moved, err))
             return false;
         if (clock_mono_ms() - m->moved_at > STALL_MS)
-            return err_set(err, ERR_TIMEOUT, "no request was answered for %d minutes",
-                           STALL_MS / 60000);
+            return err_set(err, ERR_TIMEOUT, "no request was answered for %d minutes", STALL_MS / 60000);
     }
     return m->error.code == ERR_NONE;
 }
@@ -353,17 +349,15 @@ static bool check_spec(const MoverSpec *s, Err *err)
 {
     if (s->size == 0 || s->size > DISK_SIZE_MAX || s->cluster_size < SECTOR ||
         (s->cluster_size & (s->cluster_size - 1)) != 0 || s->request_bytes % s->cluster_size != 0)
-        return err_set(err, ERR_INVALID,
-                       "a copy of %" PRIu64 " bytes in clusters of %" PRIu32 " is not possible",
+        return err_set(err, ERR_INVALID, "a copy of %" PRIu64 " bytes in clusters of %" PRIu32 " is not possible",
                        s->size, s->cluster_size);
     if (!end_size_fits(s->from, s->size) || !end_size_fits(s->to, s->size))
         return err_set(err, ERR_PROTOCOL,
-                       "the disk has %" PRIu64 " bytes, its source (%s) %" PRIu64
-                       ", its sink (%s) %" PRIu64,
-                       s->size, s->from->ops->name, s->from->size, s->to->ops->name, s->to->size);
+                       "the disk has %" PRIu64 " bytes, its source (%s) %" PRIu64 ", its sink (%s) %" PRIu64, s->size,
+                       s->from->ops->name, s->from->size, s->to->ops->name, s->to->size);
     if (!s->from->ops->read || !s->to->ops->write || !s->to->ops->zero || !s->to->ops->flush)
-        return err_set(err, ERR_UNSUPPORTED, "%s cannot be read, or %s not written",
-                       s->from->ops->name, s->to->ops->name);
+        return err_set(err, ERR_UNSUPPORTED, "%s cannot be read, or %s not written", s->from->ops->name,
+                       s->to->ops->name);
     return true;
 }
 
@@ -373,8 +367,7 @@ static bool request_size(const MoverSpec *s, uint32_t *ret, Err *err)
     n = MIN(n, MIN(s->from->max_request, s->to->max_request));
     n -= n % s->cluster_size;
     if (n == 0)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "a cluster of %" PRIu32 " bytes is more than one request can hold",
+        return err_set(err, ERR_UNSUPPORTED, "a cluster of %" PRIu32 " bytes is more than one request can hold",
                        s->cluster_size);
     *ret = n;
     return true;
@@ -425,8 +418,8 @@ static bool check_account(const Mover *m, Err *err)
 {
     uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes;
     if (sent != m->plan.coverage.bytes || (m->spec->plan == MOVER_ALL && sent != m->spec->size))
-        return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned",
-                       sent, m->plan.coverage.bytes);
+        return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned", sent,
+                       m->plan.coverage.bytes);
     return true;
 }
 

@@ -4,8 +4,8 @@
 
 #define WINDOW_FIRST (UINT64_C(64) << 20)
 #define WINDOW_MAX (UINT64_C(1) << 30)
-#define WINDOW_FEW 64    // extents: with fewer in a window the next one is twice as long
-#define WINDOW_MANY 4096 // with more, half as long
+#define WINDOW_FEW 64                  // extents: with fewer in a window the next one is twice as long
+#define WINDOW_MANY 4096               // with more, half as long
 #define ZERO_MAX (UINT64_C(128) << 20) // one zero request; short enough for a cancel to be quick
 
 void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes)
@@ -24,8 +24,7 @@ void plan_clear(Plan *p)
 }
 
 // A source that breaks its contract must not become a backup with holes.
-static bool check_map(const ExtentVec *v, const char *what, uint64_t offset, uint64_t length,
-                      Err *err)
+static bool check_map(const ExtentVec *v, const char *what, uint64_t offset, uint64_t length, Err *err)
 {
     uint64_t at = offset, end = offset + length;
     for (size_t i = 0; i < v->len; i++) {
@@ -44,8 +43,7 @@ static bool window_map(Plan *p, uint64_t length, ExtentVec *changed, ExtentVec *
 {
     if (!p->from->ops->extents) {
         if (p->tracked)
-            return err_set(err, ERR_UNSUPPORTED, "the source %s cannot say what changed",
-                           p->from->ops->name);
+            return err_set(err, ERR_UNSUPPORTED, "the source %s cannot say what changed", p->from->ops->name);
     } else if (!p->from->ops->extents(p->from, p->planned, length, changed, zeros, err)) {
         return err_context(err, "map of the source at offset %" PRIu64, p->planned);
     }
@@ -54,8 +52,7 @@ static bool window_map(Plan *p, uint64_t length, ExtentVec *changed, ExtentVec *
         if (!extent_vec_push(changed, (Extent){.offset = p->planned, .length = length}, err))
             return false;
     }
-    return check_map(changed, "changed", p->planned, length, err) &&
-        check_map(zeros, "zero", p->planned, length, err);
+    return check_map(changed, "changed", p->planned, length, err) && check_map(zeros, "zero", p->planned, length, err);
 }
 
 static bool plan_window(Plan *p, Err *err)
@@ -92,8 +89,7 @@ bool plan_peek(Plan *p, Extent *ret, bool *ret_any, Err *err)
             return false;
     }
     const Extent *item = &p->items.items[p->next];
-    Extent e = {
-        .offset = item->offset + p->taken, .length = item->length - p->taken, .zero = item->zero};
+    Extent e = {.offset = item->offset + p->taken, .length = item->length - p->taken, .zero = item->zero};
     uint64_t limit = e.zero ? ZERO_MAX : p->request_bytes - e.offset % p->request_bytes;
     e.length = MIN(e.length, limit);
     *ret = e;

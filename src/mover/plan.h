@@ -11,8 +11,7 @@ typedef struct Plan {
     uint32_t request_bytes; // data is cut at multiples of it
     bool tracked;
     // private
-    uint64_t
-        window; // bytes of the next window: multiple of the cluster size, grows while maps are short
+    uint64_t window;   // bytes of the next window: multiple of the cluster size, grows while maps are short
     uint64_t planned;  // everything below was planned
     ExtentVec items;   // of the current window
     size_t next;       // first item that is not wholly taken

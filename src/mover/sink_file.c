@@ -12,8 +12,7 @@
 
 #define MAX_REQUEST (32u << 20)
 #define MAX_IN_FLIGHT 16
-#define WRITE_BEHIND \
-    (UINT64_C(32) << 20) // bytes after which the kernel is told to start writing them out
+#define WRITE_BEHIND (UINT64_C(32) << 20) // bytes after which the kernel is told to start writing them out
 
 typedef struct SinkFile {
     Blocks blocks; // first
@@ -27,8 +26,7 @@ typedef struct SinkFile {
     uint64_t behind;     // bytes since the last write-out
 } SinkFile;
 
-static bool file_write_op(Blocks *b, const void *p, uint64_t offset, uint32_t length,
-                          BlocksReq *req, Err *err)
+static bool file_write_op(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     SinkFile *f = (SinkFile *)b;
     if (!file_pwrite(f->fd, p, length, offset, err))
@@ -113,8 +111,7 @@ static bool open_device(SinkFile *f, Err *err)
 {
     uint64_t bytes;
     if (!f->replace)
-        return err_set(err, ERR_EXISTS, "%s is a block device; force it to overwrite what is on it",
-                       f->path);
+        return err_set(err, ERR_EXISTS, "%s is a block device; force it to overwrite what is on it", f->path);
     f->device = true;
     f->fd = open(f->path, O_RDWR | O_EXCL | O_CLOEXEC);
     if (f->fd < 0 && errno == EBUSY)
@@ -122,8 +119,8 @@ static bool open_device(SinkFile *f, Err *err)
     if (f->fd < 0 || ioctl(f->fd, BLKGETSIZE64, &bytes) != 0)
         return err_errno(err, errno, "%s", f->path);
     if (bytes < f->blocks.size)
-        return err_set(err, ERR_NO_SPACE, "%s has %llu bytes, the disk %llu", f->path,
-                       (unsigned long long)bytes, (unsigned long long)f->blocks.size);
+        return err_set(err, ERR_NO_SPACE, "%s has %llu bytes, the disk %llu", f->path, (unsigned long long)bytes,
+                       (unsigned long long)f->blocks.size);
     return true;
 }
 
@@ -145,10 +142,8 @@ bool sink_file_open(const SinkFileSpec *spec, Blocks **ret, Err *err)
     if (!f)
         return false;
     f->fd = -1;
-    f->blocks = (Blocks){.ops = &file_ops,
-                         .size = spec->size,
-                         .max_request = MAX_REQUEST,
-                         .max_in_flight = MAX_IN_FLIGHT};
+    f->blocks =
+        (Blocks){.ops = &file_ops, .size = spec->size, .max_request = MAX_REQUEST, .max_in_flight = MAX_IN_FLIGHT};
     f->replace = spec->replace;
     f->path = mem_strdup(spec->path, err);
     struct stat st;

@@ -37,8 +37,7 @@ static void group_free(Group *g)
 static Group *group_begin(Hasher *h, uint64_t index, Err *err)
 {
     if (h->opened == OPEN_MAX) {
-        (void)err_set(err, ERR_TOO_LARGE, "clusters of more than %d groups arrive at a time",
-                      OPEN_MAX);
+        (void)err_set(err, ERR_TOO_LARGE, "clusters of more than %d groups arrive at a time", OPEN_MAX);
         return NULL;
     }
     uint32_t n = h->geo->leaves;
@@ -98,14 +97,12 @@ static bool check_range(const Hasher *h, uint64_t offset, uint64_t length, Err *
     uint64_t mask = h->geo->cluster_size - 1, size = h->blocks.size;
     if (length == 0 || offset >= size || length > size - offset || (offset & mask) != 0 ||
         ((length & mask) != 0 && offset + length != size))
-        return err_set(err, ERR_INVALID,
-                       "%" PRIu64 " bytes at offset %" PRIu64 " are not whole clusters", length,
+        return err_set(err, ERR_INVALID, "%" PRIu64 " bytes at offset %" PRIu64 " are not whole clusters", length,
                        offset);
     return true;
 }
 
-static bool hasher_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req,
-                         Err *err)
+static bool hasher_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     Hasher *h = (Hasher *)b;
     uint32_t size = h->geo->cluster_size;
@@ -180,10 +177,7 @@ bool sink_hasher_open(const HashGeometry *geo, uint64_t size, Blocks **ret, Err 
     Hasher *h = mem_calloc(1, sizeof(*h), err);
     if (!h)
         return false;
-    h->blocks = (Blocks){.ops = &hasher_ops,
-                         .size = size,
-                         .max_request = MAX_REQUEST,
-                         .max_in_flight = MAX_IN_FLIGHT};
+    h->blocks = (Blocks){.ops = &hasher_ops, .size = size, .max_request = MAX_REQUEST, .max_in_flight = MAX_IN_FLIGHT};
     h->geo = geo;
     h->clusters = (size + geo->cluster_size - 1) / geo->cluster_size;
     h->groups = hash_groups(geo, size);
@@ -204,7 +198,6 @@ bool sink_hasher_root(Blocks *b, Hash *ret, Err *err)
 {
     Hasher *h = (Hasher *)b;
     if (h->missing > 0)
-        return err_set(err, ERR_CONFLICT, "%" PRIu64 " groups of clusters are not complete",
-                       h->missing);
+        return err_set(err, ERR_CONFLICT, "%" PRIu64 " groups of clusters are not complete", h->missing);
     return hash_root(h->geo, h->blocks.size, h->nodes, h->groups, ret, err);
 }

@@ -16,8 +16,7 @@ typedef struct SinkImage {
     bool replace;
 } SinkImage;
 
-static bool image_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req,
-                        Err *err)
+static bool image_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     if (!writer_write(((SinkImage *)b)->writer, p, offset, length, err))
         return false;
@@ -68,10 +67,8 @@ bool sink_image_open(const SinkImageSpec *spec, Blocks **ret, Err *err)
     SinkImage *s = mem_calloc(1, sizeof(*s), err);
     if (!s)
         return false;
-    s->blocks = (Blocks){.ops = &image_ops,
-                         .size = spec->size,
-                         .max_request = MAX_REQUEST,
-                         .max_in_flight = MAX_IN_FLIGHT};
+    s->blocks =
+        (Blocks){.ops = &image_ops, .size = spec->size, .max_request = MAX_REQUEST, .max_in_flight = MAX_IN_FLIGHT};
     s->replace = spec->replace;
     s->path = mem_strdup(spec->path, err);
     bool fine = s->path && sink_path_partial(s->path, s->replace, &s->partial, err);

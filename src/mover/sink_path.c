@@ -14,11 +14,9 @@ bool sink_path_partial(const char *path, bool replace, char **ret_partial, Err *
     struct stat st;
     if (lstat(path, &st) == 0) {
         if (!replace)
-            return err_set(err, ERR_EXISTS, "%s is there already; choose another path, or force it",
-                           path);
+            return err_set(err, ERR_EXISTS, "%s is there already; choose another path, or force it", path);
         if (!S_ISREG(st.st_mode))
-            return err_set(err, ERR_CONFLICT, "%s is not a regular file and will not be replaced",
-                           path);
+            return err_set(err, ERR_CONFLICT, "%s is not a regular file and will not be replaced", path);
     } else if (errno != ENOENT) {
         return err_errno(err, errno, "%s", path);
     }

@@ -375,4 +375,6 @@ static struct nbdkit_plugin plugin = {
     .extents = plugin_extents,
 };
 
+struct nbdkit_plugin *plugin_init(void); // which nbdkit's header does not declare
+
 NBDKIT_REGISTER_PLUGIN(plugin)

@@ -4,8 +4,8 @@
 #include "source/source.h"
 
 #define SOURCE_DISKS_MAX 256
-#define SOURCE_TEXT_MAX  4096 // bytes of a path or a URI in a spec
-#define SOURCE_KEY_MAX   255  // bytes of a disk's key
+#define SOURCE_TEXT_MAX 4096 // bytes of a path or a URI in a spec
+#define SOURCE_KEY_MAX 255   // bytes of a disk's key
 
 // 1..255 bytes of UTF-8 without control characters.
 bool source_check_key(const char *key, Err *err) must_check;

@@ -28,8 +28,8 @@ static bool synchronise(Agent *a, int64_t deadline, Err *err)
     if (!uuid_random_bytes(&id, sizeof(id), err))
         return false;
     id &= 0x7fffffff;
-    int n = snprintf(text, sizeof(text), "%c{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%u}}\n", AGENT_MARK,
-                     (unsigned)id);
+    int n = snprintf(text, sizeof(text), "%c{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%u}}\n",
+                     AGENT_MARK, (unsigned)id);
     if (!stream_send(a->stream, text, (size_t)n, -1, deadline, err))
         return false;
     for (;;) {

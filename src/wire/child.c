@@ -11,10 +11,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define CHILD_SAID_MAX  16384 // bytes that are kept of what a child says
-#define CHILD_BACKLOG   64
-#define CHILD_FAIL_MS   1000
-#define CHILD_STOP_MS   2000
+#define CHILD_SAID_MAX 16384 // bytes that are kept of what a child says
+#define CHILD_BACKLOG 64
+#define CHILD_FAIL_MS 1000
+#define CHILD_STOP_MS 2000
 
 struct Child {
     Proc proc;
@@ -74,8 +74,7 @@ bool child_start(const char *const *argv, Child **ret, Err *err)
         // qemu-nbd takes a buffer for nearly every request; left to itself, malloc maps and unmaps each one,
         // which costs a third of its CPU time
         static const char *const keep_memory[] = {"MALLOC_MMAP_THRESHOLD_=268435456",
-                                                  "MALLOC_TRIM_THRESHOLD_=536870912",
-                                                  "MALLOC_ARENA_MAX=2", NULL};
+                                                  "MALLOC_TRIM_THRESHOLD_=536870912", "MALLOC_ARENA_MAX=2", NULL};
         ProcSpec spec = {
             .argv = argv,
             .set_env = keep_memory,

@@ -89,23 +89,20 @@ static bool set_deadlines(HttpClient *c, const HttpRequest *r)
     if (!SET(CURLOPT_CONNECTTIMEOUT_MS, CONNECT_MS))
         return false;
     if (r->on_data)
-        return SET(CURLOPT_LOW_SPEED_LIMIT, 1L) &&
-            SET(CURLOPT_LOW_SPEED_TIME, MAX(1, timeout_ms / 1000));
+        return SET(CURLOPT_LOW_SPEED_LIMIT, 1L) && SET(CURLOPT_LOW_SPEED_TIME, MAX(1, timeout_ms / 1000));
     return SET(CURLOPT_TIMEOUT_MS, timeout_ms);
 }
 
 static bool set_options(HttpClient *c, const HttpRequest *r, struct curl_slist *headers)
 {
-    return SET(CURLOPT_URL, r->url) && SET(CURLOPT_CUSTOMREQUEST, r->method) &&
-        SET(CURLOPT_HTTPHEADER, headers) && SET(CURLOPT_PROTOCOLS_STR, "http,https") &&
-        SET(CURLOPT_PROXY, "") && SET(CURLOPT_FOLLOWLOCATION, 0L) && SET(CURLOPT_NOSIGNAL, 1L) &&
-        SET(CURLOPT_ERRORBUFFER, c->error) && SET(CURLOPT_WRITEFUNCTION, on_body) &&
-        SET(CURLOPT_WRITEDATA, c) && SET(CURLOPT_XFERINFOFUNCTION, on_progress) &&
-        SET(CURLOPT_XFERINFODATA, c) && SET(CURLOPT_NOPROGRESS, 0L) &&
-        SET(CURLOPT_USERAGENT, "sendense/" SENDENSE_VERSION) && SET(CURLOPT_PATH_AS_IS, 1L) &&
+    return SET(CURLOPT_URL, r->url) && SET(CURLOPT_CUSTOMREQUEST, r->method) && SET(CURLOPT_HTTPHEADER, headers) &&
+        SET(CURLOPT_PROTOCOLS_STR, "http,https") && SET(CURLOPT_PROXY, "") && SET(CURLOPT_FOLLOWLOCATION, 0L) &&
+        SET(CURLOPT_NOSIGNAL, 1L) && SET(CURLOPT_ERRORBUFFER, c->error) && SET(CURLOPT_WRITEFUNCTION, on_body) &&
+        SET(CURLOPT_WRITEDATA, c) && SET(CURLOPT_XFERINFOFUNCTION, on_progress) && SET(CURLOPT_XFERINFODATA, c) &&
+        SET(CURLOPT_NOPROGRESS, 0L) && SET(CURLOPT_USERAGENT, "sendense/" SENDENSE_VERSION) &&
+        SET(CURLOPT_PATH_AS_IS, 1L) &&
         (!r->body ||
-         (SET(CURLOPT_POSTFIELDS, r->body) &&
-          SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(r->body)))) &&
+         (SET(CURLOPT_POSTFIELDS, r->body) && SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(r->body)))) &&
         set_deadlines(c, r);
 }
 
@@ -121,8 +118,7 @@ static bool add_header(struct curl_slist **list, const char *line, Err *err)
 static bool make_headers(const HttpRequest *r, struct curl_slist **ret, Err *err)
 {
     // An empty "Expect:" keeps libcurl from waiting for 100 Continue
-    if (!add_header(ret, "Accept: application/json, text/event-stream", err) ||
-        !add_header(ret, "Expect:", err))
+    if (!add_header(ret, "Accept: application/json, text/event-stream", err) || !add_header(ret, "Expect:", err))
         return false;
     if (r->body && !add_header(ret, "Content-Type: application/json", err))
         return false;
@@ -146,8 +142,7 @@ static void clear_headers(struct curl_slist **list)
 
 static bool bad_url(const char *url, const char *why, Err *err)
 {
-    return err_set(err, ERR_USAGE, "the URL %s: %s; it is http://HOST:PORT or https://HOST:PORT",
-                   url, why);
+    return err_set(err, ERR_USAGE, "the URL %s: %s; it is http://HOST:PORT or https://HOST:PORT", url, why);
 }
 
 static bool curl_error(const HttpClient *c, CURLcode code, Err *err)
@@ -155,8 +150,7 @@ static bool curl_error(const HttpClient *c, CURLcode code, Err *err)
     const char *why = c->error[0] ? c->error : curl_easy_strerror(code);
     switch (code) {
     case CURLE_ABORTED_BY_CALLBACK:
-        return err_set(err, ERR_CANCELLED, "%s %s was cancelled", c->request->method,
-                       c->request->url);
+        return err_set(err, ERR_CANCELLED, "%s %s was cancelled", c->request->method, c->request->url);
     case CURLE_OPERATION_TIMEDOUT:
         return err_set(err, ERR_TIMEOUT, "%s %s: %s", c->request->method, c->request->url, why);
     case CURLE_URL_MALFORMAT: return bad_url(c->request->url, why, err);
@@ -168,8 +162,7 @@ static bool curl_error(const HttpClient *c, CURLcode code, Err *err)
     case CURLE_GOT_NOTHING:
     case CURLE_PARTIAL_FILE:
         return err_set(err, ERR_UNAVAILABLE, "%s %s: %s", c->request->method, c->request->url, why);
-    default:
-        return err_set(err, ERR_PROTOCOL, "%s %s: %s", c->request->method, c->request->url, why);
+    default: return err_set(err, ERR_PROTOCOL, "%s %s: %s", c->request->method, c->request->url, why);
     }
 }
 
@@ -185,8 +178,7 @@ static bool perform(HttpClient *c, HttpAnswer *ret, Err *err)
     if (code != CURLE_OK && !c->stopped)
         return curl_error(c, code, err);
     if (curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &status) != CURLE_OK || status == 0)
-        return err_set(err, ERR_PROTOCOL, "%s %s: no status in the answer", c->request->method,
-                       c->request->url);
+        return err_set(err, ERR_PROTOCOL, "%s %s: no status in the answer", c->request->method, c->request->url);
     if (!str_add(&c->body, "", err))
         return false;
     *ret = (HttpAnswer){.status = (int)status, .body = c->body.s, .body_len = c->body.len};
@@ -206,9 +198,8 @@ bool http_client_call(HttpClient *c, const HttpRequest *r, HttpAnswer *ret, Err 
     c->body = STR_BUF(r->max_answer ? r->max_answer : MAX_ANSWER_DEFAULT);
     if (!make_headers(r, &headers, err))
         return false;
-    bool fine = set_options(c, r, headers)
-        ? perform(c, ret, err)
-        : err_set(err, ERR_USAGE, "libcurl cannot send to %s", r->url);
+    bool fine = set_options(c, r, headers) ? perform(c, ret, err)
+                                           : err_set(err, ERR_USAGE, "libcurl cannot send to %s", r->url);
     curl_easy_reset(c->curl); // options hold borrowed text; connections stay
     c->request = NULL;
     str_clear(&c->body);

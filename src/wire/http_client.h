@@ -7,13 +7,12 @@
 #include <stdatomic.h>
 
 typedef struct HttpRequest {
-    const char *method;  // "GET", "POST", "PATCH", "DELETE"
-    const char *url;     // http:// or https://
-    const char *body;    // JSON; NULL: none
-    const Secret *token; // sent as "Authorization: Bearer …"; NULL or not set: none
-    int timeout_ms; // of the whole exchange; 0: 30 s. With on_data: of silence, in whole seconds
-    size_t
-        max_answer; // bytes of the answer's body, 0: 4 MiB. With on_data it bounds only error answers
+    const char *method;        // "GET", "POST", "PATCH", "DELETE"
+    const char *url;           // http:// or https://
+    const char *body;          // JSON; NULL: none
+    const Secret *token;       // sent as "Authorization: Bearer …"; NULL or not set: none
+    int timeout_ms;            // of the whole exchange; 0: 30 s. With on_data: of silence, in whole seconds
+    size_t max_answer;         // bytes of the answer's body, 0: 4 MiB. With on_data it bounds only error answers
     const atomic_bool *cancel; // looked at about once a second while waiting; may be NULL
     // A stream: each piece of a 200 answer's body as it arrives; false ends the exchange (which then went well).
     bool (*on_data)(void *ctx, const char *p, size_t n);

@@ -15,8 +15,7 @@ static bool copy_token(HubApi *h, const Secret *token, Err *err)
 bool hub_api_new(const char *url, const Secret *token, HubApi **ret, Err *err)
 {
     if (!str_starts(url, "http://") && !str_starts(url, "https://"))
-        return err_set(err, ERR_USAGE, "the hub's URL %s starts with neither http:// nor https://",
-                       url);
+        return err_set(err, ERR_USAGE, "the hub's URL %s starts with neither http:// nor https://", url);
     HubApi *h = mem_calloc(1, sizeof(*h), err);
     if (!h)
         return false;
@@ -64,11 +63,9 @@ bool hub_api_is_unknown(const HubApi *h)
 
 bool hub_api_segment(StrBuf *path, const char *segment, Err *err)
 {
-    static const char plain[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
     for (const unsigned char *p = (const unsigned char *)segment; *p; p++)
-        if (!(strchr(plain, *p) ? str_add_bytes(path, p, 1, err)
-                                : str_addf(path, err, "%%%02X", *p)))
+        if (!(strchr(plain, *p) ? str_add_bytes(path, p, 1, err) : str_addf(path, err, "%%%02X", *p)))
             return false;
     return true;
 }
@@ -98,21 +95,18 @@ static bool answer_error(const char *method, const char *url, const HttpAnswer *
     cleanup_json json_t *body = NULL;
     Err ignored = ERR_INIT;
     const char *title = NULL, *details = NULL;
-    if (codec_json_parse(a->body, a->body_len, WORK_BODY_MAX, &body, &ignored) &&
-        json_is_object(body)) {
+    if (codec_json_parse(a->body, a->body_len, WORK_BODY_MAX, &body, &ignored) && json_is_object(body)) {
         title = json_string_value(json_object_get(body, "error"));
         details = json_string_value(json_object_get(body, "details"));
     }
     if (title && details)
         (void)err_set(err, hub_api_code(a->status), "%s", details);
     else
-        (void)err_set(err, hub_api_code(a->status), "%s %s answered %d: %.500s", method, url,
-                      a->status, a->body);
+        (void)err_set(err, hub_api_code(a->status), "%s %s answered %d: %.500s", method, url, a->status, a->body);
     return title ? err_title(err, title) : false;
 }
 
-bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body,
-                      HttpAnswer *ret, Err *err)
+bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret, Err *err)
 {
     h->status = 0;
     cleanup_free char *url = mem_printf(err, "%s%s", h->url, path);
@@ -130,8 +124,7 @@ bool hub_api_exchange(HubApi *h, const char *method, const char *path, const cha
     return true;
 }
 
-bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret,
-                 Err *err)
+bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret, Err *err)
 {
     cleanup(http_answer_clear) HttpAnswer a = {0};
     if (!hub_api_exchange(h, method, path, body, &a, err))
@@ -143,13 +136,11 @@ bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *bo
     return true;
 }
 
-bool hub_api_call(HubApi *h, const char *method, const char *path, const json_t *body,
-                  json_t **ret_answer, Err *err)
+bool hub_api_call(HubApi *h, const char *method, const char *path, const json_t *body, json_t **ret_answer, Err *err)
 {
     cleanup_free char *text = NULL;
     cleanup(http_answer_clear) HttpAnswer a = {0};
-    if ((body && !codec_json_dump(body, &text, err)) ||
-        !hub_api_ask(h, method, path, text, &a, err))
+    if ((body && !codec_json_dump(body, &text, err)) || !hub_api_ask(h, method, path, text, &a, err))
         return false;
     if (!codec_json_parse(a.body, a.body_len, WORK_BODY_MAX, ret_answer, err)) {
         err->code = err->code == ERR_INVALID ? ERR_PROTOCOL : err->code;
@@ -204,8 +195,7 @@ static bool stream_line(Stream *s)
         str_clear(&s->event);
         fine = str_add(&s->event, event, &s->failed);
     } else if (data) {
-        fine = (s->data.len == 0 || str_add(&s->data, "\n", &s->failed)) &&
-            str_add(&s->data, data, &s->failed);
+        fine = (s->data.len == 0 || str_add(&s->data, "\n", &s->failed)) && str_add(&s->data, data, &s->failed);
     }
     str_clear(&s->line);
     return fine;
@@ -278,8 +268,7 @@ bool hub_api_is_backup(const char *job_id)
 bool hub_api_job_path(const char *job_id, const char *call, char **ret, Err *err)
 {
     StrBuf path = STR_BUF(PATH_MAX_BYTES);
-    if (!str_add(&path, hub_api_is_backup(job_id) ? "/api/v1/backups/" : "/api/v1/replications/",
-                 err) ||
+    if (!str_add(&path, hub_api_is_backup(job_id) ? "/api/v1/backups/" : "/api/v1/replications/", err) ||
         !hub_api_segment(&path, job_id, err) || !str_addf(&path, err, "/%s", call)) {
         str_clear(&path);
         return false;

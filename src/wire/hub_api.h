@@ -27,22 +27,19 @@ bool hub_api_is_unknown(const HubApi *h);
 bool hub_api_segment(StrBuf *path, const char *segment, Err *err) must_check;
 
 // Any call. path from "/api/v1" on, encoded. body NULL: none. *ret_answer is the answer's JSON.
-bool hub_api_call(HubApi *h, const char *method, const char *path, const json_t *body,
-                  json_t **ret_answer, Err *err) must_check;
+bool hub_api_call(HubApi *h, const char *method, const char *path, const json_t *body, json_t **ret_answer, Err *err)
+    must_check;
 // Server-sent events of path until on_event returns false (true is returned), the stream ends, or nothing comes for
 // 30 s. data is parsed JSON, borrowed.
 typedef bool (*HubApiEvent)(void *ctx, const char *event, const json_t *data);
-bool hub_api_events(HubApi *h, const char *path, HubApiEvent on_event, void *ctx, Err *err)
-    must_check;
+bool hub_api_events(HubApi *h, const char *path, HubApiEvent on_event, void *ctx, Err *err) must_check;
 
 // ---- the client's calls. "backup-…" is served below /api/v1/backups/, any other job below /api/v1/replications/.
 bool hub_api_is_backup(const char *job_id);
-bool hub_api_claim(HubApi *h, const char *job_id, const char *claim_uuid, WorkOrder *ret, Err *err)
+bool hub_api_claim(HubApi *h, const char *job_id, const char *claim_uuid, WorkOrder *ret, Err *err) must_check;
+bool hub_api_announce(HubApi *h, const char *job_id, const Announce *a, AnnounceAnswer *ret, Err *err) must_check;
+bool hub_api_progress(HubApi *h, const char *job_id, const WorkProgress *p, WorkProgressAnswer *ret, Err *err)
     must_check;
-bool hub_api_announce(HubApi *h, const char *job_id, const Announce *a, AnnounceAnswer *ret,
-                      Err *err) must_check;
-bool hub_api_progress(HubApi *h, const char *job_id, const WorkProgress *p, WorkProgressAnswer *ret,
-                      Err *err) must_check;
 bool hub_api_fail(HubApi *h, const char *job_id, const WorkFailure *f, Err *err) must_check;
 // 200 is success; for any other status the details are "SHA API returned status 404: <body>".
 bool hub_api_complete(HubApi *h, const char *job_id, const Completion *c, Err *err) must_check;

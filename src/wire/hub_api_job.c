@@ -9,12 +9,10 @@ static bool bad_answer(Err *err, const char *call)
     return err_context(err, "the hub's answer to %s", call);
 }
 
-static bool post(HubApi *h, const char *job_id, const char *call, const char *body, HttpAnswer *ret,
-                 Err *err)
+static bool post(HubApi *h, const char *job_id, const char *call, const char *body, HttpAnswer *ret, Err *err)
 {
     cleanup_free char *path = NULL;
-    return hub_api_job_path(job_id, call, &path, err) &&
-        hub_api_ask(h, "POST", path, body, ret, err);
+    return hub_api_job_path(job_id, call, &path, err) && hub_api_ask(h, "POST", path, body, ret, err);
 }
 
 bool hub_api_claim(HubApi *h, const char *job_id, const char *claim_uuid, WorkOrder *ret, Err *err)
@@ -26,8 +24,7 @@ bool hub_api_claim(HubApi *h, const char *job_id, const char *claim_uuid, WorkOr
     return work_order_decode(a.body, a.body_len, ret, err) || bad_answer(err, "claim");
 }
 
-bool hub_api_announce(HubApi *h, const char *job_id, const Announce *announce, AnnounceAnswer *ret,
-                      Err *err)
+bool hub_api_announce(HubApi *h, const char *job_id, const Announce *announce, AnnounceAnswer *ret, Err *err)
 {
     cleanup_free char *body = NULL;
     cleanup(http_answer_clear) HttpAnswer a = {0};
@@ -36,8 +33,7 @@ bool hub_api_announce(HubApi *h, const char *job_id, const Announce *announce, A
     return announce_answer_decode(a.body, a.body_len, ret, err) || bad_answer(err, "disks");
 }
 
-bool hub_api_progress(HubApi *h, const char *job_id, const WorkProgress *p, WorkProgressAnswer *ret,
-                      Err *err)
+bool hub_api_progress(HubApi *h, const char *job_id, const WorkProgress *p, WorkProgressAnswer *ret, Err *err)
 {
     cleanup_free char *body = NULL;
     cleanup(http_answer_clear) HttpAnswer a = {0};
@@ -58,8 +54,7 @@ static bool record(HubApi *h, const char *job_id, const char *call, const char *
 {
     cleanup_free char *path = NULL;
     cleanup(http_answer_clear) HttpAnswer a = {0};
-    if (!hub_api_job_path(job_id, call, &path, err) ||
-        !hub_api_exchange(h, "POST", path, body, &a, err))
+    if (!hub_api_job_path(job_id, call, &path, err) || !hub_api_exchange(h, "POST", path, body, &a, err))
         return false;
     if (a.status == 200)
         return true;

@@ -14,10 +14,10 @@ struct HubApi {
 
 ErrCode hub_api_code(int status); // of an answer that is no success
 // Sends; true for any answer.
-bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body,
-                      HttpAnswer *ret, Err *err) must_check;
+bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret, Err *err)
+    must_check;
 // Sends; an answer other than 200 to 202 is an error.
-bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret,
-                 Err *err) must_check;
+bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret, Err *err)
+    must_check;
 // "/api/v1/backups/ID/CALL" or the replications' path. New memory.
 bool hub_api_job_path(const char *job_id, const char *call, char **ret, Err *err) must_check;

@@ -7,10 +7,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define NBD_CONNECTIONS_MAX  16
-#define NBD_PER_CONNECTION   16                     // requests in flight that make sense on one
-#define NBD_ZERO_STEP        (UINT64_C(1) << 30)    // the protocol has 32 bits for a length
-#define NBD_ZERO_LOAD        (UINT64_C(64) << 10)   // what a request without data weighs, in bytes
+#define NBD_CONNECTIONS_MAX 16
+#define NBD_PER_CONNECTION 16              // requests in flight that make sense on one
+#define NBD_ZERO_STEP (UINT64_C(1) << 30)  // the protocol has 32 bits for a length
+#define NBD_ZERO_LOAD (UINT64_C(64) << 10) // what a request without data weighs, in bytes
 
 _Static_assert(NBD_CONNECTIONS_MAX + 1 <= BLOCKS_FDS_MAX, "each connection and the wake-up have a descriptor");
 
@@ -50,7 +50,7 @@ typedef struct NbdBlocks {
     unsigned reopened;
     NbdOps finished; // done is to be called, by the next dispatch
     NbdOps spare;
-    int wake; // eventfd: finished is not empty
+    int wake;  // eventfd: finished is not empty
     bool over; // aborted: nothing starts any more
 } NbdBlocks;
 
@@ -117,8 +117,8 @@ static void close_conn(NbdConn *c)
 static bool same_facts(const NbdFacts *a, const NbdFacts *b)
 {
     return a->size == b->size && a->max_request == b->max_request && a->multi_conn == b->multi_conn &&
-           a->can_zero == b->can_zero && a->can_flush == b->can_flush && a->read_only == b->read_only &&
-           a->zeros == b->zeros;
+        a->can_zero == b->can_zero && a->can_flush == b->can_flush && a->read_only == b->read_only &&
+        a->zeros == b->zeros;
 }
 
 static bool open_conn(NbdBlocks *n, NbdConn *c, Err *err)
@@ -230,13 +230,13 @@ static bool check_request(const Blocks *b, uint64_t offset, uint32_t length, Err
 static bool op_read(Blocks *b, void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     return check_request(b, offset, length, err) &&
-           start(b, (NbdOp){.kind = NBD_READ, .buffer = p, .offset = offset, .length = length}, req, err);
+        start(b, (NbdOp){.kind = NBD_READ, .buffer = p, .offset = offset, .length = length}, req, err);
 }
 
 static bool op_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     return check_request(b, offset, length, err) &&
-           start(b, (NbdOp){.kind = NBD_WRITE, .buffer = (void *)p, .offset = offset, .length = length}, req, err);
+        start(b, (NbdOp){.kind = NBD_WRITE, .buffer = (void *)p, .offset = offset, .length = length}, req, err);
 }
 
 static bool op_zero(Blocks *b, uint64_t offset, uint64_t length, BlocksReq *req, Err *err)
@@ -245,7 +245,7 @@ static bool op_zero(Blocks *b, uint64_t offset, uint64_t length, BlocksReq *req,
         return err_set(err, ERR_UNSUPPORTED, "nbd: the server takes no write-zeroes requests");
     uint64_t step = MIN(length, NBD_ZERO_STEP);
     return check_range(b, offset, length, err) &&
-           start(b, (NbdOp){.kind = NBD_ZERO, .offset = offset, .length = step, .rest = length - step}, req, err);
+        start(b, (NbdOp){.kind = NBD_ZERO, .offset = offset, .length = step, .rest = length - step}, req, err);
 }
 
 // One connection is enough: with several, the server promised that a flush covers them all.
@@ -410,8 +410,7 @@ static bool own_spec(NbdBlocks *n, const NbdSpec *spec, Err *err)
     n->spec = *spec;
     n->spec.uri = n->spec.socket = n->spec.export_name = n->spec.dirty_context = NULL;
     return own(&n->spec.uri, spec->uri, err) && own(&n->spec.socket, spec->socket, err) &&
-           own(&n->spec.export_name, spec->export_name, err) &&
-           own(&n->spec.dirty_context, spec->dirty_context, err);
+        own(&n->spec.export_name, spec->export_name, err) && own(&n->spec.dirty_context, spec->dirty_context, err);
 }
 
 static bool open_all(NbdBlocks *n, Err *err)

@@ -5,10 +5,10 @@
 #include <errno.h>
 #include <inttypes.h>
 
-#define NBD_MAX_REQUEST     (UINT32_C(32) << 20) // the protocol's, where a server names none
+#define NBD_MAX_REQUEST (UINT32_C(32) << 20) // the protocol's, where a server names none
 #define NBD_DEFAULT_TIMEOUT 15000
-#define NBD_MAP_STEP        (UINT64_C(1) << 30) // bytes asked for at a time: the protocol has 32 bits
-#define NBD_DIRTY_FLAG      1u                  // bit 0 of qemu:dirty-bitmap:NAME
+#define NBD_MAP_STEP (UINT64_C(1) << 30) // bytes asked for at a time: the protocol has 32 bits
+#define NBD_DIRTY_FLAG 1u                // bit 0 of qemu:dirty-bitmap:NAME
 
 bool nbd_conn_error(Err *err, int errnum, const char *what, const char *text)
 {
@@ -211,10 +211,9 @@ static bool map_step(struct nbd_handle *h, const NbdSpec *spec, MapQuery *q, uin
 {
     int64_t deadline = deadline_of(spec);
     q->finished = false;
-    int64_t cookie =
-        nbd_aio_block_status(h, MIN(q->end - from, NBD_MAP_STEP), from,
-                             (nbd_extent_callback){.callback = on_extents, .user_data = q},
-                             (nbd_completion_callback){.callback = on_map_done, .user_data = q}, 0);
+    int64_t cookie = nbd_aio_block_status(h, MIN(q->end - from, NBD_MAP_STEP), from,
+                                          (nbd_extent_callback){.callback = on_extents, .user_data = q},
+                                          (nbd_completion_callback){.callback = on_map_done, .user_data = q}, 0);
     if (cookie < 0)
         return from_libnbd(err, "nbd block status");
     while (!q->finished)

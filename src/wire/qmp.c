@@ -43,7 +43,7 @@ static bool receive(Qmp *q, int64_t deadline, json_t **ret, bool *ret_is_event, 
 {
     json_t *value;
     return stream_receive(q->stream, deadline, &value, err) && keep_event(q, value, ret_is_event, err) &&
-           ((*ret = value), true);
+        ((*ret = value), true);
 }
 
 static bool refused(const char *command, const json_t *error, Err *err)

@@ -6,7 +6,7 @@
 typedef struct Qmp Qmp;
 
 #define QMP_GREETING_MS 5000
-#define QMP_CALL_MS     30000
+#define QMP_CALL_MS 30000
 
 // Connects and negotiates. A monitor serves one client at a time: a second one connects and hears nothing; without a
 // greeting in greeting_ms it is ERR_BUSY. events: names of those that are kept for qmp_await(), NULL-terminated, all

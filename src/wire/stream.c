@@ -78,12 +78,28 @@ void stream_free(Stream *s)
     free(s);
 }
 
+static bool is_cancelled(const Stream *s, Err *err)
+{
+    if (!s->cancel || !atomic_load(s->cancel))
+        return false;
+    (void)err_set(err, ERR_CANCELLED, "cancelled");
+    return true;
+}
+
+// A peer that sends without end must keep us neither beyond the deadline nor from a cancellation.
+static bool may_go_on(const Stream *s, int64_t deadline, Err *err)
+{
+    if (is_cancelled(s, err))
+        return false;
+    return clock_mono_ms() <= deadline || err_set(err, ERR_TIMEOUT, "no answer in time");
+}
+
 // Until the socket is ready, in pieces short enough to notice a cancellation.
 static bool await(Stream *s, short events, int64_t deadline, Err *err)
 {
     for (;;) {
-        if (s->cancel && atomic_load(s->cancel))
-            return err_set(err, ERR_CANCELLED, "cancelled");
+        if (is_cancelled(s, err))
+            return false;
         int64_t left = deadline - clock_mono_ms();
         struct pollfd p = {.fd = s->fd, .events = events};
         int n = poll(&p, 1, (int)MAX(MIN(left, CANCEL_MS), 0));
@@ -206,9 +222,8 @@ bool stream_receive(Stream *s, int64_t deadline, json_t **ret, Err *err)
         return err_set(err, ERR_UNAVAILABLE, "the connection is lost");
     size_t n;
     do {
-        // A peer that sends without end must not keep us beyond the deadline.
-        if (clock_mono_ms() > deadline)
-            return err_set(err, ERR_TIMEOUT, "no answer in time");
+        if (!may_go_on(s, deadline, err))
+            return false;
         n = scan(s);
         if (n == 0 && !fill(s, deadline, err))
             return false;
@@ -230,8 +245,8 @@ bool stream_skip(Stream *s, char mark, int64_t deadline, Err *err)
     if (s->lost)
         return err_set(err, ERR_UNAVAILABLE, "the connection is lost");
     for (;;) {
-        if (clock_mono_ms() > deadline)
-            return err_set(err, ERR_TIMEOUT, "no answer in time");
+        if (!may_go_on(s, deadline, err))
+            return false;
         char *at = s->len > 0 ? memchr(s->buffer, mark, s->len) : NULL;
         if (at) {
             drop(s, (size_t)(at - s->buffer) + 1);

@@ -7,7 +7,7 @@
 #include <jansson.h>
 #include <stdatomic.h>
 
-#define STREAM_PATH_MAX    107               // bytes of a unix socket's path
+#define STREAM_PATH_MAX 107                   // bytes of a unix socket's path
 #define STREAM_MESSAGE_MAX ((size_t)16 << 20) // bytes of one message
 
 typedef struct Stream Stream;

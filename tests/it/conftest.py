@@ -75,7 +75,8 @@ def world(hub, place):
     """A hub with one repository."""
     made = World(hub, place)
     made.add_repository()
-    return made
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lib.api import quote
-from lib.job import change_id, coverage, disk, nbdcopy
+from lib.job import change_id, coverage, disk, nbdcopy, qemu_io
 from lib.world import MIB, make_image
 
 CONTRACT_SQL = """SELECT id, vm_name, backup_type, change_id, status, created_at, completed_at FROM backup_jobs
@@ -56,7 +56,7 @@ def test_start_without_type_is_incremental_after_a_first(world, vm):
     ({"backup_type": ""}, 400),
     ({"backup_type": 1}, 400),
     ({"vm_name": None}, 400),
-    ({"vm_name": ""}, 400),
+    ({"vm_name": ""}, 404),
     ({"vm_name": 7}, 400),
     ({"repository_id": None}, 400),
     ({"repository_id": ["1"]}, 400),
@@ -148,7 +148,7 @@ def test_complete_after_a_restart_of_the_hub(world, vm):
 
 def test_complete_keeps_a_change_id_as_it_came(world, vm):
     """VMware's change IDs can hold blanks."""
-    change = " 52 d0 eb 97 27 ad 4c 3d-87 4a c3 4e 85 f2 ea 95/446  "
+    change = "52 d0 eb 97 27 ad 4c 3d-87 4a c3 4e 85 f2 ea 95/446"
     job = world.written_job(vm, change=change)
     assert job.complete(change).expect(200)["change_id"] == change
     assert world.sql(CONTRACT_SQL)[0]["change_id"] == change
@@ -203,6 +203,7 @@ def shared(tmp_path_factory):
         world.add_repository()
         world.add_vm()
         yield world, world.running_job()
+        world.close()
     finally:
         hub.close()
         left = system.leftovers(folder)
@@ -287,17 +288,25 @@ def test_disks_have_change_ids_of_their_own(world):
     assert shown["change_id"] == changes["disk-0"]
 
 
-def test_completion_that_leaves_a_disk_out(world):
+def test_completion_that_names_one_disk_of_two(world):
+    """The other keeps the change ID that it was announced with."""
     _, paths = world.add_vm("two", sizes=(MIB, MIB), seed=6)
     job = world.job("two")
     job.claim()
-    change = change_id()
-    disks = job.announce([disk("disk-0", MIB, change), disk("disk-1", MIB, change_id())])
+    changes = [change_id(), change_id()]
+    disks = job.announce([disk(f"disk-{n}", MIB, change) for n, change in enumerate(changes)])
     for n, path in enumerate(paths):
         nbdcopy(path, disks[f"disk-{n}"]["uri"])
-    answer = job.complete(change, [{"disk_id": disks["disk-0"]["disk_id"], "change_id": change, "tracking": "none",
-                                    **coverage([(0, MIB)])}])
-    assert 400 <= answer.status < 500, answer
+    job.complete(changes[0], [{"disk_id": disks["disk-0"]["disk_id"], "change_id": changes[0], "tracking": "none",
+                               **coverage([(0, MIB)])}]).expect(200)
+    assert [d["change_id"] for d in job.show()["disks"]] == changes
+
+
+def test_completion_of_a_disk_that_was_not_announced(world, vm):
+    job = world.written_job(vm)
+    done = world.done(job, os.path.getsize(vm))
+    answer = job.complete(job.change, [{**done[0], "disk_id": 4711}])
+    assert answer.status in (400, 409, 422), answer
     assert job.show()["status"] != "completed"
 
 
@@ -350,7 +359,9 @@ def test_every_point_of_a_chain_is_the_vm_at_its_moment(world, vm, place):
                        capture_output=True)
 
 
-def test_tracked_incremental_moves_only_what_changed(world, vm):
+@pytest.fixture
+def tracked(world, vm):
+    """A full backup of a disk whose changes are tracked."""
     size = os.path.getsize(vm)
     job = world.job()
     job.claim()
@@ -358,15 +369,15 @@ def test_tracked_incremental_moves_only_what_changed(world, vm):
     disks = job.announce([disk("disk-0", size, job.change, tracking="bitmap")])
     nbdcopy(vm, disks["disk-0"]["uri"])
     job.complete(job.change, world.done(job, size, tracking="bitmap")).expect(200)
-    order = world.job("pgtest1", "incremental")
-    parent = order.claim()["parent_disks"]
-    assert [(d["disk_key"], d["change_id"], d["tracking"]) for d in parent] == [("disk-0", VMWARE_ID, True)]
-    world.api.post(f"{order.path}/cancel").expect(202)
-    world.api.wait_status(order.id, {"cancelled"})
+    return job
 
-    increment = world.tracked_backup(job, [(0, 65536, 0x11), (3 * MIB, 131072, 0x22)], size, zeros=[(MIB, 65536)])
+
+def test_tracked_incremental_moves_only_what_changed(world, vm, tracked):
+    size = os.path.getsize(vm)
+    increment = world.tracked_backup(tracked, [(0, 65536, 0x11), (3 * MIB, 131072, 0x22)], size, zeros=[(MIB, 65536)])
     shown = increment.show()
-    assert shown["disks"][0]["mode"] == "tracked" and shown["disks"][0]["parent_backup_id"] == job.id
+    assert shown["disks"][0]["mode"] == "tracked" and shown["disks"][0]["parent_backup_id"] == tracked.id
+    assert shown["stored_bytes"] < size / 10
     with open(vm, "r+b") as f:
         f.write(b"\x11" * 65536)
         f.seek(3 * MIB)
@@ -375,6 +386,46 @@ def test_tracked_incremental_moves_only_what_changed(world, vm):
         f.write(bytes(65536))
     subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(vm), shown["disks"][0]["image"]],
                    check=True, capture_output=True)
+
+
+def test_the_next_client_is_told_the_parents_change_ids(world, tracked):
+    parent = world.job("pgtest1", "incremental").claim()
+    assert parent["parent_backup_id"] == tracked.id
+    assert [(d["disk_key"], d["change_id"], d["tracking"]) for d in parent["parent_disks"]] == [
+        ("disk-0", VMWARE_ID, True)]
+
+
+def tracked_job(world, vm, tracked, base):
+    job = world.job("pgtest1", "incremental")
+    job.claim()
+    job.change = change_id()
+    return job, job.announce([disk("disk-0", os.path.getsize(vm), job.change, tracking="bitmap",
+                                   base_change_id=base)])["disk-0"]
+
+
+def test_changes_since_another_point_are_not_taken(world, vm, tracked):
+    """Base and change ID apart leaves holes: the increment is then made by comparison, and says so."""
+    _, announced = tracked_job(world, vm, tracked, VMWARE_ID + "0")
+    assert (announced["mode"], announced["reason"]) == ("compare", "tracking_lost")
+
+
+@pytest.mark.parametrize("declared", [
+    None,
+    [],
+    [(0, 131072)],
+    [(65536, 65536)],
+    [(0, 65536), (MIB, 65536)],
+])
+def test_tracked_incremental_that_is_not_what_was_declared(world, vm, tracked, declared):
+    """An extent that got lost on the way, or too many: refused, and never listed as good."""
+    job, announced = tracked_job(world, vm, tracked, VMWARE_ID)
+    assert announced["mode"] == "tracked"
+    qemu_io(announced["uri"], "write -P 1 0 65536", "flush")
+    sent = {} if declared is None else coverage(declared)
+    answer = job.complete(job.change, [{"disk_id": announced["disk_id"], "change_id": job.change,
+                                        "tracking": "bitmap", **sent}])
+    assert answer.status in (400, 409, 422), answer
+    assert job.show()["status"] != "completed"
 
 
 def test_a_failed_backup_is_no_parent(world, vm):

@@ -20,7 +20,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define STEP  (UINT64_C(256) << 20)
+#define STEP (UINT64_C(256) << 20)
 #define CHUNK (UINT64_C(1) << 20)
 
 static atomic_bool cancelled;
@@ -154,11 +154,12 @@ static void say_opened(const Source *s)
     json_t *disks = json_array(), *left = json_array();
     for (size_t i = 0; i < s->disks_len; i++) {
         const SourceDisk *d = &s->disks[i];
-        (void)json_array_append_new(
-            disks, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:I, s:I}", "disk_key", d->key, "label", d->label,
-                             "backing_identity", d->backing_identity, "change_id", d->change_id, "tracking", d->tracking,
-                             "base_change_id", d->base_change_id, "lost", d->lost, "size", (json_int_t)d->size,
-                             "estimated_bytes", (json_int_t)d->estimated_bytes));
+        (void)json_array_append_new(disks,
+                                    json_pack("{s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:I, s:I}", "disk_key", d->key,
+                                              "label", d->label, "backing_identity", d->backing_identity, "change_id",
+                                              d->change_id, "tracking", d->tracking, "base_change_id",
+                                              d->base_change_id, "lost", d->lost, "size", (json_int_t)d->size,
+                                              "estimated_bytes", (json_int_t)d->estimated_bytes));
     }
     for (size_t i = 0; i < s->left_out_len; i++)
         (void)json_array_append_new(left, json_string(s->left_out[i]));
@@ -230,9 +231,9 @@ static bool prepare(Probe *p, const char *path, const char **excluded, size_t ma
     p->source.cancel = &cancelled;
     p->source.scratch = json_string_value(json_object_get(p->request, "scratch"));
     return codec_json_text(p->request, "job_id", 299, &p->source.job_id, err) &&
-           codec_json_text(p->request, "vm_id", 64, &p->source.vm_id, err) &&
-           codec_json_text(p->request, "repository_uuid", 64, &p->source.repository_uuid, err) &&
-           codec_json_text(p->request, "out", 4096, &p->out, err) && read_parents(p, err);
+        codec_json_text(p->request, "vm_id", 64, &p->source.vm_id, err) &&
+        codec_json_text(p->request, "repository_uuid", 64, &p->source.repository_uuid, err) &&
+        codec_json_text(p->request, "out", 4096, &p->out, err) && read_parents(p, err);
 }
 
 static void on_term(int signo)

@@ -17,16 +17,15 @@
 static bool is_away(const Job *j, const Err *err)
 {
     int status = hub_api_status(j->hub);
-    return (status == 0 && (err->code == ERR_UNAVAILABLE || err->code == ERR_TIMEOUT)) ||
-        status == 408 || status == 429 || status == 500 || (status >= 502 && status <= 504);
+    return (status == 0 && (err->code == ERR_UNAVAILABLE || err->code == ERR_TIMEOUT)) || status == 408 ||
+        status == 429 || status == 500 || (status >= 502 && status <= 504);
 }
 
 static bool claim(Job *j, Err *err)
 {
     char uuid[UUID_TEXT];
-    if (!uuid_new(
-            uuid,
-            err)) // the same in each try, so that a claim whose answer was lost is not refused
+    if (!uuid_new(uuid,
+                  err)) // the same in each try, so that a claim whose answer was lost is not refused
         return false;
     int64_t until = clock_mono_ms() + (int64_t)j->spec->reach_s * 1000;
     hub_api_set_timeout(j->hub, CALL_TIMEOUT_MS);
@@ -36,8 +35,7 @@ static bool claim(Job *j, Err *err)
             break;
         bool again = is_away(j, &e) && clock_mono_ms() < until;
         if (again)
-            log_warn("the hub is not there; the claim is repeated", LOG_STR("job", j->spec->job_id),
-                     LOG_ERR(&e));
+            log_warn("the hub is not there; the claim is repeated", LOG_STR("job", j->spec->job_id), LOG_ERR(&e));
         if (!again || !job_pause(j, REACH_PAUSE_MS)) {
             if (err->code == ERR_NONE)
                 *err = e;
@@ -61,8 +59,7 @@ static bool open_source(Job *j, Err *err)
     if (!ops || !ops->check_spec(o->source, err))
         return err_context(err, "the work order's source");
     cleanup_free SourceParent *parents = mem_calloc(o->parent_disks_len, sizeof(*parents), err);
-    cleanup_free const char **excluded =
-        mem_calloc(o->excluded_disks_len + 1, sizeof(*excluded), err);
+    cleanup_free const char **excluded = mem_calloc(o->excluded_disks_len + 1, sizeof(*excluded), err);
     if (!parents || !excluded)
         return false;
     for (size_t i = 0; i < o->parent_disks_len; i++) {
@@ -87,8 +84,7 @@ static bool open_source(Job *j, Err *err)
     if (!ops->open(&r, &j->source, err))
         return err_context(err, "opening the source");
     if (j->source->disks_len == 0)
-        return err_set(err, ERR_INVALID,
-                       "the VM has no disk to back up; look at its excluded disks");
+        return err_set(err, ERR_INVALID, "the VM has no disk to back up; look at its excluded disks");
     return true;
 }
 
@@ -133,12 +129,10 @@ static bool join_disks(Job *j, Err *err)
             if (str_eq(j->answer.disks[k].disk_key, j->disks[i].source->key))
                 j->disks[i].answer = &j->answer.disks[k];
         if (!j->disks[i].answer)
-            return err_set(err, ERR_PROTOCOL, "the hub has no export for disk %s",
-                           j->disks[i].source->key);
+            return err_set(err, ERR_PROTOCOL, "the hub has no export for disk %s", j->disks[i].source->key);
     }
     if (j->answer.disks_len != n)
-        return err_set(err, ERR_PROTOCOL, "the hub has %zu exports for %zu disks",
-                       j->answer.disks_len, n);
+        return err_set(err, ERR_PROTOCOL, "the hub has %zu exports for %zu disks", j->answer.disks_len, n);
     pthread_mutex_lock(&j->lock);
     j->disks_len = n;
     j->disks_known = true;
@@ -160,10 +154,8 @@ static bool announce(Job *j, Err *err)
     if (!join_disks(j, err))
         return false;
     for (size_t i = 0; i < j->disks_len; i++)
-        log_info("disk announced", LOG_STR("job", j->spec->job_id),
-                 LOG_STR("disk", j->disks[i].source->key),
-                 LOG_NUM("size", j->disks[i].source->size),
-                 LOG_STR("mode", disk_mode_name(j->disks[i].answer->mode)),
+        log_info("disk announced", LOG_STR("job", j->spec->job_id), LOG_STR("disk", j->disks[i].source->key),
+                 LOG_NUM("size", j->disks[i].source->size), LOG_STR("mode", disk_mode_name(j->disks[i].answer->mode)),
                  LOG_STR("reason", chain_reason_name(j->disks[i].answer->reason)));
     return true;
 }
@@ -216,16 +208,14 @@ static void report_failure(Job *j, const Err *why)
         if (!hub_api_is_unknown(j->hub))
             break;
     }
-    log_warn("the hub was not told that the job failed", LOG_STR("job", j->spec->job_id),
-             LOG_ERR(&err));
+    log_warn("the hub was not told that the job failed", LOG_STR("job", j->spec->job_id), LOG_ERR(&err));
 }
 
 static void close_source(Job *j, bool completed)
 {
     Err err = ERR_INIT;
     if (j->source && !j->source->ops->close(mem_take(j->source), completed, &err))
-        log_warn("the source was not left as it should be", LOG_STR("job", j->spec->job_id),
-                 LOG_ERR(&err));
+        log_warn("the source was not left as it should be", LOG_STR("job", j->spec->job_id), LOG_ERR(&err));
 }
 
 static void fill_result(const Job *j, ClientResult *ret)
@@ -255,8 +245,7 @@ static bool run(Job *j, ClientResult *ret, Err *err)
     if (!fine && !(recording && unknown))
         report_failure(j, err);
     else if (!fine)
-        (void)err_context(
-            err, "the hub gave no clear answer, so the point may exist; the next job will tell");
+        (void)err_context(err, "the hub gave no clear answer, so the point may exist; the next job will tell");
     return fine;
 }
 

@@ -15,8 +15,7 @@ typedef struct ClientSpec { // all borrowed
     unsigned connections; // to each export, 1 to 16
     unsigned reach_s;     // a hub that cannot be reached is asked again for so long before the copy
     unsigned record_s;    // `complete` without a clear answer is repeated for so long
-    atomic_bool
-        *stop; // set by a signal handler, and by the client itself once the job cannot go on
+    atomic_bool *stop;    // set by a signal handler, and by the client itself once the job cannot go on
 } ClientSpec;
 
 typedef struct ClientResult {

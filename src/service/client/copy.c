@@ -23,12 +23,9 @@ static void on_progress(void *ctx, const MoverProgress *p)
 
 static void log_copied(const Copy *c, const MoverResult *r)
 {
-    log_info("disk copied", LOG_STR("job", c->job->spec->job_id),
-             LOG_STR("disk", c->disk->source->key),
-             LOG_STR("mode", disk_mode_name(c->disk->answer->mode)),
-             LOG_NUM("size", c->disk->source->size),
-             LOG_NUM("transferred_bytes", r->total.transferred_bytes),
-             LOG_NUM("zero_bytes", r->total.zero_bytes));
+    log_info("disk copied", LOG_STR("job", c->job->spec->job_id), LOG_STR("disk", c->disk->source->key),
+             LOG_STR("mode", disk_mode_name(c->disk->answer->mode)), LOG_NUM("size", c->disk->source->size),
+             LOG_NUM("transferred_bytes", r->total.transferred_bytes), LOG_NUM("zero_bytes", r->total.zero_bytes));
 }
 
 static void *copy_thread(void *ctx)
@@ -71,14 +68,10 @@ static bool open_ends(Copy *c, size_t index, Err *err)
 {
     Source *source = c->job->source;
     bool tracked = c->disk->answer->mode == DISK_TRACKED;
-    NbdSpec nbd = {.uri = c->disk->answer->uri,
-                   .connections = c->job->spec->connections,
-                   .timeout_ms = CONNECT_MS};
+    NbdSpec nbd = {.uri = c->disk->answer->uri, .connections = c->job->spec->connections, .timeout_ms = CONNECT_MS};
     if (tracked && !c->disk->source->base_change_id)
-        return err_set(err, ERR_PROTOCOL,
-                       "the hub wants only changes, and the source has no change set");
-    return source->ops->blocks(source, index, tracked, &c->from, err) &&
-        nbd_blocks_open(&nbd, &c->to, err);
+        return err_set(err, ERR_PROTOCOL, "the hub wants only changes, and the source has no change set");
+    return source->ops->blocks(source, index, tracked, &c->from, err) && nbd_blocks_open(&nbd, &c->to, err);
 }
 
 static bool copy_start(Copy *c, size_t index, Err *err)

@@ -46,8 +46,7 @@ static void stop_job(Job *j, ErrCode code, const char *why)
 }
 
 // Once `complete` is under way the job may end at any moment, and its own answer is what counts.
-static void heed(Job *j, HubApi *hub, bool fine, const WorkProgressAnswer *a, bool recording,
-                 Err *err)
+static void heed(Job *j, HubApi *hub, bool fine, const WorkProgressAnswer *a, bool recording, Err *err)
 {
     if (recording)
         return;

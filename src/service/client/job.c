@@ -12,8 +12,7 @@ bool job_init(Job *j, const ClientSpec *spec, Err *err)
     pthread_condattr_t monotonic;
     if (pthread_mutex_init(&j->lock, NULL) != 0 || pthread_condattr_init(&monotonic) != 0)
         return err_no_memory(err);
-    if (pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC) != 0 ||
-        pthread_cond_init(&j->changed, &monotonic) != 0)
+    if (pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC) != 0 || pthread_cond_init(&j->changed, &monotonic) != 0)
         return err_no_memory(err);
     (void)pthread_condattr_destroy(&monotonic); // nothing to free with glibc
     return hub_api_new(spec->hub_url, spec->token, &j->hub, err);
@@ -49,8 +48,7 @@ void job_fail(Job *j, const Err *why)
 
 bool job_goes_on(Job *j, Err *err)
 {
-    bool asked = atomic_load(
-        j->spec->stop); // before the error is looked at: who sets both sets the error first
+    bool asked = atomic_load(j->spec->stop); // before the error is looked at: who sets both sets the error first
     pthread_mutex_lock(&j->lock);
     Err first = j->error;
     pthread_mutex_unlock(&j->lock);
@@ -70,8 +68,7 @@ bool job_pause(const Job *j, int ms)
         int64_t left = until - clock_mono_ms();
         if (left <= 0)
             return true;
-        (void)poll(NULL, 0,
-                   (int)MIN(left, PAUSE_STEP_MS)); // only a wait; the loop looks at the clock
+        (void)poll(NULL, 0, (int)MIN(left, PAUSE_STEP_MS)); // only a wait; the loop looks at the clock
     }
     return false;
 }

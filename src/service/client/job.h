@@ -34,7 +34,7 @@ typedef struct Job {
     bool disks_known;       // lock
     unsigned copying;       // lock; threads
     Err error;              // lock; the first
-    bool recording; // lock; `complete` may have been heard: only its answer counts from here on
+    bool recording;         // lock; `complete` may have been heard: only its answer counts from here on
     pthread_t heartbeat;
     bool heartbeat_runs; // main thread only
     atomic_bool heartbeat_end;

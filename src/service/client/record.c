@@ -35,8 +35,7 @@ static bool call_until_clear(Job *j, const Call *c, bool *ret_unknown, Err *err)
             return true;
         bool repeat = may_repeat(j, &e) && clock_mono_ms() < until;
         if (repeat)
-            log_warn("no clear answer; the call is repeated", LOG_STR("job", j->spec->job_id),
-                     LOG_ERR(&e));
+            log_warn("no clear answer; the call is repeated", LOG_STR("job", j->spec->job_id), LOG_ERR(&e));
         if (!repeat || !job_pause(j, pause)) {
             if (err->code == ERR_NONE)
                 *err = e;
@@ -52,8 +51,8 @@ static bool log_call(const Job *j, const char *api, const char *change_id, Err *
     cleanup_free char *url = hub_api_record_url(j->hub, j->spec->job_id, err);
     if (!url)
         return false;
-    log_info("Storing ChangeID through the SHA API", LOG_STR("job", j->spec->job_id),
-             LOG_STR("api", api), LOG_STR("url", url), LOG_STR("change_id", change_id));
+    log_info("Storing ChangeID through the SHA API", LOG_STR("job", j->spec->job_id), LOG_STR("api", api),
+             LOG_STR("url", url), LOG_STR("change_id", change_id));
     return true;
 }
 
@@ -68,8 +67,7 @@ static bool record_backup(Job *j, bool *ret_unknown, Err *err)
     cleanup_free CompletionDisk *disks = mem_calloc(j->disks_len, sizeof(*disks), err);
     if (!disks)
         return false;
-    Completion c = {
-        .change_id = j->disks[0].source->change_id, .disks = disks, .disks_len = j->disks_len};
+    Completion c = {.change_id = j->disks[0].source->change_id, .disks = disks, .disks_len = j->disks_len};
     for (size_t i = 0; i < j->disks_len; i++) {
         const JobDisk *d = &j->disks[i];
         const Coverage *sent = &d->result.coverage;
@@ -84,8 +82,7 @@ static bool record_backup(Job *j, bool *ret_unknown, Err *err)
         c.bytes_transferred += d->result.total.transferred_bytes;
     }
     Call call = {.completion = &c};
-    if (!log_call(j, "backup completion", c.change_id, err) ||
-        !call_until_clear(j, &call, ret_unknown, err))
+    if (!log_call(j, "backup completion", c.change_id, err) || !call_until_clear(j, &call, ret_unknown, err))
         return false;
     log_stored(j, c.change_id);
     return true;
@@ -101,8 +98,7 @@ static bool record_replication(Job *j, bool *ret_unknown, Err *err)
                             .disk_id = d->answer->disk_id,
                             .bytes_transferred = d->result.total.transferred_bytes};
         Call call = {.report = &r};
-        if (!log_call(j, "replication change ID", r.change_id, err) ||
-            !call_until_clear(j, &call, ret_unknown, err))
+        if (!log_call(j, "replication change ID", r.change_id, err) || !call_until_clear(j, &call, ret_unknown, err))
             return false;
         log_stored(j, r.change_id);
     }

@@ -33,7 +33,8 @@ static bool read_request(const json_t *body, StartRequest *ret, Err *err)
 {
     const char *type;
     if (!codec_json_text(body, "vm_name", NAME_MAX_BYTES, &ret->vm_name, err) ||
-        !read_repository(body, ret->repository, err) || !codec_json_text_opt(body, "backup_type", 32, &type, err) ||
+        !name_check("vm_name", ret->vm_name, err) || !read_repository(body, ret->repository, err) ||
+        !codec_json_text_opt(body, "backup_type", 32, &type, err) ||
         !codec_json_bool_opt(body, "start_client", true, &ret->start_client, err))
         return false;
     ret->type_given = type != NULL;

@@ -26,7 +26,7 @@ static bool take_change_ids(const Completion *c, StoreDisk *disks, size_t n, Err
     for (size_t i = 0; i < n; i++) {
         const CompletionDisk *said = said_of(c, disks[i].disk_id);
         const char *id = said ? said->change_id : (i == 0 ? c->change_id : disks[i].change_id);
-        if (!id)
+        if (!id || (c->disks_len > 0 && !said))
             return err_set(err, ERR_INVALID, "disk %llu has no change ID", (unsigned long long)disks[i].disk_id);
         if (i == 0 && said && strcmp(said->change_id, c->change_id) != 0)
             return err_set(err, ERR_INVALID, "change_id is not the first disk's");
@@ -218,6 +218,7 @@ static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
             err->code = ERR_INTERNAL;
         return err_title(err, "failed to complete backup");
     }
+    r->cancel_by_ms = 0;
     hub_running_stop_exporters(r);
     log_info("backup completed", LOG_STR("job", r->id), LOG_STR("change_id", c->change_id));
     return true;

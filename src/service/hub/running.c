@@ -37,7 +37,7 @@ void hub_running_unlock(Hub *h, Running *r)
     (void)pthread_mutex_lock(&h->lock);
     r->locked = false;
     r->users--;
-    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0) {
+    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_by_ms == 0) {
         Running **link = &h->running;
         while (*link != r)
             link = &(*link)->next;
@@ -89,6 +89,7 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
     bool ended = false;
     if (!store_backup_get(h->store, r->id, &b, err))
         return false;
+    r->cancel_by_ms = 0;
     stop_client(r, keep_client);
     hub_running_stop_exporters(r);
 

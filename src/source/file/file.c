@@ -7,9 +7,9 @@
 
 #include <inttypes.h>
 
-#define FILE_CONNECTIONS   4
+#define FILE_CONNECTIONS 4
 #define FILE_URI_RECONNECT 4 // of a server that is not ours, maybe far away
-#define FILE_SECTOR        512 // QEMU rounds a raw image's size up to it
+#define FILE_SECTOR 512      // QEMU rounds a raw image's size up to it
 
 typedef struct FileDisk {
     FileLayers layers; // none with a uri
@@ -46,7 +46,7 @@ static bool image_options(const FileLayers *l, bool inconsistent, StrBuf *b, Err
 {
     return str_addf(b, err, "driver=%s,file.driver=%s,file.filename=", l->format == FILE_QCOW2 ? "qcow2" : "raw",
                     l->items[0].device ? "host_device" : "file") &&
-           add_value(b, l->items[0].path, err) && (!inconsistent || str_add(b, ",force-share=on", err));
+        add_value(b, l->items[0].path, err) && (!inconsistent || str_add(b, ",force-share=on", err));
 }
 
 // The server's own words, where it said any, are better than "connection closed".
@@ -102,8 +102,8 @@ static uint64_t estimate(const FileDisk *d, uint64_t size)
 
 static bool open_file(FileDisk *d, const FileSpecDisk *spec, bool inconsistent, SourceDisk *out, Err *err)
 {
-    if (!file_layers_open(spec->path, spec->format, inconsistent, &d->layers, err) ||
-        !serve(d, inconsistent, err) || !served_size(d, &out->size, err))
+    if (!file_layers_open(spec->path, spec->format, inconsistent, &d->layers, err) || !serve(d, inconsistent, err) ||
+        !served_size(d, &out->size, err))
         return false;
     if (out->size == 0)
         return err_set(err, ERR_INVALID, "%s is a disk of no bytes", spec->path);
@@ -138,8 +138,8 @@ static bool open_disk(FileSource *f, const FileSpecDisk *spec, const SourceReque
         return false;
     if (source_parent(req, spec->key) && !mem_replace(&out->lost, "nothing tracks a file's changes", err))
         return false;
-    bool ok = spec->path ? open_file(&f->disks[i], spec, f->inconsistent, out, err)
-                         : open_uri(&f->disks[i], spec, out, err);
+    bool ok =
+        spec->path ? open_file(&f->disks[i], spec, f->inconsistent, out, err) : open_uri(&f->disks[i], spec, out, err);
     return ok || err_context(err, "disk %s", spec->key);
 }
 

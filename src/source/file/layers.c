@@ -12,17 +12,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define LAYERS_MAX           200
-#define HEADER_BYTES         104        // of a version 3 header; version 2 has 72
-#define HEADER_BYTES_V2      72
-#define INCOMPAT_DATA_FILE   UINT64_C(4)
-#define EXTENSION_END        UINT32_C(0)
-#define EXTENSION_FORMAT     UINT32_C(0xe2792aca)
+#define LAYERS_MAX 200
+#define HEADER_BYTES 104 // of a version 3 header; version 2 has 72
+#define HEADER_BYTES_V2 72
+#define INCOMPAT_DATA_FILE UINT64_C(4)
+#define EXTENSION_END UINT32_C(0)
+#define EXTENSION_FORMAT UINT32_C(0xe2792aca)
 #define EXTENSIONS_BYTES_MAX 65536
 
 // QEMU's image locks (its block/file-posix.c): a read lock on byte 100 + n says "I use permission n", one on
 // 200 + n "and nobody else may".
-#define LOCK_USED_BASE   100
+#define LOCK_USED_BASE 100
 #define LOCK_DENIED_BASE 200
 
 static const int lock_permissions[] = {1, 3}; // writing, resizing
@@ -203,9 +203,10 @@ static bool open_backing(FileLayers *l, bool guessed, bool inconsistent, Err *er
         if (!is_plain(name))
             return err_set(err, ERR_UNSUPPORTED, "%s: its backing file \"%s\" is no plain path", top->path, name);
         if (!str_eq(format, "raw") && !str_eq(format, "qcow2"))
-            return err_set(err, ERR_UNSUPPORTED,
-                           "%s: the format of its backing file is \"%s\"; HINT: raw or qcow2, see qemu-img rebase -u -F",
-                           top->path, format);
+            return err_set(
+                err, ERR_UNSUPPORTED,
+                "%s: the format of its backing file is \"%s\"; HINT: raw or qcow2, see qemu-img rebase -u -F",
+                top->path, format);
         cleanup_free char *path = beside(top->path, name, err);
         if (!path || !layers_push(l, path, inconsistent, err))
             return false;

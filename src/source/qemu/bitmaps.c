@@ -7,7 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#define NAME_PREFIX    "sendense"
+#define NAME_PREFIX "sendense"
 #define TEMPORARY_WORD "tmp"
 
 void bitmaps_name(const BitmapsOwner *o, const char *line, uint64_t sequence, char out[BITMAPS_NAME])
@@ -99,7 +99,8 @@ static const Bitmap *find_one(const LineInput *in, const char *line, uint64_t se
         if (!str_eq(b->line, line) || b->sequence != sequence)
             continue;
         if (found) {
-            (void)lost(l, "dirty bitmap %" PRIu64 " is there twice, on the nodes %s and %s", sequence, found->node, b->node);
+            (void)lost(l, "dirty bitmap %" PRIu64 " is there twice, on the nodes %s and %s", sequence, found->node,
+                       b->node);
             return NULL;
         }
         found = b;
@@ -107,8 +108,8 @@ static const Bitmap *find_one(const LineInput *in, const char *line, uint64_t se
     if (!found)
         (void)lost(l, "dirty bitmap %" PRIu64 " is missing", sequence);
     else if (!str_eq(found->node, in->node))
-        (void)lost(l, "dirty bitmap %" PRIu64 " is on the node %s, and the guest now writes to %s (a snapshot?)", sequence,
-                   found->node, in->node);
+        (void)lost(l, "dirty bitmap %" PRIu64 " is on the node %s, and the guest now writes to %s (a snapshot?)",
+                   sequence, found->node, in->node);
     else if (found->inconsistent)
         (void)lost(l, "dirty bitmap %" PRIu64 " is inconsistent: QEMU did not end cleanly", sequence);
     else if (found->busy)
@@ -144,7 +145,8 @@ static bool follow(const LineInput *in, const char *line, Line *l)
         if (!b)
             return false;
         if (b->recording != (n == l->last))
-            return lost(l, "dirty bitmap %" PRIu64 " was %s by somebody else", n, b->recording ? "enabled" : "disabled");
+            return lost(l, "dirty bitmap %" PRIu64 " was %s by somebody else", n,
+                        b->recording ? "enabled" : "disabled");
     }
     return bitmaps_witness(in->all, in->node, line) || lost(l, "the disk may have been resized in between");
 }

@@ -12,10 +12,10 @@
 
 #include <jansson.h>
 
-#define BITMAPS_NAME        192
+#define BITMAPS_NAME 192
 #define BITMAPS_GRANULARITY 65536
-#define BITMAPS_LINE_MAX    16 // bitmaps of one line: so many backups in a row failed; then a new line
-#define BITMAPS_WHY         256
+#define BITMAPS_LINE_MAX 16 // bitmaps of one line: so many backups in a row failed; then a new line
+#define BITMAPS_WHY 256
 
 typedef struct BitmapsOwner { // UUIDs
     const char *repository, *vm;
@@ -50,9 +50,9 @@ typedef struct LineInput {
 
 typedef struct Line {
     char uuid[UUID_TEXT];
-    bool tracked;      // the bitmaps first..last hold what changed since the parent; last is still recording
+    bool tracked; // the bitmaps first..last hold what changed since the parent; last is still recording
     uint64_t first, last;
-    uint64_t next;     // sequence of the bitmap to add; 1 in a new line
+    uint64_t next;          // sequence of the bitmap to add; 1 in a new line
     char lost[BITMAPS_WHY]; // why there is a new line, for people; "" without a parent, or when tracked
 } Line;
 

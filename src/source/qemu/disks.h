@@ -11,8 +11,8 @@ typedef struct GuestDisk { // texts borrowed from QEMU's answer, but for key
     const char *node; // the top node now
     const char *filename;
     uint64_t size;
-    uint64_t allocated;  // bytes on disk; size where there are backing files
-    bool may_persist;    // a QCOW2 that can hold bitmaps
+    uint64_t allocated; // bytes on disk; size where there are backing files
+    bool may_persist;   // a QCOW2 that can hold bitmaps
 } GuestDisk;
 
 VEC_DEFINE(GuestDiskVec, guest_disk_vec, GuestDisk)

@@ -6,7 +6,7 @@
 #include <poll.h>
 #include <stdio.h>
 
-#define THAW_TRY_MS   10000
+#define THAW_TRY_MS 10000
 #define THAW_PAUSE_MS 200
 
 bool freeze_thaw(const char *agent_path, uint64_t *ret_count)
@@ -38,7 +38,8 @@ static void thaw(Freeze *f, const Guard *guard, uint64_t *ret_count)
     if (!f->stuck)
         guard_tell(guard, GUARD_THAWED);
     else
-        (void)snprintf(f->why, sizeof(f->why), "the guest agent does not confirm the thaw; HINT: look after the guest now");
+        (void)snprintf(f->why, sizeof(f->why),
+                       "the guest agent does not confirm the thaw; HINT: look after the guest now");
 }
 
 static bool try_freeze(Freeze *f, const Guard *guard, Err *err)
@@ -56,7 +57,8 @@ static bool try_freeze(Freeze *f, const Guard *guard, Err *err)
     return ok ? err_set(err, ERR_UNSUPPORTED, "the guest agent found no file system to freeze") : false;
 }
 
-bool freeze_begin(const QemuSpec *spec, bool running, const Guard *guard, const atomic_bool *cancel, Freeze *ret, Err *err)
+bool freeze_begin(const QemuSpec *spec, bool running, const Guard *guard, const atomic_bool *cancel, Freeze *ret,
+                  Err *err)
 {
     Freeze f = {.agent_path = spec->agent};
     Err why = ERR_INIT;

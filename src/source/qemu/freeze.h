@@ -5,13 +5,13 @@
 #include "source/qemu/spec.h"
 #include "wire/agent.h"
 
-#define FREEZE_SYNC_MS 3000  // an agent that is there answers at once
-#define FREEZE_MS      30000 // databases flush
-#define THAW_MS        60000
+#define FREEZE_SYNC_MS 3000 // an agent that is there answers at once
+#define FREEZE_MS 30000     // databases flush
+#define THAW_MS 60000
 
 typedef struct Freeze {
     const char *agent_path;
-    Agent *agent;  // NULL: nothing was, or is, frozen
+    Agent *agent; // NULL: nothing was, or is, frozen
     bool frozen;
     bool stuck;    // the thaw is not confirmed: the guard goes on trying
     char why[256]; // why the state is not the applications' own; "" if it is

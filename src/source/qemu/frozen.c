@@ -19,7 +19,7 @@ static bool frozen_read(Blocks *b, void *p, uint64_t offset, uint32_t length, Bl
 static bool frozen_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
 {
     return !watch_broken(of(b)->view, err) &&
-           of(b)->inner->ops->extents(of(b)->inner, offset, length, changed, zeros, err);
+        of(b)->inner->ops->extents(of(b)->inner, offset, length, changed, zeros, err);
 }
 
 static size_t frozen_fds(Blocks *b, struct pollfd *fds)

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define GUARD_QMP_MS   60000
+#define GUARD_QMP_MS 60000
 #define GUARD_PAUSE_MS 200
 
 typedef struct GuardState {
@@ -48,6 +48,19 @@ static GuardState listen_to(int fd, const GuardSpec *spec)
     }
 }
 
+// True: nothing of the backup is in QEMU (any more).
+static bool try_clean(const GuardSpec *spec, bool server_is_ours)
+{
+    Err err = ERR_INIT;
+    Qmp *q;
+    if (!qmp_open(spec->qmp, QMP_GREETING_MS, sweep_events, &q, &err))
+        return err.code == ERR_UNAVAILABLE || err.code == ERR_NOT_FOUND; // QEMU is gone, and all with it
+    SweepSpec what = {.prefix = spec->prefix, .bitmap_prefix = spec->bitmap_prefix, .server_is_ours = server_is_ours};
+    bool done = sweep(q, &what, &err);
+    qmp_free(q);
+    return done;
+}
+
 static void clean_qemu(const GuardSpec *spec, const GuardState *st)
 {
     int64_t deadline = clock_mono_ms() + GUARD_QMP_MS;
@@ -55,20 +68,12 @@ static void clean_qemu(const GuardSpec *spec, const GuardState *st)
     mine.dev = st->dev;
     mine.ino = st->ino;
     do {
-        Err err = ERR_INIT;
-        Qmp *q;
-        if (qmp_open(spec->qmp, QMP_GREETING_MS, sweep_events, &q, &err)) {
-            // A later run may have put its own server in the place of ours.
-            bool ours = st->server && scratch_is_same(&mine);
-            SweepSpec what = {.prefix = spec->prefix, .bitmap_prefix = spec->bitmap_prefix, .server_is_ours = ours};
-            bool done = sweep(q, &what, &err);
-            qmp_free(q);
-            if (done && ours)
+        // A later run may have put its own server in the place of ours.
+        bool ours = st->server && scratch_is_same(&mine);
+        if (try_clean(spec, ours)) {
+            if (ours)
                 scratch_unlink(&mine);
-            if (done)
-                return;
-        } else if (err.code == ERR_UNAVAILABLE || err.code == ERR_NOT_FOUND) {
-            return; // QEMU is gone, and all with it
+            return;
         }
         (void)poll(NULL, 0, GUARD_PAUSE_MS); // another client has the monitor: nothing tells when it leaves
     } while (clock_mono_ms() < deadline);

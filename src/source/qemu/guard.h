@@ -8,8 +8,8 @@
 
 #include "source/qemu/scratch.h"
 
-typedef struct GuardSpec { // all borrowed; the process has its own copy
-    const char *qmp, *agent;        // sockets; agent NULL: none
+typedef struct GuardSpec {              // all borrowed; the process has its own copy
+    const char *qmp, *agent;            // sockets; agent NULL: none
     const char *prefix, *bitmap_prefix; // for sweep()
     const Scratch *scratch;
 } GuardSpec;

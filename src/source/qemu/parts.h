@@ -13,7 +13,7 @@
 
 typedef struct QemuDisk {
     char *key;
-    char *node;             // under the guest's device, when the run started
+    char *node; // under the guest's device, when the run started
     char *qdev, *filename;
     uint64_t size, allocated;
     bool may_persist;
@@ -21,8 +21,8 @@ typedef struct QemuDisk {
     const char *parent_change_id; // borrowed from the request; NULL: no parent
     bool parent_tracking;
     Line line;
-    char name[BITMAPS_NAME];   // the bitmap that this run adds
-    char tag[SWEEP_NAME];      // its scratch node, job and export, all three
+    char name[BITMAPS_NAME]; // the bitmap that this run adds
+    char tag[SWEEP_NAME];    // its scratch node, job and export, all three
 } QemuDisk;
 
 typedef struct QemuSource {
@@ -36,7 +36,7 @@ typedef struct QemuSource {
     QemuDisk *disks; // as many as s.disks
     Scratch scratch;
     Guard guard;
-    Qmp *q;          // under lock once the watch runs
+    Qmp *q; // under lock once the watch runs
     bool server_ours;
     bool stuck; // the guest may still be frozen
 

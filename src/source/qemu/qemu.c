@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #define QEMU_CONNECTIONS 4
-#define QEMU_OLDEST      6000 // 6.0: exports of any node, with bitmaps
-#define NONCE_CHARS      6
+#define QEMU_OLDEST 6000 // 6.0: exports of any node, with bitmaps
+#define NONCE_CHARS 6
 
 static bool check_spec(const json_t *spec, Err *err)
 {
@@ -38,8 +38,7 @@ static bool take_request(QemuSource *v, const SourceRequest *req, Err *err)
     v->owner = (BitmapsOwner){.repository = req->repository_uuid, .vm = req->vm_id};
     if (req->scratch)
         v->spec.scratch = req->scratch;
-    const char **const texts[] = {&v->spec.qmp,         &v->spec.agent, &v->spec.scratch, &v->owner.repository,
-                                  &v->owner.vm};
+    const char **const texts[] = {&v->spec.qmp, &v->spec.agent, &v->spec.scratch, &v->owner.repository, &v->owner.vm};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         if (!own(texts[i], err)) {
             for (; i < ARRAY_LEN(texts); i++)
@@ -70,8 +69,8 @@ static bool open_view(QemuSource *v, Err *err)
     GuestDiskVec disks = {0};
     BitmapVec bitmaps = {0};
     bool ok = qmp_call(v->q, "query-block", NULL, &block, err) && sweep_query_nodes(v->q, &nodes, err) &&
-              guest_disks(block, &disks, err) && bitmaps_collect(nodes, &v->owner, &bitmaps, err) &&
-              view_open(v, &disks, &bitmaps, err);
+        guest_disks(block, &disks, err) && bitmaps_collect(nodes, &v->owner, &bitmaps, err) &&
+        view_open(v, &disks, &bitmaps, err);
     bitmap_vec_clear(&bitmaps);
     guest_disks_clear(&disks);
     json_decref(block);
@@ -97,7 +96,7 @@ static bool qemu_open(const SourceRequest *req, Source **ret, Err *err)
     if (ok) {
         (void)snprintf(socket_name, sizeof(socket_name), "%snbd", v->vm);
         ok = scratch_open(v->spec.scratch, socket_name, &v->scratch, err) && open_qmp(v, err) &&
-             view_sweep_earlier(v, err) && open_view(v, err) && watch_start(v, err);
+            view_sweep_earlier(v, err) && open_view(v, err) && watch_start(v, err);
     }
     v->req = NULL;
     if (!ok) {
@@ -188,6 +187,8 @@ static bool qemu_close(Source *s, bool completed, Err *err)
         clean = have_qmp(v, &failed) ? view_close(v, &failed) : failed.code == ERR_NONE;
         if (clean && completed && v->q && !view_forget_older(v, &failed))
             clean = false;
+        if (clean && v->server_ours && scratch_is_same(&v->scratch))
+            scratch_unlink(&v->scratch);
         if (failed.code != ERR_NONE && err->code == ERR_NONE)
             *err = failed;
         // What we could not do, the guard tries as soon as our connection is closed.

@@ -13,14 +13,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define CREATE_MS    30000
-#define SAID_MAX     4096
-#define BACKLOG      64
-#define LOW_PART     20 // of the file system
-#define LOW_MIN      (UINT64_C(16) << 20)
-#define LOW_MAX      (UINT64_C(2) << 30)
-#define NEED_PART    10 // of a disk
-#define NEED_MAX     (UINT64_C(8) << 30)
+#define CREATE_MS 30000
+#define SAID_MAX 4096
+#define BACKLOG 64
+#define LOW_PART 20 // of the file system
+#define LOW_MIN (UINT64_C(16) << 20)
+#define LOW_MAX (UINT64_C(2) << 30)
+#define NEED_PART 10 // of a disk
+#define NEED_MAX (UINT64_C(8) << 30)
 
 static bool is_private(const char *path, Err *err)
 {

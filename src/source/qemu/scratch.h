@@ -7,15 +7,15 @@
 #include <sys/types.h>
 
 typedef struct Scratch {
-    char *folder; // 0700, ours: below what the user named
-    char *socket; // path of the NBD server's socket
+    char *folder;     // 0700, ours: below what the user named
+    char *socket;     // path of the NBD server's socket
     char connect[32]; // what to connect to: a path of this process only, short; "" before scratch_listen()
     int socket_fd;    // O_PATH
     dev_t dev;        // of the socket
     ino_t ino;
 } Scratch;
 
-#define SCRATCH_NONE    ((Scratch){.socket_fd = -1})
+#define SCRATCH_NONE ((Scratch){.socket_fd = -1})
 #define SCRATCH_DEFAULT "/var/tmp"
 
 // base NULL: SCRATCH_DEFAULT. name: of the socket. ERR_FORBIDDEN when the folder below base is not ours alone.

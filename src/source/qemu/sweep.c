@@ -6,7 +6,7 @@
 #include <ctype.h>
 
 #define SWEEP_MS 30000 // for each kind
-#define LOOK_MS  500   // without an event, how long until the next look
+#define LOOK_MS 500    // without an event, how long until the next look
 
 const char *const sweep_events[] = {"JOB_STATUS_CHANGE", "BLOCK_EXPORT_DELETED", NULL};
 
@@ -34,7 +34,8 @@ static json_t *remove_node(const char *name)
 
 static const SweepKind sweep_exports = {"export", "query-block-exports", "id", remove_export, "block-export-del", true};
 static const SweepKind sweep_jobs = {"job", "query-jobs", "id", remove_job, "job-cancel", true};
-static const SweepKind sweep_nodes = {"node", "query-named-block-nodes", "node-name", remove_node, "blockdev-del", false};
+static const SweepKind sweep_nodes = {"node", "query-named-block-nodes", "node-name", remove_node, "blockdev-del",
+                                      false};
 
 void sweep_vm_prefix(const char *vm, char out[SWEEP_NAME])
 {
@@ -130,7 +131,7 @@ static bool remove_bitmaps(Qmp *q, const char *prefix, Err *err)
             if (name && str_starts(name, prefix))
                 ok = sweep_call(q, "block-dirty-bitmap-remove",
                                 json_pack("{s:s, s:s}", "node", node_name, "name", name), err) &&
-                     ok;
+                    ok;
         }
     }
     json_decref(nodes);
@@ -149,10 +150,10 @@ static bool stop_server(Qmp *q, Err *err)
     }
     json_decref(exports);
     if (nbd)
-        return true; // somebody put an export of his own on our server
+        return true;        // somebody put an export of his own on our server
     Err refused = ERR_INIT; // ERR_PROTOCOL: it does not run
     return qmp_call(q, "nbd-server-stop", NULL, NULL, &refused) || refused.code == ERR_PROTOCOL ||
-           (*err = refused, false);
+        (*err = refused, false);
 }
 
 bool sweep(Qmp *q, const SweepSpec *spec, Err *err)

@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define FD_NAME     "sendense"
+#define FD_NAME "sendense"
 #define BITMAPS_MAX 64 // of ours on one node, before all go that may be of use
-#define LABEL_MAX   400
+#define LABEL_MAX 400
 
 static bool take_disk(QemuSource *v, size_t i, const GuestDisk *g, Err *err)
 {
@@ -26,7 +26,7 @@ static bool take_disk(QemuSource *v, size_t i, const GuestDisk *g, Err *err)
     if (g->size > DISK_SIZE_MAX)
         return err_set(err, ERR_TOO_LARGE, "disk %s is larger than what is supported", g->key);
     return mem_replace(&d->key, g->key, err) && mem_replace(&d->node, g->node, err) &&
-           mem_replace(&d->qdev, g->qdev, err) && mem_replace(&d->filename, g->filename, err);
+        mem_replace(&d->qdev, g->qdev, err) && mem_replace(&d->filename, g->filename, err);
 }
 
 static bool take_disks(QemuSource *v, const GuestDiskVec *disks, Err *err)
@@ -99,8 +99,10 @@ static bool check_space(QemuSource *v, Err *err)
     uint64_t need = scratch_need(total, sizes, v->s.disks_len);
     v->low_water = scratch_low_water(total);
     if (free_bytes < need)
-        return err_set(err, ERR_NO_SPACE, "%s has %" PRIu64 " bytes free, and %" PRIu64 " are needed to start; HINT: give "
-                       "the VM a larger scratch folder", v->scratch.folder, free_bytes, need);
+        return err_set(err, ERR_NO_SPACE,
+                       "%s has %" PRIu64 " bytes free, and %" PRIu64 " are needed to start; HINT: give "
+                       "the VM a larger scratch folder",
+                       v->scratch.folder, free_bytes, need);
     return true;
 }
 
@@ -131,8 +133,8 @@ static bool start_server(QemuSource *v, Err *err)
     if (!qmp_call_fd(v->q, "getfd", name, fd, NULL, err))
         return false;
     Err refused = ERR_INIT;
-    if (sweep_call(v->q, "nbd-server-start", json_pack("{s:{s:s, s:{s:s}}}", "addr", "type", "fd", "data", "str", FD_NAME),
-                   &refused)) {
+    if (sweep_call(v->q, "nbd-server-start",
+                   json_pack("{s:{s:s, s:{s:s}}}", "addr", "type", "fd", "data", "str", FD_NAME), &refused)) {
         v->server_ours = true;
         guard_tell(&v->guard, GUARD_SERVER);
         return true;
@@ -141,7 +143,8 @@ static bool start_server(QemuSource *v, Err *err)
     Err ignored = ERR_INIT; // at the latest it closes with our connection
     (void)!sweep_call(v->q, "closefd", json_pack("{s:s}", "fdname", FD_NAME), &ignored);
     if (strstr(refused.details, "already running"))
-        return err_set(err, ERR_BUSY, "another program runs the NBD server of this QEMU, which has but one; HINT: wait for "
+        return err_set(err, ERR_BUSY,
+                       "another program runs the NBD server of this QEMU, which has but one; HINT: wait for "
                        "its end; where nothing uses it any more, stop it with QMP's nbd-server-stop");
     *err = refused;
     return false;
@@ -152,8 +155,9 @@ static bool add_scratch_node(QemuSource *v, const QemuDisk *d, json_int_t fdset,
     char path[48];
     (void)snprintf(path, sizeof(path), "/dev/fdset/%" JSON_INTEGER_FORMAT, fdset);
     return sweep_call(v->q, "blockdev-add",
-                      json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}}", "driver", "qcow2", "node-name", d->tag, "backing",
-                                d->node, "discard", "unmap", "file", "driver", "file", "filename", path, "discard", "unmap"),
+                      json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}}", "driver", "qcow2", "node-name", d->tag,
+                                "backing", d->node, "discard", "unmap", "file", "driver", "file", "filename", path,
+                                "discard", "unmap"),
                       err);
 }
 
@@ -216,10 +220,11 @@ static bool transaction(QemuSource *v, bool persistent, Err *err)
         if (ok && d->line.tracked)
             ok = push_action(actions, "block-dirty-bitmap-disable",
                              json_pack("{s:s, s:s}", "node", d->node, "name", last), err);
-        ok = ok && push_action(actions, "blockdev-backup",
-                               json_pack("{s:s, s:s, s:s, s:s}", "job-id", d->tag, "device", d->node, "target", d->tag,
-                                         "sync", "none"),
-                               err);
+        ok = ok &&
+            push_action(actions, "blockdev-backup",
+                        json_pack("{s:s, s:s, s:s, s:s}", "job-id", d->tag, "device", d->node, "target", d->tag, "sync",
+                                  "none"),
+                        err);
     }
     if (!ok) {
         json_decref(actions);
@@ -271,10 +276,11 @@ static bool merge(QemuSource *v, const QemuDisk *d, Err *err)
         bitmaps_name(&v->owner, d->line.uuid, n, name);
         ok = json_array_append_new(names, json_string(name)) == 0 || err_no_memory(err);
     }
-    ok = ok && sweep_call(v->q, "block-dirty-bitmap-add",
-                          json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", v->temporary, "granularity",
-                                    BITMAPS_GRANULARITY, "disabled", 1),
-                          err);
+    ok = ok &&
+        sweep_call(v->q, "block-dirty-bitmap-add",
+                   json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", v->temporary, "granularity",
+                             BITMAPS_GRANULARITY, "disabled", 1),
+                   err);
     if (!ok) {
         json_decref(names);
         return false;
@@ -294,10 +300,10 @@ static bool export_disk(QemuSource *v, QemuDisk *d, Err *err)
     if (d->line.tracked)
         (void)json_array_append_new(bitmaps, json_string(v->temporary)); // not there: the end is refused later
     return sweep_call(v->q, "block-export-add",
-                      json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "type", "nbd", "id", d->tag, "node-name", d->tag, "name",
-                                d->tag, "writable", 0, "bitmaps", bitmaps),
+                      json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "type", "nbd", "id", d->tag, "node-name", d->tag,
+                                "name", d->tag, "writable", 0, "bitmaps", bitmaps),
                       err) ||
-           err_context(err, "disk %s", d->key);
+        err_context(err, "disk %s", d->key);
 }
 
 static uint64_t dirty_bytes(const QemuSource *v, const QemuDisk *d, const BitmapVec *bitmaps)
@@ -327,9 +333,9 @@ static bool describe(QemuSource *v, size_t i, const BitmapVec *bitmaps, Err *err
         !mem_replace(&out->label, d->key, err))
         return false;
     return out->label && changeid_mint(d->line.uuid, d->line.next, id, err) && mem_replace(&out->change_id, id, err) &&
-           mem_replace(&out->key, d->key, err) && mem_replace(&out->backing_identity, d->qdev, err) &&
-           mem_replace(&out->base_change_id, d->line.tracked ? d->parent_change_id : NULL, err) &&
-           mem_replace(&out->lost, d->line.lost[0] ? d->line.lost : NULL, err);
+        mem_replace(&out->key, d->key, err) && mem_replace(&out->backing_identity, d->qdev, err) &&
+        mem_replace(&out->base_change_id, d->line.tracked ? d->parent_change_id : NULL, err) &&
+        mem_replace(&out->lost, d->line.lost[0] ? d->line.lost : NULL, err);
 }
 
 static bool describe_all(QemuSource *v, Err *err)
@@ -372,11 +378,7 @@ bool view_sweep_earlier(QemuSource *v, Err *err)
 bool view_close(QemuSource *v, Err *err)
 {
     SweepSpec spec = {.prefix = v->run, .bitmap_prefix = v->temporary, .server_is_ours = v->server_ours};
-    if (!sweep(v->q, &spec, err))
-        return false;
-    if (v->server_ours)
-        scratch_unlink(&v->scratch);
-    return true;
+    return sweep(v->q, &spec, err);
 }
 
 static bool is_needed(const QemuSource *v, const Bitmap *b)
@@ -398,8 +400,8 @@ bool view_forget_older(QemuSource *v, Err *err)
         const Bitmap *b = &bitmaps.items[i];
         Err ignored = ERR_INIT; // on a read-only backing file it stays, and never counts for anything again
         if (!is_needed(v, b))
-            (void)!sweep_call(v->q, "block-dirty-bitmap-remove", json_pack("{s:s, s:s}", "node", b->node, "name", b->name),
-                              &ignored);
+            (void)!sweep_call(v->q, "block-dirty-bitmap-remove",
+                              json_pack("{s:s, s:s}", "node", b->node, "name", b->name), &ignored);
     }
     bitmap_vec_clear(&bitmaps);
     json_decref(nodes);

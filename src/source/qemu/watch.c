@@ -10,7 +10,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 
-#define WATCH_MS  250
+#define WATCH_MS 250
 #define PAUSED_MS 5000 // a job is "paused" for an instant whenever QEMU drains its node
 
 static void set_broken(QemuSource *v, const Err *why)
@@ -61,7 +61,8 @@ static bool look_at_events(QemuSource *v, Err *err)
         const char *id = json_string_value(json_object_get(e.data, "id"));
         const char *status = json_string_value(json_object_get(e.data, "status"));
         const QemuDisk *d = disk_of(v, id);
-        bool over = d && status && (str_eq(status, "aborting") || str_eq(status, "concluded") || str_eq(status, "null"));
+        bool over =
+            d && status && (str_eq(status, "aborting") || str_eq(status, "concluded") || str_eq(status, "null"));
         bool gone = d && str_eq(e.name, "BLOCK_EXPORT_DELETED");
         qmp_event_clear(&e);
         if (over || gone)
@@ -79,7 +80,8 @@ static bool look_at_space(QemuSource *v, Err *err)
     for (size_t i = 0; i < v->s.disks_len; i++)
         (void)!sweep_call(v->q, "job-cancel", json_pack("{s:s}", "id", v->disks[i].tag), &ignored);
     return err_set(err, ERR_NO_SPACE,
-                   "%s has %" PRIu64 " bytes left: the backup gave way to the guest, whose writes would fail next; HINT: "
+                   "%s has %" PRIu64
+                   " bytes left: the backup gave way to the guest, whose writes would fail next; HINT: "
                    "give the VM a larger scratch folder",
                    v->scratch.folder, free_bytes);
 }

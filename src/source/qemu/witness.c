@@ -9,7 +9,7 @@
 // node that holds nothing (null-co), on which the last bytes are written through a short-lived export.
 
 #define WITNESS_BYTES 512
-#define WITNESS_MS    10000
+#define WITNESS_MS 10000
 
 typedef struct Written {
     BlocksReq req;
@@ -55,16 +55,16 @@ static bool write_end(QemuSource *v, const char *name, uint64_t size, Err *err)
 static bool make_source(QemuSource *v, const char *node, uint64_t size, Err *err)
 {
     return sweep_call(v->q, "blockdev-add",
-                      json_pack("{s:s, s:s, s:I, s:b}", "driver", "null-co", "node-name", node, "size", (json_int_t)size,
-                                "read-zeroes", 1),
+                      json_pack("{s:s, s:s, s:I, s:b}", "driver", "null-co", "node-name", node, "size",
+                                (json_int_t)size, "read-zeroes", 1),
                       err) &&
-           sweep_call(v->q, "block-dirty-bitmap-add",
-                      json_pack("{s:s, s:s, s:i}", "node", node, "name", node, "granularity", BITMAPS_GRANULARITY), err) &&
-           sweep_call(v->q, "block-export-add",
-                      json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "nbd", "id", node, "node-name", node, "name", node,
-                                "writable", 1),
-                      err) &&
-           write_end(v, node, size, err);
+        sweep_call(v->q, "block-dirty-bitmap-add",
+                   json_pack("{s:s, s:s, s:i}", "node", node, "name", node, "granularity", BITMAPS_GRANULARITY), err) &&
+        sweep_call(v->q, "block-export-add",
+                   json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "nbd", "id", node, "node-name", node, "name", node,
+                             "writable", 1),
+                   err) &&
+        write_end(v, node, size, err);
 }
 
 bool witness_add(QemuSource *v, QemuDisk *d, bool persistent, Err *err)
@@ -73,14 +73,14 @@ bool witness_add(QemuSource *v, QemuDisk *d, bool persistent, Err *err)
     (void)snprintf(node, sizeof(node), "%.26sw%u", v->run, (unsigned)(d - v->disks) % 1000);
     bitmaps_name(&v->owner, d->line.uuid, 0, name);
     bool ok = make_source(v, node, d->size, err) &&
-              sweep_call(v->q, "block-dirty-bitmap-add",
-                         json_pack("{s:s, s:s, s:i, s:b, s:b}", "node", d->node, "name", name, "granularity",
-                                   BITMAPS_GRANULARITY, "persistent", persistent, "disabled", 1),
-                         err) &&
-              sweep_call(v->q, "block-dirty-bitmap-merge",
-                         json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "node", d->node, "target", name, "bitmaps", "node", node,
-                                   "name", node),
-                         err);
+        sweep_call(v->q, "block-dirty-bitmap-add",
+                   json_pack("{s:s, s:s, s:i, s:b, s:b}", "node", d->node, "name", name, "granularity",
+                             BITMAPS_GRANULARITY, "persistent", persistent, "disabled", 1),
+                   err) &&
+        sweep_call(v->q, "block-dirty-bitmap-merge",
+                   json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "node", d->node, "target", name, "bitmaps", "node", node,
+                             "name", node),
+                   err);
     SweepSpec mine = {.prefix = node};
     return sweep(v->q, &mine, err) && ok;
 }

@@ -51,8 +51,7 @@ static void everything_round_trips(void **state)
     round_trip(Announce, announce, ANNOUNCE);
     round_trip(AnnounceAnswer, announce_answer, ANSWER);
     round_trip(WorkProgress, work_progress, PROGRESS);
-    round_trip(WorkFailure, work_failure,
-               "{\"cancelled\":true,\"details\":\"why\",\"error\":\"cancelled\"}");
+    round_trip(WorkFailure, work_failure, "{\"cancelled\":true,\"details\":\"why\",\"error\":\"cancelled\"}");
     round_trip(Completion, completion, COMPLETION);
     round_trip(Completion, completion, "{\"change_id\":\"u/2\"}");
     round_trip(ChangeIdReport, changeid_report, "{\"change_id\":\"u/2\",\"disk_id\":2000}");
@@ -70,8 +69,7 @@ static void claim_and_answer_to_progress(void **state)
     assert_ok(work_claim_decode(text, strlen(text), uuid, &err), &err);
     assert_string_equal(uuid, UUID);
     assert_fails(work_claim_decode("{\"claim\":\"x\"}", 13, uuid, &err), &err, ERR_INVALID);
-    assert_ok(work_progress_answer_encode(
-                  &(WorkProgressAnswer){.cancel = true, .status = JOB_RUNNING}, &answer, &err),
+    assert_ok(work_progress_answer_encode(&(WorkProgressAnswer){.cancel = true, .status = JOB_RUNNING}, &answer, &err),
               &err);
     assert_ok(work_progress_answer_decode(answer, strlen(answer), &a, &err), &err);
     assert_true(a.cancel && a.status == JOB_RUNNING);
@@ -128,14 +126,12 @@ static void the_same_disk_twice_is_refused(void **state)
     (void)state;
     const char *disk = strstr(ANNOUNCE, "{\"backing");
     Err err = ERR_INIT;
-    cleanup_free char *twice =
-        mem_printf(&err, "[%.*s,{", (int)(strchr(disk, '}') + 1 - disk), disk);
+    cleanup_free char *twice = mem_printf(&err, "[%.*s,{", (int)(strchr(disk, '}') + 1 - disk), disk);
     cleanup_free char *other_id = edited(ANNOUNCE, "[{", twice);
     cleanup_free char *other_key = edited(other_id, "\"d1\"", "\"d3\"");
     refuses(Announce, announce, other_id, ":2000", ":2001");
     refuses(Announce, announce, other_key, "\"d3\"", "\"d4\"");
-    refuses(Announce, announce, "{\"disks\":[],\"left_out\":[],\"consistency\":\"crash\"}", "[]",
-            "[]");
+    refuses(Announce, announce, "{\"disks\":[],\"left_out\":[],\"consistency\":\"crash\"}", "[]", "[]");
 }
 
 static void check_completion(const char *text, const char *title)
@@ -215,8 +211,7 @@ static void long_failures_are_cut_between_characters(void **state)
     error[sizeof(error) - 1] = '\0';
     assert_ok(work_failure_encode(&f, &text, &err), &err);
     assert_ok(work_failure_decode(text, strlen(text), &back, &err), &err);
-    assert_true(strlen(back.details) >= ERR_DETAILS_MAX - 1 &&
-                strlen(back.details) <= ERR_DETAILS_MAX);
+    assert_true(strlen(back.details) >= ERR_DETAILS_MAX - 1 && strlen(back.details) <= ERR_DETAILS_MAX);
     assert_true(str_is_utf8(back.details, strlen(back.details)));
     work_failure_clear(&back);
 }

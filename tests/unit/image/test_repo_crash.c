@@ -22,6 +22,7 @@ bool __wrap_file_rename(const char *from, const char *to, Err *err);
 bool __wrap_file_unlink(const char *path, Err *err);
 bool __wrap_file_fsync_dir(const char *path, Err *err);
 int __wrap_fsync(int fd);
+int __wrap_fdatasync(int fd);
 
 typedef struct Change {
     char dir[600];
@@ -135,6 +136,12 @@ bool __wrap_file_fsync_dir(const char *path, Err *err)
 }
 
 int __wrap_fsync(int fd)
+{
+    (void)fd;
+    return 0;
+}
+
+int __wrap_fdatasync(int fd)
 {
     (void)fd;
     return 0;

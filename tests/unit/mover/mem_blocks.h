@@ -116,8 +116,7 @@ static bool mem_read(Blocks *b, void *p, uint64_t offset, uint32_t length, Block
     for (uint64_t at = offset; at < offset + length; at += m->cluster_size)
         assert_false(mem_covers(&m->zeros, at, MIN(at + m->cluster_size, b->size)));
     m->bytes_read += length;
-    return mem_request(m, (MemPending){.req = req, .to = p, .offset = offset, .length = length},
-                       err);
+    return mem_request(m, (MemPending){.req = req, .to = p, .offset = offset, .length = length}, err);
 }
 
 static void mem_touch(MemBlocks *m, uint64_t offset, uint64_t length)
@@ -127,8 +126,7 @@ static void mem_touch(MemBlocks *m, uint64_t offset, uint64_t length)
         m->touched[at / m->cluster_size]++;
 }
 
-static bool mem_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req,
-                      Err *err)
+static bool mem_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     MemBlocks *m = mem_of(b);
     mem_check_range(m, offset, length);
@@ -160,21 +158,18 @@ static bool mem_flush(Blocks *b, BlocksReq *req, Err *err)
     return mem_request(m, (MemPending){.req = req}, err);
 }
 
-static bool mem_cut(const ExtentVec *all, uint64_t offset, uint64_t length, bool zero,
-                    ExtentVec *ret, Err *err)
+static bool mem_cut(const ExtentVec *all, uint64_t offset, uint64_t length, bool zero, ExtentVec *ret, Err *err)
 {
     for (size_t i = 0; i < all->len; i++) {
         uint64_t from = MAX(offset, all->items[i].offset);
         uint64_t to = MIN(offset + length, all->items[i].offset + all->items[i].length);
-        if (from < to &&
-            !extent_vec_push(ret, (Extent){.offset = from, .length = to - from, .zero = zero}, err))
+        if (from < to && !extent_vec_push(ret, (Extent){.offset = from, .length = to - from, .zero = zero}, err))
             return false;
     }
     return true;
 }
 
-static bool mem_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed,
-                        ExtentVec *zeros, Err *err)
+static bool mem_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
 {
     MemBlocks *m = mem_of(b);
     assert_true(length > 0 && offset + length <= b->size);
@@ -255,8 +250,7 @@ static MemBlocks *mem_new(uint64_t size, uint32_t cluster_size, bool later, Unit
 {
     MemBlocks *m = calloc(1, sizeof(*m));
     assert_non_null(m);
-    m->blocks =
-        (Blocks){.ops = &mem_ops, .size = size, .max_request = 1u << 20, .max_in_flight = 8};
+    m->blocks = (Blocks){.ops = &mem_ops, .size = size, .max_request = 1u << 20, .max_in_flight = 8};
     m->bytes = calloc(1, size);
     m->touched = calloc(1, size / cluster_size + 1);
     assert_true(m->bytes && m->touched);

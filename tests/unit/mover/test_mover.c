@@ -21,8 +21,7 @@ static void add_ranges(UnitRandom *r, uint64_t size, unsigned n, ExtentVec *ret)
     uint64_t at = 0;
     for (unsigned i = 0; i < n && at < size; i++) {
         uint64_t offset = at + unit_random_below(r, size / n + 1);
-        uint64_t length =
-            1 + unit_random_below(r, unit_random_below(r, 3) == 0 ? 10 * CLUSTER : CLUSTER);
+        uint64_t length = 1 + unit_random_below(r, unit_random_below(r, 3) == 0 ? 10 * CLUSTER : CLUSTER);
         if (offset >= size)
             break;
         length = MIN(length, size - offset);
@@ -203,8 +202,7 @@ static void faults_on_start(void **state)
     every_request_fails(MEM_FAULT_START, true);
 }
 
-static void faults_on_completion(
-    void **state) // CVE-2022-0485: an error in a completion must not be lost
+static void faults_on_completion(void **state) // CVE-2022-0485: an error in a completion must not be lost
 {
     (void)state;
     every_request_fails(MEM_FAULT_DONE, false);
@@ -259,13 +257,9 @@ static void windows(void **state)
     MemBlocks *from = mem_new(size, CLUSTER, false, &r), *to = mem_new(size, CLUSTER, false, &r);
     memset(from->bytes + border - 3 * CLUSTER - 5, 0xab, 6 * CLUSTER);
     uint64_t end = border + 3 * CLUSTER - 5;
-    assert_ok(extent_vec_push(&from->zeros,
-                              (Extent){.offset = 0, .length = border - 3 * CLUSTER - 5}, &err),
-              &err);
-    assert_ok(extent_vec_push(&from->zeros, (Extent){.offset = end, .length = size - end}, &err),
-              &err);
-    MoverSpec spec = {
-        .from = &from->blocks, .to = &to->blocks, .size = size, .cluster_size = CLUSTER};
+    assert_ok(extent_vec_push(&from->zeros, (Extent){.offset = 0, .length = border - 3 * CLUSTER - 5}, &err), &err);
+    assert_ok(extent_vec_push(&from->zeros, (Extent){.offset = end, .length = size - end}, &err), &err);
+    MoverSpec spec = {.from = &from->blocks, .to = &to->blocks, .size = size, .cluster_size = CLUSTER};
     assert_ok(mover_copy(&spec, &result, &err), &err);
     assert_memory_equal(to->bytes, from->bytes, size);
     assert_int_equal(from->bytes_read, 7 * CLUSTER); // rounded outward
@@ -306,8 +300,7 @@ static void progress_rises_and_ends_once(void **state)
 
 static Extent bad_map[2];
 
-static bool bad_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed,
-                        ExtentVec *zeros, Err *err)
+static bool bad_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
 {
     (void)b, (void)offset, (void)length, (void)changed;
     return extent_vec_push(zeros, bad_map[0], err) && extent_vec_push(zeros, bad_map[1], err);
@@ -316,24 +309,21 @@ static bool bad_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *
 static void broken_maps_are_refused(void **state)
 {
     (void)state;
-    static const Extent bad[][2] = {
-        {{.offset = 8192, .length = 4096}, {.offset = 4096, .length = 4096}}, // order
-        {{.offset = 0, .length = 8192}, {.offset = 4096, .length = 4096}},    // overlap
-        {{.offset = 0, .length = 4096}, {.offset = 4096, .length = 0}},       // empty
-        {{.offset = 0, .length = 4096}, {.offset = 1 << 20, .length = 4096}}, // outside
-        {{.offset = 0, .length = 4096}, {.offset = 4096, .length = UINT64_MAX - 4096}}};
+    static const Extent bad[][2] = {{{.offset = 8192, .length = 4096}, {.offset = 4096, .length = 4096}}, // order
+                                    {{.offset = 0, .length = 8192}, {.offset = 4096, .length = 4096}},    // overlap
+                                    {{.offset = 0, .length = 4096}, {.offset = 4096, .length = 0}},       // empty
+                                    {{.offset = 0, .length = 4096}, {.offset = 1 << 20, .length = 4096}}, // outside
+                                    {{.offset = 0, .length = 4096}, {.offset = 4096, .length = UINT64_MAX - 4096}}};
     UnitRandom r = unit_random();
     BlocksOps ops = mem_ops;
     ops.extents = bad_extents;
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         Err err = ERR_INIT;
         MoverResult result;
-        MemBlocks *from = mem_new(1 << 20, CLUSTER, false, &r),
-                  *to = mem_new(1 << 20, CLUSTER, false, &r);
+        MemBlocks *from = mem_new(1 << 20, CLUSTER, false, &r), *to = mem_new(1 << 20, CLUSTER, false, &r);
         memcpy(bad_map, bad[i], sizeof(bad_map));
         from->blocks.ops = &ops;
-        MoverSpec spec = {
-            .from = &from->blocks, .to = &to->blocks, .size = 1 << 20, .cluster_size = CLUSTER};
+        MoverSpec spec = {.from = &from->blocks, .to = &to->blocks, .size = 1 << 20, .cluster_size = CLUSTER};
         assert_fails(mover_copy(&spec, &result, &err), &err, ERR_PROTOCOL);
         mem_free(&from->blocks);
         mem_free(&to->blocks);
@@ -346,10 +336,8 @@ static void wrong_specs_are_refused(void **state)
     UnitRandom r = unit_random();
     Err err = ERR_INIT;
     MoverResult result;
-    MemBlocks *from = mem_new(1 << 20, CLUSTER, false, &r),
-              *to = mem_new((1 << 20) - 512, CLUSTER, false, &r);
-    MoverSpec spec = {
-        .from = &from->blocks, .to = &to->blocks, .size = 1 << 20, .cluster_size = CLUSTER};
+    MemBlocks *from = mem_new(1 << 20, CLUSTER, false, &r), *to = mem_new((1 << 20) - 512, CLUSTER, false, &r);
+    MoverSpec spec = {.from = &from->blocks, .to = &to->blocks, .size = 1 << 20, .cluster_size = CLUSTER};
     assert_fails(mover_copy(&spec, &result, &err), &err, ERR_PROTOCOL); // the target is smaller
     spec.size = (1 << 20) - 512;
     assert_fails(mover_copy(&spec, &result, &err), &err,

@@ -26,8 +26,7 @@ static void put(Blocks *b, const void *p, uint64_t offset, uint32_t length)
 {
     Err err = ERR_INIT;
     Waiter w = {.req = {.done = on_done, .ctx = &w}};
-    assert_ok(p ? b->ops->write(b, p, offset, length, &w.req, &err)
-                : b->ops->zero(b, offset, length, &w.req, &err),
+    assert_ok(p ? b->ops->write(b, p, offset, length, &w.req, &err) : b->ops->zero(b, offset, length, &w.req, &err),
               &err);
     assert_int_equal(w.calls, 1);
 }
@@ -196,8 +195,7 @@ static void hasher_agrees(HashAlgorithm algorithm)
         assert_non_null(bytes);
         for (uint64_t k = 0; k < clusters; k += run)
             if (unit_random_below(&r, 2))
-                memset(bytes + k * CLUSTER, (int)unit_random_next(&r) | 1,
-                       MIN(run * CLUSTER, size - k * CLUSTER));
+                memset(bytes + k * CLUSTER, (int)unit_random_next(&r) | 1, MIN(run * CLUSTER, size - k * CLUSTER));
         assert_ok(sink_hasher_open(&g, size, &b, &err), &err);
         uint64_t runs = (clusters + run - 1) / run, start = unit_random_below(&r, runs);
         for (uint64_t k = 0; k < runs; k++) {
@@ -236,7 +234,7 @@ static void hasher_wants_each_cluster_once(void **state)
     assert_ok(sink_hasher_open(&g, 3 * CLUSTER + 5, &b, &err), &err);
     put(b, data, CLUSTER, CLUSTER);
     assert_fails(b->ops->write(b, data, 0, 2 * CLUSTER, &w.req, &err), &err,
-                 ERR_INVALID); // the second again
+                 ERR_INVALID);                                                        // the second again
     assert_fails(b->ops->zero(b, CLUSTER, CLUSTER, &w.req, &err), &err, ERR_INVALID); // again
     assert_fails(b->ops->write(b, data, 100, CLUSTER, &w.req, &err), &err,
                  ERR_INVALID); // not aligned
@@ -258,8 +256,7 @@ static void image_has_a_valid_header(void **state)
     Blocks *b = NULL;
     cleanup_free char *text = NULL;
     size_t len;
-    SinkImageSpec spec = {
-        .path = unit_path(state, "disk.qcow2"), .size = 5 * CLUSTER + 100, .cluster_size = CLUSTER};
+    SinkImageSpec spec = {.path = unit_path(state, "disk.qcow2"), .size = 5 * CLUSTER + 100, .cluster_size = CLUSTER};
     memset(data, 1, sizeof(data));
     assert_ok(sink_image_open(&spec, &b, &err), &err);
     put(b, NULL, 0, 4 * CLUSTER);
@@ -277,8 +274,7 @@ static void image_with_a_hole_is_not_finished(void **state)
 {
     Err err = ERR_INIT;
     Blocks *b = NULL;
-    SinkImageSpec spec = {
-        .path = unit_path(state, "disk.qcow2"), .size = 8 * CLUSTER, .cluster_size = CLUSTER};
+    SinkImageSpec spec = {.path = unit_path(state, "disk.qcow2"), .size = 8 * CLUSTER, .cluster_size = CLUSTER};
     assert_ok(sink_image_open(&spec, &b, &err), &err);
     put(b, NULL, 0, 4 * CLUSTER);
     flush(b);

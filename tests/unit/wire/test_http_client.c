@@ -75,8 +75,7 @@ static void requests_are_independent(void **state)
 static void redirects_are_not_followed(void **state)
 {
     (void)state;
-    Fixture f = start(
-        "HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    Fixture f = start("HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     assert_ok(call(&f), &f.err);
     assert_int_equal(f.answer.status, 302);
     assert_int_equal(atomic_load(&f.server->served), 1);
@@ -118,8 +117,7 @@ static void broken_connections_are_unavailable(void **state)
     memcpy(url, f.server->url, sizeof(url));
     canned_stop(f.server);
     f.request.url = url; // nobody listens there any more
-    assert_fails(http_client_call(f.client, &f.request, &f.answer, &f.err), &f.err,
-                 ERR_UNAVAILABLE);
+    assert_fails(http_client_call(f.client, &f.request, &f.answer, &f.err), &f.err, ERR_UNAVAILABLE);
     http_client_free(f.client);
 }
 
@@ -177,14 +175,10 @@ static void streams_until_it_is_enough(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sends_and_receives),
-        cmocka_unit_test(requests_are_independent),
-        cmocka_unit_test(redirects_are_not_followed),
-        cmocka_unit_test(answers_are_bounded),
-        cmocka_unit_test(silence_times_out),
-        cmocka_unit_test(broken_connections_are_unavailable),
-        cmocka_unit_test(other_protocols_are_refused),
-        cmocka_unit_test(cancel_ends_the_wait),
+        cmocka_unit_test(sends_and_receives),          cmocka_unit_test(requests_are_independent),
+        cmocka_unit_test(redirects_are_not_followed),  cmocka_unit_test(answers_are_bounded),
+        cmocka_unit_test(silence_times_out),           cmocka_unit_test(broken_connections_are_unavailable),
+        cmocka_unit_test(other_protocols_are_refused), cmocka_unit_test(cancel_ends_the_wait),
         cmocka_unit_test(streams_until_it_is_enough),
     };
     return cmocka_run_group_tests_name("http_client", tests, NULL, NULL);

@@ -3,8 +3,7 @@
 #include "wire/hub_api.h"
 
 #define OK_HEAD "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
-#define ERROR_BODY \
-    "{\"details\":\"no job backup-x\",\"error\":\"backup job not found\",\"timestamp\":\"t\"}"
+#define ERROR_BODY "{\"details\":\"no job backup-x\",\"error\":\"backup job not found\",\"timestamp\":\"t\"}"
 
 typedef struct Fixture {
     CannedServer *server;
@@ -85,9 +84,8 @@ static void recording_a_change_id(void **state)
         Fixture f = start("HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n" ERROR_BODY);
         Completion c = {.change_id = (char[]){"u/2"}};
         ChangeIdReport r = {.change_id = (char[]){"u/2"}};
-        bool fine = hub_api_is_backup(cases[i].job)
-            ? hub_api_complete(f.hub, cases[i].job, &c, &f.err)
-            : hub_api_changeid(f.hub, cases[i].job, &r, &f.err);
+        bool fine = hub_api_is_backup(cases[i].job) ? hub_api_complete(f.hub, cases[i].job, &c, &f.err)
+                                                    : hub_api_changeid(f.hub, cases[i].job, &r, &f.err);
         assert_false(fine);
         assert_int_equal(f.err.code, ERR_NOT_FOUND);
         assert_string_equal(f.err.details, "SHA API returned status 404: " ERROR_BODY);
@@ -95,8 +93,7 @@ static void recording_a_change_id(void **state)
         assert_non_null(strstr(f.server->requests[0], "\r\n\r\n{\"change_id\":\"u/2\"}"));
         stop(&f);
     }
-    Fixture f =
-        start("HTTP/1.1 202 Accepted\r\nConnection: close\r\n\r\n{}"); // only 200 is success
+    Fixture f = start("HTTP/1.1 202 Accepted\r\nConnection: close\r\n\r\n{}"); // only 200 is success
     Completion c = {.change_id = (char[]){"u/2"}};
     assert_false(hub_api_complete(f.hub, "backup-a", &c, &f.err));
     assert_true(hub_api_is_unknown(f.hub));
@@ -120,10 +117,9 @@ static bool on_event(void *ctx, const char *event, const json_t *data)
 static void events_are_parsed(void **state)
 {
     (void)state;
-    const char *stream =
-        OK_HEAD ": hello\n\nevent: progress\ndata: {\"n\":\ndata: 1}\n\r\n:\n\n"
-                "data:{\"n\":2}\r\n\r\nid: 7\nevent: end\ndata: {\"n\":3}\n\nevent: late\n"
-                "data: {\"n\":4}\n\n";
+    const char *stream = OK_HEAD ": hello\n\nevent: progress\ndata: {\"n\":\ndata: 1}\n\r\n:\n\n"
+                                 "data:{\"n\":2}\r\n\r\nid: 7\nevent: end\ndata: {\"n\":3}\n\nevent: late\n"
+                                 "data: {\"n\":4}\n\n";
     Events e = {0};
     Fixture f = start(stream);
     assert_ok(hub_api_events(f.hub, "/events", on_event, &e, &f.err), &f.err);
