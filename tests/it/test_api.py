@@ -43,7 +43,8 @@ def test_guards(one_hub, method, path):
         api.request(method, target, headers={"Content-Length": str((1 << 20) + 1)}).expect(413, "request too large")
 
 
-@pytest.mark.parametrize("method, path", [(m, p) for m, p, o in operations() if "requestBody" in o])
+@pytest.mark.parametrize("method, path", [(m, p) for m, p, o in operations()
+                                          if "requestBody" in o and "501" not in o["responses"]])
 def test_bodies(one_hub, method, path):
     target = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
     # The client's calls look at the token first
@@ -523,7 +524,6 @@ def test_replications(world):
     assert api.get(f"/replications/{quote('replication-a/b')}").expect(200)["vm_name"] == "web"
     api.get("/replications/replication-none").expect(404)
     api.post(f"/replications/{minted['job_id']}/claim", {"claim": NOBODY}).expect(501)
-    api.post("/replications/replication-none/claim", {"claim": NOBODY}).expect(404)
 
 
 # ---- restarts

@@ -56,7 +56,7 @@ def test_start_without_type_is_incremental_after_a_first(world, vm):
     ({"backup_type": ""}, 400),
     ({"backup_type": 1}, 400),
     ({"vm_name": None}, 400),
-    ({"vm_name": ""}, 404),
+    ({"vm_name": ""}, 400),
     ({"vm_name": 7}, 400),
     ({"repository_id": None}, 400),
     ({"repository_id": ["1"]}, 400),
@@ -289,7 +289,7 @@ def test_disks_have_change_ids_of_their_own(world):
 
 
 def test_completion_that_names_one_disk_of_two(world):
-    """The other keeps the change ID that it was announced with."""
+    """Each disk has a change ID of its own: one that is not named has none."""
     _, paths = world.add_vm("two", sizes=(MIB, MIB), seed=6)
     job = world.job("two")
     job.claim()
@@ -298,8 +298,8 @@ def test_completion_that_names_one_disk_of_two(world):
     for n, path in enumerate(paths):
         nbdcopy(path, disks[f"disk-{n}"]["uri"])
     job.complete(changes[0], [{"disk_id": disks["disk-0"]["disk_id"], "change_id": changes[0], "tracking": "none",
-                               **coverage([(0, MIB)])}]).expect(200)
-    assert [d["change_id"] for d in job.show()["disks"]] == changes
+                               **coverage([(0, MIB)])}]).expect(400)
+    assert job.show()["status"] != "completed"
 
 
 def test_completion_of_a_disk_that_was_not_announced(world, vm):
@@ -377,7 +377,7 @@ def test_tracked_incremental_moves_only_what_changed(world, vm, tracked):
     increment = world.tracked_backup(tracked, [(0, 65536, 0x11), (3 * MIB, 131072, 0x22)], size, zeros=[(MIB, 65536)])
     shown = increment.show()
     assert shown["disks"][0]["mode"] == "tracked" and shown["disks"][0]["parent_backup_id"] == tracked.id
-    assert shown["stored_bytes"] < size / 10
+    assert shown["stored_bytes"] < size / 4     # tables included
     with open(vm, "r+b") as f:
         f.write(b"\x11" * 65536)
         f.seek(3 * MIB)

@@ -21,7 +21,7 @@ from lib.world import World
 
 FIRST = int(os.environ.get("ORACLE_SEED", "1"))
 COUNT = int(os.environ.get("ORACLE_HISTORIES", "12"))
-STEPS = 9
+STEPS = 8
 OVERHEAD_CLUSTERS = 8       # header, L1, L2, reference counts, rounding: of a small image
 CHAIN_LIMIT = 5
 

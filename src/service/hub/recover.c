@@ -147,9 +147,11 @@ static bool adopt(Hub *h, Running *r, const StoreBackup *b, Err *err)
     }
     STORE_LIST_FREE(disks, len, store_disk_clear);
     Err client = ERR_INIT;
-    if (ok && b->client_pid > 0 && !proc_adopt((pid_t)b->client_pid, b->client_start, &r->client, &client)) {
+    // in any case: a client whose job cannot go on is to be ended
+    if (b->client_pid > 0 && !proc_adopt((pid_t)b->client_pid, b->client_start, &r->client, &client)) {
         r->client = PROC_NONE;
-        ok = err_set(err, ERR_CONFLICT, "the client ended while the hub was away");
+        if (ok)
+            ok = err_set(err, ERR_CONFLICT, "the client ended while the hub was away");
     }
     return ok;
 }
@@ -162,13 +164,16 @@ static bool recover_job(Hub *h, const StoreBackup *b, Err *err)
     if (!hub_running_lock(h, b->id, &r, err))
         return false;
     if (strcmp(b->status, "committing") == 0) {
-        // everything that is needed is on record and on disk; if its repository is away, the supervisor tries again
-        if (!hub_commit(h, b->id, &why))
+        // everything that is needed is on record and on disk, the exporters are not; if its repository is away, the
+        // supervisor tries again
+        ok = end_exporters(h, b, err);
+        if (!ok || !hub_commit(h, b->id, &why))
             log_error("an interrupted commit could not be finished yet", LOG_STR("job", b->id), LOG_ERR(&why));
         else
             log_info("an interrupted commit was finished", LOG_STR("job", b->id));
     } else if (!adopt(h, r, b, &why)) {
-        ok = hub_job_end(h, r, "failed", "interrupted", why.details, false, err);
+        // those that were not adopted, too: one may be gone, and the next still there
+        ok = end_exporters(h, b, err) && hub_job_end(h, r, "failed", "interrupted", why.details, false, err);
     } else {
         log_info("job taken over", LOG_STR("job", b->id), LOG_STR("status", b->status));
         ok = store_backup_seen(h->store, b->id, NULL, clock_utc_us(), err); // a fresh lease

@@ -7,6 +7,7 @@
 #include "wire/nbd.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
