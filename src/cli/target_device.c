@@ -47,22 +47,26 @@ static bool parse_device(const char *s, dev_t *ret)
 
 static bool add_family(const TargetSystem *system, dev_t device, unsigned depth, Family *f, Err *err);
 
-// The device whose number stands in <folder>/<name>/dev, if it is one, with all that is on it.
-static bool add_relative(const TargetSystem *system, const char *folder, const char *name, unsigned depth, Family *f,
-                         Err *err)
+// The device whose number stands in <folder>/<name>/dev, with all that is on it; if it is one, and has the file `mark`.
+static bool add_relative(const TargetSystem *system, const char *folder, const char *name, const char *mark,
+                         unsigned depth, Family *f, Err *err)
 {
     Err none = ERR_INIT;
     dev_t device;
     cleanup_free char *text = NULL;
     cleanup_free char *path = mem_printf(err, "%s/%s/dev", folder, name);
-    if (!path)
+    cleanup_free char *marked = mem_printf(err, "%s/%s/%s", folder, name, mark);
+    if (!path || !marked)
         return false;
+    if (!file_exists(marked))
+        return true;
     if (!file_read(path, TEXT_MAX, &text, NULL, &none) || !parse_device(text, &device))
         return true; // another kind of entry
     return add_family(system, device, depth + 1, f, err);
 }
 
-static bool add_relatives(const TargetSystem *system, const char *folder, unsigned depth, Family *f, Err *err)
+static bool add_relatives(const TargetSystem *system, const char *folder, const char *mark, unsigned depth, Family *f,
+                          Err *err)
 {
     Err none = ERR_INIT;
     FileList list;
@@ -70,7 +74,7 @@ static bool add_relatives(const TargetSystem *system, const char *folder, unsign
         return none.code == ERR_NOT_FOUND || err_set(err, none.code, "%s", none.details);
     bool fine = true;
     for (size_t i = 0; fine && i < list.len; i++)
-        fine = add_relative(system, folder, list.names[i], depth, f, err);
+        fine = add_relative(system, folder, list.names[i], mark, depth, f, err);
     file_list_clear(&list);
     return fine;
 }
@@ -86,7 +90,8 @@ static bool add_family(const TargetSystem *system, dev_t device, unsigned depth,
     // Partitions are folders of the device's own, the rest are links in "holders"
     cleanup_free char *folder = mem_printf(err, "%s/%u:%u", system->devices, major(device), minor(device));
     cleanup_free char *holders = folder ? mem_printf(err, "%s/holders", folder) : NULL;
-    return holders && add_relatives(system, folder, depth, f, err) && add_relatives(system, holders, depth, f, err);
+    return holders && add_relatives(system, folder, "partition", depth, f, err) &&
+           add_relatives(system, holders, "dev", depth, f, err);
 }
 
 static bool is_in(const Family *f, dev_t device)

@@ -81,6 +81,16 @@ bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
     return true;
 }
 
+bool store_backup_count_running(Store *s, uint64_t *ret, Err *err)
+{
+    int64_t n;
+    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE status IN ('running', 'committing')", DB_NO_ARGS, 0, &n,
+                      err))
+        return false;
+    *ret = (uint64_t)n;
+    return true;
+}
+
 bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
                          Err *err)
 {

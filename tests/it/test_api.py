@@ -44,7 +44,7 @@ def test_guards(one_hub, method, path):
 
 
 @pytest.mark.parametrize("method, path", [(m, p) for m, p, o in operations()
-                                          if "requestBody" in o and "501" not in o["responses"]])
+                                          if "requestBody" in o and o["operationId"] != "claimReplication"])
 def test_bodies(one_hub, method, path):
     target = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
     # The client's calls look at the token first

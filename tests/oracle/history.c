@@ -1,5 +1,7 @@
 #include "history.h"
 
+#include "check.h"
+#include "steps.h"
 #include "world.h"
 
 #include <inttypes.h>

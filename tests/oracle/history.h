@@ -109,9 +109,3 @@ const Record *history_find_record(void *scan, const char *id); // RepoFind over 
 
 // backup.c: one backup, of all disks of a VM; killed or not.
 bool backup_run(History *h, Vm *vm, Err *err) must_check;
-// check.c: every point is listed and gives back its bytes, and nothing else is there.
-bool check_all(History *h, bool at_the_end, Err *err) must_check;
-// One point's disk, by everything that can read it.
-bool check_by_qemu(History *h, const char *image, const Reference *ref, Err *err) must_check;
-// steps.c: anything but a backup.
-bool steps_any(History *h, Err *err) must_check;

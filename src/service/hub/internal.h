@@ -34,6 +34,9 @@ struct Hub {
 
 // ---- running.c
 bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err) must_check;
+// The same without waiting: *ret is NULL where somebody else is at work on the job. A seal may take an hour, and the
+// supervisor has others to look after.
+bool hub_running_try(Hub *h, const char *id, Running **ret, Err *err) must_check;
 void hub_running_unlock(Hub *h, Running *r); // drops the entry when nothing is left in it
 // Ends a job that is not final: exporters, client, partial images, then the row. The caller holds the entry.
 // keep_client: it is the client itself that reports; it is given the time to go.

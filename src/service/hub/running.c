@@ -2,32 +2,52 @@
 #include "base/log.h"
 #include "service/hub/internal.h"
 
-bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err)
+// The entry of a job, made where there is none. The caller holds h->lock.
+static Running *entry(Hub *h, const char *id, Err *err)
+{
+    for (Running *r = h->running; r; r = r->next)
+        if (strcmp(r->id, id) == 0)
+            return r;
+    Running *r = mem_calloc(1, sizeof(*r), err);
+    if (r)
+        r->id = mem_strdup(id, err);
+    if (!r || !r->id) {
+        free(r);
+        return NULL;
+    }
+    r->client = PROC_NONE;
+    r->next = h->running;
+    h->running = r;
+    return r;
+}
+
+static bool lock(Hub *h, const char *id, bool wait, Running **ret, Err *err)
 {
     (void)pthread_mutex_lock(&h->lock);
-    Running *r = h->running;
-    while (r && strcmp(r->id, id) != 0)
-        r = r->next;
-    if (!r) {
-        r = mem_calloc(1, sizeof(*r), err);
-        if (r)
-            r->id = mem_strdup(id, err);
-        if (!r || !r->id) {
-            free(r);
-            (void)pthread_mutex_unlock(&h->lock);
-            return false;
-        }
-        r->client = PROC_NONE;
-        r->next = h->running;
-        h->running = r;
+    Running *r = entry(h, id, err);
+    bool ok = r != NULL;
+    if (ok && r->locked && !wait) {
+        r = NULL; // somebody is at work on it
+    } else if (ok) {
+        r->users++;
+        while (r->locked)
+            (void)pthread_cond_wait(&h->changed, &h->lock);
+        r->locked = true;
     }
-    r->users++;
-    while (r->locked)
-        (void)pthread_cond_wait(&h->changed, &h->lock);
-    r->locked = true;
     (void)pthread_mutex_unlock(&h->lock);
-    *ret = r;
-    return true;
+    if (ok)
+        *ret = r;
+    return ok;
+}
+
+bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err)
+{
+    return lock(h, id, true, ret, err);
+}
+
+bool hub_running_try(Hub *h, const char *id, Running **ret, Err *err)
+{
+    return lock(h, id, false, ret, err);
 }
 
 void hub_running_unlock(Hub *h, Running *r)

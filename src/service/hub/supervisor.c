@@ -118,8 +118,10 @@ static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
 {
     Running *r;
     StoreBackup cleanup_backup b = {0};
-    if (!hub_running_lock(h, id, &r, err))
+    if (!hub_running_try(h, id, &r, err))
         return false;
+    if (!r)
+        return true;
     bool ok = store_backup_get(h->store, id, &b, err); // as it is now that nobody else changes it
     if (ok && strcmp(b.status, "pending") == 0)
         ok = look_at_pending(h, r, &b, running, err);

@@ -89,6 +89,13 @@ bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Er
 {
     StoreBackup cleanup_backup b = {0};
     bool done;
+    uint64_t running;
+    if (!store_backup_get(h->store, id, &b, err) || !store_backup_count_running(h->store, &running, err))
+        return false;
+    // clients that the hub starts wait for their turn; one that comes by itself is told to
+    if (!b.start_client && strcmp(b.status, "pending") == 0 && running >= h->max_jobs)
+        return err_set(err, ERR_BUSY, "%u jobs run already, this hub's limit; claim again later", h->max_jobs);
+    store_backup_clear(&b);
     if (!store_backup_claim(h->store, id, claim, clock_utc_us(), &done, err) ||
         !store_backup_get(h->store, id, &b, err))
         return false;

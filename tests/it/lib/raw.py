@@ -35,13 +35,13 @@ def connect(port, timeout=10):
 
 def receive(s):
     """All bytes until the server closes, and whether it did."""
-    data = b""
+    chunks = []
     try:
-        while chunk := s.recv(65536):
-            data += chunk
+        while chunk := s.recv(1 << 18):
+            chunks.append(chunk)
     except (TimeoutError, ConnectionResetError):
-        return data, False
-    return data, True
+        return b"".join(chunks), False
+    return b"".join(chunks), True
 
 
 def parse(data, closed=True, with_body=True):

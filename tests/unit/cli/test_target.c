@@ -156,6 +156,9 @@ static void make_account(void **state, Account *a, const char *mounts, const cha
     write_file(unit_path(state, "block/8:16/dev"), "8:16\n");
     write_file(unit_path(state, "block/8:16/size"), "100\n");
     write_file(unit_path(state, "block/8:16/sdb1/dev"), "8:17\n");
+    write_file(unit_path(state, "block/8:16/sdb1/partition"), "1\n");
+    make_folder(unit_path(state, "block/8:16/device")); // the driver's own, not a block device
+    write_file(unit_path(state, "block/8:16/device/dev"), "8:1\n");
     make_folder(unit_path(state, "block/8:17/holders/dm-0"));
     write_file(unit_path(state, "block/8:17/holders/dm-0/dev"), "253:0\n");
     make_folder(unit_path(state, "block/253:0/holders"));

@@ -36,6 +36,7 @@ typedef struct Model {
     ModelPoint points[MODEL_POINTS];
     size_t len;
     ChainHashes *parent; // of the point at work
+    Writer *writer;      // for a test that seals by another thread
     UnitRandom random;
     uint8_t *arrived; // a byte for each byte of the point at work
 } Model;
@@ -249,18 +250,23 @@ static inline void model_check(Model *m, size_t index)
     model_check_qemu(m, p);
 }
 
-// Seal the point at work, look at it with every oracle, and make it the newest.
+// The point at work is sealed: look at it with every oracle, and make it the newest.
+static inline void model_sealed(Model *m, Writer *w)
+{
+    writer_free(w);
+    chain_hashes_free(m->parent);
+    free(m->arrived);
+    m->len++;
+    model_check(m, m->len - 1);
+}
+
 static inline void model_end(Model *m, Writer *w)
 {
     Err err = ERR_INIT;
     ModelPoint *p = &m->points[m->len];
     WriterExpect expect = model_expect(m);
     assert_ok(writer_seal(w, &expect, &p->summary, &p->digest, &err), &err);
-    writer_free(w);
-    chain_hashes_free(m->parent);
-    free(m->arrived);
-    m->len++;
-    model_check(m, m->len - 1);
+    model_sealed(m, w);
 }
 
 // Give the point at work up.

@@ -102,11 +102,57 @@ static void test_overlaps(void **state)
     model_clear(&m);
 }
 
+// Until the seal ends it: what was acknowledged is in the image, what was refused is not.
+static void *write_until_sealed(void *arg)
+{
+    Job *j = arg;
+    Err err = ERR_INIT;
+    uint8_t mine[4096];
+    for (;;) {
+        uint64_t at = (unit_random_below(&j->random, 50) * THREADS + j->number) * 4096;
+        memset(mine, (int)unit_random_below(&j->random, 256), sizeof mine);
+        if (!writer_write(j->w, mine, at, sizeof mine, &err))
+            return err.code == ERR_CONFLICT ? NULL : "not as sealed";
+        memcpy(j->bytes + at, mine, sizeof mine);
+    }
+}
+
+static void *seal_soon(void *arg)
+{
+    Model *m = arg;
+    ModelPoint *p = &m->points[0];
+    Err err = ERR_INIT;
+    WriterExpect expect = model_expect(m);
+    (void)usleep(20000); // no more than a head start
+    return writer_seal(m->writer, &expect, &p->summary, &p->digest, &err) ? NULL : "seal";
+}
+
+static void test_seal_while_writing(void **state)
+{
+    Model m = model_new(state, 12, HASH_XXH3_128);
+    uint64_t size = 50 * THREADS * 4096;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_cover(&m, w);
+    Job jobs[THREADS];
+    for (unsigned i = 0; i < THREADS; i++)
+        jobs[i] = (Job){w, m.points[0].bytes, NULL, size, i, {unit_random_next(&m.random)}};
+    pthread_t sealer;
+    m.writer = w;
+    assert_int_equal(pthread_create(&sealer, NULL, seal_soon, &m), 0);
+    run_threads(write_until_sealed, jobs);
+    void *failed = NULL;
+    assert_int_equal(pthread_join(sealer, &failed), 0);
+    assert_null(failed);
+    model_sealed(&m, w);
+    model_clear(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         in_folder(test_stripes),
         in_folder(test_overlaps),
+        in_folder(test_seal_while_writing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

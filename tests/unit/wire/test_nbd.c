@@ -246,29 +246,6 @@ static void test_handshake_has_a_deadline(void **state)
     assert_fails(nbd_blocks_open(&spec, &b, &err), &err, ERR_NOT_FOUND);
 }
 
-static void test_server_that_dies(void **state)
-{
-    (void)state;
-    Child *c = SERVE("--filter=delay", "memory", "1M", "rdelay=60");
-    Blocks *b = open_end(c, 2);
-    Err err = ERR_INIT;
-    char p[512];
-    Done d;
-    done_init(&d);
-    assert_ok(b->ops->read(b, p, 0, sizeof(p), &d.req, &err), &err);
-    child_stop(c);
-    while (d.count == 0)
-        if (!turn(b, &err))
-            break;
-    assert_int_equal(d.count, 1);
-    assert_int_equal(d.err.code, ERR_UNAVAILABLE);
-    assert_int_equal(err.code, ERR_UNAVAILABLE);
-    err_clear(&err);
-    assert_false(b->ops->read(b, p, 0, sizeof(p), &d.req, &err));
-    b->ops->abort(b);
-    b->ops->free(b);
-}
-
 static Proc serve_at(const char *path, const char *file, const char *delay)
 {
     Err err = ERR_INIT;
@@ -291,6 +268,44 @@ static Proc serve_at(const char *path, const char *file, const char *delay)
     }
 }
 
+static void kill_hard(Proc *p)
+{
+    proc_signal(p, SIGKILL);
+    proc_stop(p, 0);
+}
+
+static void make_disk(const char *file, off_t size)
+{
+    Err err = ERR_INIT;
+    assert_ok(file_create_durable(file, "", 0, 0600, &err), &err);
+    assert_int_equal(truncate(file, size), 0);
+}
+
+static void test_server_that_dies(void **state)
+{
+    char path[100];
+    (void)snprintf(path, sizeof(path), "%s", unit_path(state, "s"));
+    make_disk(unit_path(state, "disk"), 1 << 20);
+    Proc server = serve_at(path, unit_path(state, "disk"), "delay-read=60");
+    Err err = ERR_INIT;
+    Blocks *b = NULL;
+    NbdSpec spec = {.socket = path, .export_name = "", .connections = 2};
+    assert_ok(nbd_blocks_open(&spec, &b, &err), &err);
+    char p[512];
+    Done d;
+    done_init(&d);
+    assert_ok(b->ops->read(b, p, 0, sizeof(p), &d.req, &err), &err);
+    kill_hard(&server);
+    while (d.count == 0 && turn(b, &err))
+        ;
+    assert_int_equal(d.count, 1);
+    assert_int_equal(d.err.code, ERR_UNAVAILABLE);
+    assert_int_equal(err.code, ERR_UNAVAILABLE);
+    b->ops->abort(b);
+    assert_int_equal(d.count, 1);
+    b->ops->free(b);
+}
+
 // What was in flight on a lost connection is sent again, writes of several steps among it.
 static void test_lost_connections_are_opened_again(void **state)
 {
@@ -298,8 +313,7 @@ static void test_lost_connections_are_opened_again(void **state)
     (void)snprintf(path, sizeof(path), "%s", unit_path(state, "s"));
     const char *file = unit_path(state, "disk");
     Err err = ERR_INIT;
-    assert_ok(file_create_durable(file, "", 0, 0600, &err), &err);
-    assert_int_equal(truncate(file, 1 << 20), 0);
+    make_disk(file, 1 << 20);
     Proc first = serve_at(path, file, "delay-read=60");
     NbdSpec spec = {.socket = path, .export_name = "", .connections = 3, .want_zeros = true, .reconnects = 6};
     Blocks *b = NULL;
@@ -311,8 +325,7 @@ static void test_lost_connections_are_opened_again(void **state)
         done_init(&d[i]);
         assert_ok(b->ops->read(b, p[i], 1000, 5, &d[i].req, &err), &err);
     }
-    proc_signal(&first, SIGKILL);
-    proc_stop(&first, 0);
+    kill_hard(&first);
     Proc second = serve_at(path, file, "delay-read=0");
     for (size_t i = 0; i < 6; i++) {
         wait_done(b, &d[i]);
@@ -320,8 +333,7 @@ static void test_lost_connections_are_opened_again(void **state)
         assert_memory_equal(p[i], "hello", 5);
     }
     // Another export than before: not the same disk.
-    proc_signal(&second, SIGKILL);
-    proc_stop(&second, 0);
+    kill_hard(&second);
     assert_int_equal(truncate(file, 2 << 20), 0);
     Proc third = serve_at(path, file, "delay-read=0");
     ExtentVec v = {0};
@@ -359,8 +371,10 @@ static void test_a_hole_is_no_zero(void **state)
     (void)state;
     Child *c = SERVE("eval", "get_size=echo 4M", "can_extents=exit 0", "pread=head -c $3 /dev/zero",
                      "extents=echo 0 1M hole; echo 1M 1M zero; echo 2M 1M hole,zero; echo 3M 1M");
-    Blocks *b = open_end(c, 1);
     Err err = ERR_INIT;
+    Blocks *b = NULL;
+    NbdSpec spec = {.socket = child_socket(c), .export_name = "", .read_only = true, .require_zeros = true};
+    assert_ok(nbd_blocks_open(&spec, &b, &err), &err);
     ExtentVec changed = {0}, zeros = {0};
     assert_ok(b->ops->extents(b, 0, 4 * MIB, &changed, &zeros, &err), &err);
     assert_int_equal(zeros.len, 1);
@@ -450,7 +464,7 @@ int main(void)
         cmocka_unit_test(test_errors_of_the_server_arrive),
         cmocka_unit_test(test_abort_completes_everything),
         cmocka_unit_test_setup_teardown(test_handshake_has_a_deadline, unit_folder_setup, unit_folder_teardown),
-        cmocka_unit_test(test_server_that_dies),
+        cmocka_unit_test_setup_teardown(test_server_that_dies, unit_folder_setup, unit_folder_teardown),
         cmocka_unit_test_setup_teardown(test_lost_connections_are_opened_again, unit_folder_setup, unit_folder_teardown),
         cmocka_unit_test(test_map_is_complete_and_clipped),
         cmocka_unit_test(test_a_hole_is_no_zero),
