@@ -18,6 +18,9 @@
 #define FIRST_SAFE_FD 10 // above every number that the child will use: no dup2 can hit a source
 #define LISTEN_PID_NAME "LISTEN_PID="
 
+#define CMDLINE_MAX   (4u << 20)
+#define PROCESSES_MAX (4u << 20) // the kernel's limit
+
 static int pidfd_open_(pid_t pid)
 {
     return (int)syscall(SYS_pidfd_open, pid, 0U); // close-on-exec by itself
@@ -416,4 +419,39 @@ void proc_clear(Proc *p)
 {
     mem_cleanup_close(&p->pidfd);
     *p = PROC_NONE;
+}
+
+static bool has_argument(pid_t pid, const char *arg)
+{
+    char path[48];
+    cleanup_free char *text = NULL;
+    size_t n = 0;
+    Err gone = ERR_INIT; // or not ours to look at
+    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+    if (!file_read(path, CMDLINE_MAX, &text, &n, &gone))
+        return false;
+    for (size_t at = 0; at < n; at += strlen(text + at) + 1) // file_read() ends it with a NUL
+        if (strcmp(text + at, arg) == 0)
+            return true;
+    return false;
+}
+
+void proc_stop_by_argument(const char *arg, int term_ms)
+{
+    FileList list;
+    Err err = ERR_INIT; // what cannot be seen cannot be ended
+    if (!file_list("/proc", PROCESSES_MAX, &list, &err))
+        return;
+    for (size_t i = 0; i < list.len; i++) {
+        Proc p = PROC_NONE;
+        uint64_t pid, start;
+        Err look = ERR_INIT;
+        if (!num_u64(list.names[i], 1, INT32_MAX, &pid, &look) || (pid_t)pid == getpid())
+            continue;
+        // the start time before the look: a number that changes hands in between is not adopted
+        if (read_start_time((pid_t)pid, &start, &look) && has_argument((pid_t)pid, arg) &&
+            proc_adopt((pid_t)pid, start, &p, &look))
+            proc_stop(&p, term_ms);
+    }
+    file_list_clear(&list);
 }

@@ -46,6 +46,9 @@ bool proc_wait(Proc *p, int timeout_ms, int *ret_status, Err *err) must_check;
 // PROC_NONE, which it leaves behind. It waits for as long as the kernel needs (a hung NFS server).
 void proc_stop(Proc *p, int term_ms);
 void proc_clear(Proc *p); // closes the pidfd; the process goes on
+// proc_stop() for every process that has exactly this argument: those that a run of us started, which was killed before
+// it could note them. The argument must be one that nobody else can have.
+void proc_stop_by_argument(const char *arg, int term_ms);
 
 // Run to the end with a deadline; collects at most max bytes of standard output and the tail of
 // standard error (4 KiB). Above max (ERR_TOO_LARGE) or past the deadline (ERR_TIMEOUT; -1: none) the

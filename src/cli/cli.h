@@ -16,12 +16,12 @@
 
 // One member for each option; text is owned.
 typedef struct CliValues {
-    char *hub, *path, *cluster_size, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm, *status, *disk, *to,
-        *format;
+    char *hub, *path, *cluster_size, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm, *status, *disk,
+        *to, *format;
     OptList file, exclude;
     uint64_t limit;
-    bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents, all_disks,
-        force;
+    bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,
+        all_disks, force;
 } CliValues;
 
 typedef struct Cli {
@@ -36,8 +36,8 @@ typedef struct Cli {
 // ---- the hub. path: from "/api/v1" on
 bool cli_get(Cli *c, const char *path, json_t **ret, Err *err) must_check;
 // body may be NULL. slow: the hub may take its time.
-bool cli_send(Cli *c, const char *method, const char *path, const json_t *body, bool slow, json_t **ret,
-              Err *err) must_check;
+bool cli_send(Cli *c, const char *method, const char *path, const json_t *body, bool slow, json_t **ret, Err *err)
+    must_check;
 // "/api/v1/<kind>/<id>[/<call>]", encoded. call may be NULL. New memory.
 char *cli_path(const char *kind, const char *id, const char *call, Err *err) must_check;
 // Appends "?key=value" or "&key=value"; a NULL value adds nothing.

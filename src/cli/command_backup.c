@@ -10,9 +10,9 @@ static bool build(const Cli *c, json_t *body, Err *err)
         return false;
     const char *type = v->full ? "full" : v->incremental ? "incremental" : NULL;
     return codec_json_set_text(body, "vm_name", c->words[0], err) &&
-           codec_json_set_text(body, "repository_id", v->repo, err) &&
-           (!type || codec_json_set_text(body, "backup_type", type, err)) &&
-           (!v->no_client || codec_json_set_bool(body, "start_client", false, err));
+        codec_json_set_text(body, "repository_id", v->repo, err) &&
+        (!type || codec_json_set_text(body, "backup_type", type, err)) &&
+        (!v->no_client || codec_json_set_bool(body, "start_client", false, err));
 }
 
 // What is to be run where the VM's disks can be read. The one place that shows the token.

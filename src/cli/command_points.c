@@ -7,8 +7,9 @@
 static void remarks(const json_t *b, char *out, size_t n)
 {
     const char *verified = cli_text(b, "verify_result");
-    (void)snprintf(out, n, "%s%s%s%s", cli_flag(b, "suspect") ? "SUSPECT " : "", cli_flag(b, "partial") ? "partial " : "",
-                   *verified ? "verified: " : "", verified); // cut where a hub says too much
+    (void)snprintf(out, n, "%s%s%s%s", cli_flag(b, "suspect") ? "SUSPECT " : "",
+                   cli_flag(b, "partial") ? "partial " : "", *verified ? "verified: " : "",
+                   verified); // cut where a hub says too much
 }
 
 static bool fill_list(const json_t *list, Table *t, Err *err)
@@ -22,8 +23,14 @@ static bool fill_list(const json_t *list, Table *t, Err *err)
         str_size(cli_u64(b, "bytes_transferred"), moved);
         str_size(cli_u64(b, "stored_bytes"), stored);
         remarks(b, remark, sizeof(remark));
-        const char *const cells[] = {cli_text(b, "backup_id"), cli_text(b, "vm_name"), cli_text(b, "backup_type"),
-                                     cli_text(b, "status"), time, moved, stored, remark};
+        const char *const cells[] = {cli_text(b, "backup_id"),
+                                     cli_text(b, "vm_name"),
+                                     cli_text(b, "backup_type"),
+                                     cli_text(b, "status"),
+                                     time,
+                                     moved,
+                                     stored,
+                                     remark};
         if (!table_row(t, cells, err))
             return false;
     }
@@ -36,8 +43,8 @@ bool command_points_list(Cli *c, Err *err)
     char limit[24];
     cleanup_json json_t *answer = NULL;
     cleanup(str_clear) StrBuf path = STR_BUF(8192);
-    cleanup(table_clear) Table t = {
-        .titles = {"ID", "VM", "TYPE", "STATUS", "CREATED (UTC)", ">MOVED", ">STORED", "REMARKS"}};
+    cleanup(table_clear)
+        Table t = {.titles = {"ID", "VM", "TYPE", "STATUS", "CREATED (UTC)", ">MOVED", ">STORED", "REMARKS"}};
     (void)snprintf(limit, sizeof(limit), "%" PRIu64, v->limit); // fits: 20 digits
     if (!str_add(&path, "/api/v1/backups", err) || !cli_query(&path, "vm_name", v->vm, err) ||
         !cli_query(&path, "repository_id", v->repo, err) || !cli_query(&path, "status", v->status, err) ||
@@ -118,8 +125,14 @@ static bool fill_disks(const json_t *list, Table *t, Err *err)
         str_size(cli_u64(d, "size"), size);
         str_size(cli_u64(d, "transferred_bytes"), moved);
         str_size(cli_u64(d, "stored_bytes"), stored);
-        const char *const cells[] = {no, cli_text(d, "disk_key"), size, cli_text(d, "mode"), moved, stored,
-                                     cli_text(d, "change_id"), cli_text(d, "reason_text")};
+        const char *const cells[] = {no,
+                                     cli_text(d, "disk_key"),
+                                     size,
+                                     cli_text(d, "mode"),
+                                     moved,
+                                     stored,
+                                     cli_text(d, "change_id"),
+                                     cli_text(d, "reason_text")};
         if (!table_row(t, cells, err))
             return false;
     }
@@ -130,8 +143,8 @@ bool command_points_show(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;
     cleanup_free char *path = cli_path("backups", c->words[0], NULL, err);
-    cleanup(table_clear) Table t = {
-        .titles = {">DISK", "KEY", ">SIZE", "MODE", ">MOVED", ">STORED", "CHANGE ID", "BECAUSE"}};
+    cleanup(table_clear)
+        Table t = {.titles = {">DISK", "KEY", ">SIZE", "MODE", ">MOVED", ">STORED", "CHANGE ID", "BECAUSE"}};
     if (!path || !cli_get(c, path, &answer, err))
         return false;
     if (cli_said_json(c, answer))
@@ -158,9 +171,10 @@ bool command_points_cancel(Cli *c, Err *err)
     if (cli_said_json(c, answer))
         return true;
     cli_show("backup", c->words[0]);
-    cli_show("status", cli_flag(answer, "cancel_requested") && !str_eq(cli_text(answer, "status"), "cancelled")
-                           ? "the client was asked to stop"
-                           : cli_text(answer, "status"));
+    cli_show("status",
+             cli_flag(answer, "cancel_requested") && !str_eq(cli_text(answer, "status"), "cancelled")
+                 ? "the client was asked to stop"
+                 : cli_text(answer, "status"));
     return true;
 }
 

@@ -65,8 +65,12 @@ static bool fill_list(const json_t *list, Table *t, Err *err)
         str_size(cli_u64(r, "stored_bytes"), stored);
         str_size(cli_u64(r, "free_bytes"), free_bytes);
         bool available = cli_flag(r, "available");
-        const char *const cells[] = {cli_text(r, "repository_id"), cli_text(r, "name"), points, stored,
-                                     available ? free_bytes : NULL, available ? "available" : "NOT AVAILABLE",
+        const char *const cells[] = {cli_text(r, "repository_id"),
+                                     cli_text(r, "name"),
+                                     points,
+                                     stored,
+                                     available ? free_bytes : NULL,
+                                     available ? "available" : "NOT AVAILABLE",
                                      cli_text(r, "path")};
         if (!table_row(t, cells, err))
             return false;
@@ -77,8 +81,7 @@ static bool fill_list(const json_t *list, Table *t, Err *err)
 bool command_repo_list(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;
-    cleanup(table_clear) Table t = {
-        .titles = {">NUMBER", "NAME", ">POINTS", ">STORED", ">FREE", "STATE", "PATH"}};
+    cleanup(table_clear) Table t = {.titles = {">NUMBER", "NAME", ">POINTS", ">STORED", ">FREE", "STATE", "PATH"}};
     if (!cli_get(c, "/api/v1/repositories", &answer, err))
         return false;
     if (cli_said_json(c, answer))

@@ -97,7 +97,7 @@ static bool make_folder(Restore *r, const char *path, Err *err)
         return err_set(err, ERR_EXISTS, "%s is not a folder", path);
     if (there)
         return true;
-    return file_mkdir(path, 0700, err) && mem_replace(&r->made, path, err);
+    return file_mkdir_p(path, 0700, err) && mem_replace(&r->made, path, err);
 }
 
 static bool choose(Restore *r, Err *err)
@@ -116,9 +116,9 @@ static bool choose(Restore *r, Err *err)
     for (r->len = 0; r->len < len; r->len++) {
         RestoreDisk *d = &r->disks[r->len];
         d->disk = one ? one : json_array_get(disks, r->len);
-        cleanup_free char *path =
-            one ? mem_strdup(v->to, err)
-                : mem_printf(err, "%s/disk-%" PRIu64 ".%s", v->to, cli_u64(d->disk, "disk_no"), r->qcow2 ? "qcow2" : "raw");
+        cleanup_free char *path = one
+            ? mem_strdup(v->to, err)
+            : mem_printf(err, "%s/disk-%" PRIu64 ".%s", v->to, cli_u64(d->disk, "disk_no"), r->qcow2 ? "qcow2" : "raw");
         if (!path || !target_check(&target_system, path, v->force, &d->target, err))
             return false;
         if (d->target.device && r->qcow2)
@@ -135,7 +135,7 @@ static bool measure(Restore *r, const json_t *disk, uint64_t *ret, Err *err)
     cleanup(point_export_close) PointExport e = {0};
     cleanup_blocks Blocks *from = NULL;
     return point_export_open(r->cli, cli_text(r->backup, "backup_id"), disk, "restore", &e, err) &&
-           point_export_read(&e, &from, err) && point_export_data(from, e.size, ret, err);
+        point_export_read(&e, &from, err) && point_export_data(from, e.size, ret, err);
 }
 
 // Where the disks' sizes would fit there is nothing to measure. All files go to one folder.
@@ -162,8 +162,9 @@ static bool check_room(Restore *r, Err *err)
     }
     str_size(needed, text);
     str_size(have, have_text);
-    return needed <= have || err_set(err, ERR_NO_SPACE, "%s has room for %s, and the data is %s; restore to somewhere else",
-                                     folder, have_text, text);
+    return needed <= have ||
+        err_set(err, ERR_NO_SPACE, "%s has room for %s, and the data is %s; restore to somewhere else", folder,
+                have_text, text);
 }
 
 // ---- copying
@@ -179,7 +180,8 @@ static bool open_sink(Restore *r, const RestoreDisk *d, const PointExport *e, Bl
 {
     bool force = r->cli->values.force;
     if (r->qcow2) {
-        SinkImageSpec spec = {.path = d->target.path, .size = e->size, .cluster_size = e->cluster_size, .replace = force};
+        SinkImageSpec spec = {
+            .path = d->target.path, .size = e->size, .cluster_size = e->cluster_size, .replace = force};
         return sink_image_open(&spec, ret, err);
     }
     SinkFileSpec spec = {.path = d->target.path, .size = e->size, .replace = force};
@@ -197,8 +199,14 @@ static bool restore_disk(Restore *r, const RestoreDisk *d, MoverResult *ret, Err
         return err_set(err, ERR_CANCELLED, "stopped by a signal");
     if (!point_export_read(&e, &from, err) || !open_sink(r, d, &e, &to, err))
         return false;
-    MoverSpec spec = {.from = from, .to = to, .size = e.size, .cluster_size = e.cluster_size, .plan = MOVER_ALL,
-                      .cancel = stop_flag(), .progress = on_progress, .progress_ctx = r};
+    MoverSpec spec = {.from = from,
+                      .to = to,
+                      .size = e.size,
+                      .cluster_size = e.cluster_size,
+                      .plan = MOVER_ALL,
+                      .cancel = stop_flag(),
+                      .progress = on_progress,
+                      .progress_ctx = r};
     r->reached = 0;
     if (!mover_copy(&spec, ret, err))
         return false;
@@ -209,8 +217,9 @@ static bool restore_disk(Restore *r, const RestoreDisk *d, MoverResult *ret, Err
 static void explain(Restore *r, const RestoreDisk *d, Err *err)
 {
     uint64_t offset;
-    if (err->code == ERR_IO && point_export_locate(r->cli, cli_text(r->backup, "backup_id"), d->disk, r->reached,
-                                                   r->reached + LOOK_BYTES, &offset, err))
+    if (err->code == ERR_IO &&
+        point_export_locate(r->cli, cli_text(r->backup, "backup_id"), d->disk, r->reached, r->reached + LOOK_BYTES,
+                            &offset, err))
         (void)err_context(err, "not restored; sendense verify tells what else is affected");
 }
 
@@ -220,12 +229,12 @@ static bool add_result(json_t *list, const RestoreDisk *d, const char *format, c
 {
     json_t *o = json_object();
     bool fine = (o || err_no_memory(err)) && codec_json_set_text(o, "disk_key", cli_text(d->disk, "disk_key"), err) &&
-                codec_json_set_u64(o, "disk_id", cli_u64(d->disk, "disk_id"), err) &&
-                codec_json_set_u64(o, "disk_no", cli_u64(d->disk, "disk_no"), err) &&
-                codec_json_set_text(o, "path", d->target.path, err) && codec_json_set_text(o, "format", format, err) &&
-                codec_json_set_u64(o, "size", m->total.size, err) &&
-                codec_json_set_u64(o, "transferred_bytes", m->total.transferred_bytes, err) &&
-                codec_json_set_u64(o, "zero_bytes", m->total.zero_bytes, err);
+        codec_json_set_u64(o, "disk_id", cli_u64(d->disk, "disk_id"), err) &&
+        codec_json_set_u64(o, "disk_no", cli_u64(d->disk, "disk_no"), err) &&
+        codec_json_set_text(o, "path", d->target.path, err) && codec_json_set_text(o, "format", format, err) &&
+        codec_json_set_u64(o, "size", m->total.size, err) &&
+        codec_json_set_u64(o, "transferred_bytes", m->total.transferred_bytes, err) &&
+        codec_json_set_u64(o, "zero_bytes", m->total.zero_bytes, err);
     if (!fine) {
         json_decref(o);
         return false;
@@ -253,7 +262,8 @@ static bool restore_all(Restore *r, json_t *done, Err *err)
         if (!restore_disk(r, d, &m, err)) {
             progress_end(&r->progress);
             explain(r, d, err);
-            return err_context(err, "disk %" PRIu64 " (%s)", cli_u64(d->disk, "disk_no"), cli_text(d->disk, "disk_key"));
+            return err_context(err, "disk %" PRIu64 " (%s)", cli_u64(d->disk, "disk_no"),
+                               cli_text(d->disk, "disk_key"));
         }
         r->items[r->current].done = m.total.size;
         say_disk(r, d, &m, began);
@@ -286,8 +296,8 @@ static bool run(Restore *r, json_t *done, Err *err)
 {
     const char *status = cli_text(r->backup, "status");
     if (!str_eq(status, "completed"))
-        return err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing to restore", cli_text(r->backup, "backup_id"),
-                       status);
+        return err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing to restore",
+                       cli_text(r->backup, "backup_id"), status);
     warn(r->backup);
     return choose(r, err) && check_room(r, err) && restore_all(r, done, err) && say(r, done, err);
 }

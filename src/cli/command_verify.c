@@ -63,7 +63,7 @@ static bool compare_root(const PointExport *e, Blocks *hasher, Err *err)
         return false;
     hash_text(&e->hash, &root, text);
     return str_eq(text, e->root) ||
-           err_set(err, ERR_DAMAGED, "the disk's root hash is %s and was %s when it was written", text, e->root);
+        err_set(err, ERR_DAMAGED, "the disk's root hash is %s and was %s when it was written", text, e->root);
 }
 
 static bool read_disk(Verify *v, const PointExport *e, Finding *f)
@@ -78,8 +78,14 @@ static bool read_disk(Verify *v, const PointExport *e, Finding *f)
         if (!hash_geometry_init(&geo, &e->hash, e->cluster_size, &f->why) || !point_export_read(e, &from, &f->why) ||
             !sink_hasher_open(&geo, e->size, &to, &f->why))
             return false;
-        MoverSpec spec = {.from = from, .to = to, .size = e->size, .cluster_size = e->cluster_size, .plan = MOVER_ALL,
-                          .cancel = stop_flag(), .progress = on_reached, .progress_ctx = &reached};
+        MoverSpec spec = {.from = from,
+                          .to = to,
+                          .size = e->size,
+                          .cluster_size = e->cluster_size,
+                          .plan = MOVER_ALL,
+                          .cancel = stop_flag(),
+                          .progress = on_reached,
+                          .progress_ctx = &reached};
         fine = mover_copy(&spec, &m, &f->why) && compare_root(e, to, &f->why);
     }
     f->bytes = fine ? e->size : reached.done;
@@ -95,7 +101,7 @@ static void check_disk(Verify *v, const char *backup_id, const json_t *disk, Fin
     point_export_close(&e);
     if (!fine && f->why.code == ERR_IO)
         f->have_offset = point_export_locate(v->cli, backup_id, disk, f->bytes, DISK_SIZE_MAX, &f->offset, &f->why) ||
-                         point_export_locate(v->cli, backup_id, disk, 0, f->bytes, &f->offset, &f->why);
+            point_export_locate(v->cli, backup_id, disk, 0, f->bytes, &f->offset, &f->why);
     f->verdict = fine ? VERDICT_OK : f->why.code == ERR_DAMAGED ? VERDICT_DAMAGED : VERDICT_FAILED;
     progress_end(&v->progress);
     f->ms = clock_mono_ms() - began;
@@ -111,10 +117,10 @@ static bool report(Verify *v, const char *backup_id, const char *result, const j
     if (!body)
         return err_no_memory(err);
     return path && codec_json_set_text(body, "result", result, err) &&
-           (!disk || codec_json_set_u64(body, "disk_id", cli_u64(disk, "disk_id"), err)) &&
-           (!f || !f->have_offset || codec_json_set_u64(body, "offset", f->offset, err)) &&
-           (!f || codec_json_set_text(body, "details", f->why.details, err)) &&
-           cli_send(v->cli, "POST", path, body, true, ret_answer, err);
+        (!disk || codec_json_set_u64(body, "disk_id", cli_u64(disk, "disk_id"), err)) &&
+        (!f || !f->have_offset || codec_json_set_u64(body, "offset", f->offset, err)) &&
+        (!f || codec_json_set_text(body, "details", f->why.details, err)) &&
+        cli_send(v->cli, "POST", path, body, true, ret_answer, err);
 }
 
 // A report that does not arrive leaves the catalogue wrong: that counts as something that could not be checked.
@@ -134,14 +140,14 @@ static bool add_disk(json_t *disks, const json_t *disk, const Finding *f, Err *e
 {
     json_t *o = json_object(), *affected = cli_list(f->report, "affected");
     bool fine = (o || err_no_memory(err)) && codec_json_set_u64(o, "disk_id", cli_u64(disk, "disk_id"), err) &&
-                codec_json_set_text(o, "disk_key", cli_text(disk, "disk_key"), err) &&
-                codec_json_set_u64(o, "disk_no", cli_u64(disk, "disk_no"), err) &&
-                codec_json_set_text(o, "result", verdict_names[f->verdict], err) &&
-                codec_json_set_u64(o, "bytes", f->bytes, err) && codec_json_set_u64(o, "milliseconds", (uint64_t)f->ms, err) &&
-                codec_json_set_text(o, "details", f->verdict == VERDICT_OK ? NULL : f->why.details, err) &&
-                codec_json_set_text(o, "file", f->report ? json_string_value(json_object_get(f->report, "file")) : NULL, err) &&
-                codec_json_set(o, "affected", affected ? json_incref(affected) : json_array(), err) &&
-                (!f->have_offset || codec_json_set_u64(o, "offset", f->offset, err));
+        codec_json_set_text(o, "disk_key", cli_text(disk, "disk_key"), err) &&
+        codec_json_set_u64(o, "disk_no", cli_u64(disk, "disk_no"), err) &&
+        codec_json_set_text(o, "result", verdict_names[f->verdict], err) &&
+        codec_json_set_u64(o, "bytes", f->bytes, err) && codec_json_set_u64(o, "milliseconds", (uint64_t)f->ms, err) &&
+        codec_json_set_text(o, "details", f->verdict == VERDICT_OK ? NULL : f->why.details, err) &&
+        codec_json_set_text(o, "file", f->report ? json_string_value(json_object_get(f->report, "file")) : NULL, err) &&
+        codec_json_set(o, "affected", affected ? json_incref(affected) : json_array(), err) &&
+        (!f->have_offset || codec_json_set_u64(o, "offset", f->offset, err));
     if (!fine) {
         json_decref(o);
         return false;
@@ -177,9 +183,9 @@ static bool add_point(Verify *v, const json_t *backup, Verdict verdict, json_t *
 {
     json_t *o = json_object();
     bool fine = (o || err_no_memory(err)) && codec_json_set_text(o, "backup_id", cli_text(backup, "backup_id"), err) &&
-                codec_json_set_text(o, "vm_name", cli_text(backup, "vm_name"), err) &&
-                codec_json_set_text(o, "result", verdict_names[verdict], err) &&
-                codec_json_set(o, "disks", json_incref(disks), err);
+        codec_json_set_text(o, "vm_name", cli_text(backup, "vm_name"), err) &&
+        codec_json_set_text(o, "result", verdict_names[verdict], err) &&
+        codec_json_set(o, "disks", json_incref(disks), err);
     if (!fine) {
         json_decref(o);
         return false;
@@ -188,7 +194,8 @@ static bool add_point(Verify *v, const json_t *backup, Verdict verdict, json_t *
 }
 
 // False: this program failed, or was stopped; what was found of the point is in *v.
-static bool verify_disks(Verify *v, const json_t *backup, json_t *results, Verdict *verdict, Finding *ret_failed, Err *err)
+static bool verify_disks(Verify *v, const json_t *backup, json_t *results, Verdict *verdict, Finding *ret_failed,
+                         Err *err)
 {
     const char *id = cli_text(backup, "backup_id");
     size_t i;
@@ -251,7 +258,8 @@ static bool verify_id(Verify *v, const char *id, bool gone_is_fine, Err *err)
         return true;
     }
     if (!str_eq(cli_text(backup, "status"), "completed"))
-        return err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing to verify", id, cli_text(backup, "status"));
+        return err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing to verify", id,
+                       cli_text(backup, "status"));
     return verify_point(v, backup, err);
 }
 
@@ -266,12 +274,12 @@ static bool list_points(Cli *c, json_t *ids, Err *err)
         cleanup(str_clear) StrBuf path = STR_BUF(8192);
         (void)snprintf(number, sizeof(number), "%" PRIu64, offset); // fits: 20 digits
         if (!str_addf(&path, err, "/api/v1/backups?status=completed&limit=%d", PAGE) ||
-            !cli_query(&path, "repository_id", c->values.repo, err) || !cli_query(&path, "vm_name", c->values.vm, err) ||
-            !cli_query(&path, "offset", number, err) || !cli_get(c, path.s, &answer, err))
+            !cli_query(&path, "repository_id", c->values.repo, err) ||
+            !cli_query(&path, "vm_name", c->values.vm, err) || !cli_query(&path, "offset", number, err) ||
+            !cli_get(c, path.s, &answer, err))
             return false;
-        json_array_foreach(cli_list(answer, "backups"), i, b)
-            if (!codec_json_push(ids, json_string(cli_text(b, "backup_id")), err))
-                return false;
+        json_array_foreach(cli_list(answer, "backups"), i,
+                           b) if (!codec_json_push(ids, json_string(cli_text(b, "backup_id")), err)) return false;
         if (i == 0 || (offset += i) >= cli_u64(answer, "total"))
             return true;
     }

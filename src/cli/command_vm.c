@@ -14,8 +14,8 @@ static bool add_disk(json_t *disks, const char *image, const char *format, Err *
     json_t *disk = json_object();
     cleanup_free char *path = is_uri(image) ? mem_strdup(image, err) : cli_absolute(image, err);
     bool fine = path && (disk || err_no_memory(err)) &&
-                codec_json_set_text(disk, is_uri(image) ? "uri" : "path", path, err) &&
-                (!format || codec_json_set_text(disk, "format", format, err));
+        codec_json_set_text(disk, is_uri(image) ? "uri" : "path", path, err) &&
+        (!format || codec_json_set_text(disk, "format", format, err));
     if (!fine) {
         json_decref(disk);
         return false;
@@ -45,8 +45,8 @@ static bool set_path(json_t *object, const char *key, const char *path, Err *err
 static bool build_qemu(const CliValues *v, json_t *source, Err *err)
 {
     return codec_json_set_text(source, "type", "qemu", err) && set_path(source, "qmp", v->qmp, err) &&
-           set_path(source, "agent", v->agent, err) && set_path(source, "scratch", v->scratch, err) &&
-           (!v->freeze || codec_json_set_text(source, "freeze", v->freeze, err));
+        set_path(source, "agent", v->agent, err) && set_path(source, "scratch", v->scratch, err) &&
+        (!v->freeze || codec_json_set_text(source, "freeze", v->freeze, err));
 }
 
 static bool check_source(const CliValues *v, Err *err)
@@ -141,8 +141,8 @@ bool command_vm_add(Cli *c, Err *err)
     if (c->values.file.len == 0 && !c->values.qmp)
         return err_set(err, ERR_USAGE, "--file or --qmp is needed; --help shows how");
     return build_vm(&c->values, body, err) && codec_json_set_text(body, "name", c->words[0], err) &&
-           (!c->values.adopt || codec_json_set_text(body, "adopt", c->values.adopt, err)) &&
-           cli_send(c, "POST", "/api/v1/vms", body, false, &answer, err) && say_vm(c, answer);
+        (!c->values.adopt || codec_json_set_text(body, "adopt", c->values.adopt, err)) &&
+        cli_send(c, "POST", "/api/v1/vms", body, false, &answer, err) && say_vm(c, answer);
 }
 
 static bool fill_list(const json_t *list, Table *t, Err *err)
@@ -155,8 +155,11 @@ static bool fill_list(const json_t *list, Table *t, Err *err)
         char points[24], time[TEXT_TIME];
         (void)snprintf(points, sizeof(points), "%" PRIu64, cli_u64(vm, "points"));
         text_time(cli_text(last, "created_at"), time);
-        const char *const cells[] = {cli_text(vm, "name"), cli_flag(vm, "registered") ? cli_text(source, "type") : "(removed)",
-                                     points, time, *cli_text(last, "status") ? cli_text(last, "status") : NULL,
+        const char *const cells[] = {cli_text(vm, "name"),
+                                     cli_flag(vm, "registered") ? cli_text(source, "type") : "(removed)",
+                                     points,
+                                     time,
+                                     *cli_text(last, "status") ? cli_text(last, "status") : NULL,
                                      cli_text(vm, "vm_id")};
         if (!table_row(t, cells, err))
             return false;

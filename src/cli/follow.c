@@ -61,7 +61,8 @@ static void show_bars(Follow *f, const json_t *disks)
     json_array_foreach(disks, i, d)
     {
         // What has no bar of its own is added to the last
-        ProgressItem item = {.label = cli_text(d, "disk_key"), .done = cli_u64(d, "done_bytes"), .size = cli_u64(d, "size")};
+        ProgressItem item = {
+            .label = cli_text(d, "disk_key"), .done = cli_u64(d, "done_bytes"), .size = cli_u64(d, "size")};
         if (n < PROGRESS_BARS) {
             items[n++] = item;
         } else {
@@ -144,8 +145,8 @@ static bool wait_for_hub(Follow *f, const Err *why, int *again_ms, Err *err)
 {
     if (clock_mono_ms() - f->heard_ms > WITHOUT_HUB_MS) {
         *err = *why;
-        return err_context(err, "%s is no longer followed and may go on: the hub has not answered for %d minutes", f->id,
-                           WITHOUT_HUB_MS / 60000);
+        return err_context(err, "%s is no longer followed and may go on: the hub has not answered for %d minutes",
+                           f->id, WITHOUT_HUB_MS / 60000);
     }
     if (why->code != ERR_NONE && !f->said_lost) {
         progress_end(&f->progress);

@@ -45,8 +45,8 @@ static bool unknown_command(const OptList *words, Err *err)
     if (words->len == 0)
         return err_set(err, ERR_USAGE, "no command; sendense --help lists them");
     if (help_is_group(words->items[0]))
-        return err_set(err, ERR_USAGE, "\"%s\" needs one of its commands; sendense help %s lists them",
-                       words->items[0], words->items[0]);
+        return err_set(err, ERR_USAGE, "\"%s\" needs one of its commands; sendense help %s lists them", words->items[0],
+                       words->items[0]);
     return err_set(err, ERR_USAGE, "no command \"%s\"; sendense --help lists them", words->items[0]);
 }
 

@@ -50,8 +50,13 @@ const Option *option_find(const char *name)
 
 static Opt opt_of(const Option *o, CliValues *values)
 {
-    return (Opt){.name = o->name, .kind = o->kind, .target = (char *)values + o->target, .min = o->min, .max = o->max,
-                 .value = o->value, .help = o->help};
+    return (Opt){.name = o->name,
+                 .kind = o->kind,
+                 .target = (char *)values + o->target,
+                 .min = o->min,
+                 .max = o->max,
+                 .value = o->value,
+                 .help = o->help};
 }
 
 void option_collect(const Command *command, CliValues *values, Opt ret[OPTION_MAX])

@@ -21,7 +21,8 @@ static bool read_answer(const json_t *a, const json_t *disk, PointExport *e, Err
         !codec_json_text(a, "uri", URI_MAX, &uri, err) || !mem_replace(&e->uri, uri, err) ||
         !codec_json_text(a, "root", HASH_TEXT_MAX, &root, err) || !mem_replace(&e->root, root, err) ||
         !codec_json_text(a, "disk_key", WORK_TEXT_MAX, &key, err) ||
-        !codec_json_u64(a, "disk_no", UINT32_MAX, &no, err) || !codec_json_u64(a, "disk_id", INT64_MAX, &e->disk_id, err) ||
+        !codec_json_u64(a, "disk_no", UINT32_MAX, &no, err) ||
+        !codec_json_u64(a, "disk_id", INT64_MAX, &e->disk_id, err) ||
         !codec_json_u64(a, "size", DISK_SIZE_MAX, &e->size, err) ||
         !codec_json_u64(a, "cluster_size", 2u << 20, &cluster, err) ||
         !codec_json_text(a, "hash_algorithm", 32, &algorithm, err) ||
@@ -31,12 +32,13 @@ static bool read_answer(const json_t *a, const json_t *disk, PointExport *e, Err
     e->cluster_size = (uint32_t)cluster;
     e->suspect = cli_flag(a, "suspect");
     if (!str_eq(key, cli_text(disk, "disk_key")) || no != cli_u64(disk, "disk_no") || e->size != cli_u64(disk, "size"))
-        return err_set(err, ERR_PROTOCOL, "disk \"%s\" was asked for and disk \"%s\" was given", cli_text(disk, "disk_key"),
-                       key);
+        return err_set(err, ERR_PROTOCOL, "disk \"%s\" was asked for and disk \"%s\" was given",
+                       cli_text(disk, "disk_key"), key);
     return true;
 }
 
-bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const char *purpose, PointExport *ret, Err *err)
+bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const char *purpose, PointExport *ret,
+                       Err *err)
 {
     PointExport e = {.cli = c};
     char no[24];
@@ -61,12 +63,13 @@ bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const 
 
 bool point_export_read(const PointExport *e, Blocks **ret, Err *err)
 {
-    NbdSpec spec = {.uri = e->uri, .connections = CONNECTIONS, .read_only = true, .want_zeros = true,
-                    .reconnects = RECONNECTS};
+    NbdSpec spec = {
+        .uri = e->uri, .connections = CONNECTIONS, .read_only = true, .want_zeros = true, .reconnects = RECONNECTS};
     if (nbd_blocks_open(&spec, ret, err))
         return true;
     if (err->code == ERR_NOT_FOUND || err->code == ERR_UNAVAILABLE || err->code == ERR_FORBIDDEN)
-        (void)err_context(err, "the hub's export is a socket on its machine: run this there, as a user who may open it");
+        (void)err_context(err,
+                          "the hub's export is a socket on its machine: run this there, as a user who may open it");
     return false;
 }
 

@@ -79,7 +79,8 @@ void progress_bar(const ProgressItem *item, const Rate *rate, unsigned columns, 
         fine = add_label(&b, item->label, &full) && str_add(&b, " ", &full);
     if (fine && columns >= fixed + BAR_MIN) {
         size_t width = MIN(columns - fixed, BAR_MAX);
-        size_t filled = item->size == 0 ? 0 : (size_t)((double)MIN(item->done, item->size) / (double)item->size * (double)width);
+        size_t filled =
+            item->size == 0 ? 0 : (size_t)((double)MIN(item->done, item->size) / (double)item->size * (double)width);
         fine = str_add(&b, "[", &full);
         for (size_t i = 0; fine && i < width; i++)
             fine = str_add(&b, i < filled ? "#" : "-", &full);

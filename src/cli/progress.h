@@ -4,20 +4,20 @@
 #include "cli/rate.h"
 #include "cli/text.h"
 
-#define PROGRESS_BARS 16     // disks that get a bar of their own; all of them together have one besides
-#define PROGRESS_LINE 1024   // bytes
+#define PROGRESS_BARS 16   // disks that get a bar of their own; all of them together have one besides
+#define PROGRESS_LINE 1024 // bytes
 #define PROGRESS_PLAIN_MS 10000
 
 typedef struct ProgressItem {
-    const char *label; // borrowed
+    const char *label;   // borrowed
     uint64_t done, size; // bytes
 } ProgressItem;
 
 typedef struct Progress {
     FILE *f;
     bool terminal, quiet;
-    unsigned lines;    // that are on the terminal now
-    int64_t shown_ms;  // the last plain line
+    unsigned lines;   // that are on the terminal now
+    int64_t shown_ms; // the last plain line
     Rate rates[PROGRESS_BARS];
     Rate total;
 } Progress;

@@ -29,7 +29,7 @@ void stop_catch(void)
     for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
         struct sigaction before;
         (void)sigaction(signals[i], &ask, &before); // cannot fail: valid signals
-        if (before.sa_handler == SIG_IGN) // nohup, or a shell's background job
+        if (before.sa_handler == SIG_IGN)           // nohup, or a shell's background job
             (void)sigaction(signals[i], &ignore, NULL);
     }
     (void)sigaction(SIGPIPE, &ignore, NULL);

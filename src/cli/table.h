@@ -6,8 +6,9 @@
 #define TABLE_COLUMNS 10
 
 typedef struct Table {
-    const char *titles[TABLE_COLUMNS]; // NULL ends them; borrowed. A title that starts with '>' stands, as its column, on the right
-    char **cells;                      // row by row
+    const char *titles
+        [TABLE_COLUMNS]; // NULL ends them; borrowed. A title that starts with '>' stands, as its column, on the right
+    char **cells;        // row by row
     size_t rows;
 } Table;
 

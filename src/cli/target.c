@@ -65,8 +65,7 @@ static bool resolve_new(const char *path, char **ret, Err *err)
     const char *name = slash ? slash + 1 : path;
     if (*name == '\0' || str_eq(name, ".") || str_eq(name, ".."))
         return err_set(err, ERR_USAGE, "%s names a folder, not a file", path);
-    cleanup_free char *folder =
-        slash ? mem_printf(err, "%.*s", (int)MAX(1, slash - path), path) : mem_strdup(".", err);
+    cleanup_free char *folder = slash ? mem_printf(err, "%.*s", (int)MAX(1, slash - path), path) : mem_strdup(".", err);
     cleanup_free char *real = NULL;
     if (!folder || !file_realpath(folder, &real, err))
         return err_context(err, "the folder of %s", path);
@@ -83,12 +82,12 @@ static bool check_existing(const TargetSystem *system, const struct stat *st, bo
     if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode))
         return err_set(err, ERR_CONFLICT, "%s is neither a file nor a block device", t->path);
     t->device = S_ISBLK(st->st_mode);
-    if (t->device ? !target_device_is_free(system, t->path, st->st_rdev, err)
-                  : !target_file_is_free(t->path, err))
+    if (t->device ? !target_device_is_free(system, t->path, st->st_rdev, err) : !target_file_is_free(t->path, err))
         return false;
     if (!force)
-        return err_set(err, ERR_EXISTS, t->device ? "%s is a block device; --force overwrites what is on it"
-                                                  : "%s is there already; --force replaces it",
+        return err_set(err, ERR_EXISTS,
+                       t->device ? "%s is a block device; --force overwrites what is on it"
+                                 : "%s is there already; --force replaces it",
                        t->path);
     return true;
 }

@@ -91,7 +91,7 @@ static bool add_family(const TargetSystem *system, dev_t device, unsigned depth,
     cleanup_free char *folder = mem_printf(err, "%s/%u:%u", system->devices, major(device), minor(device));
     cleanup_free char *holders = folder ? mem_printf(err, "%s/holders", folder) : NULL;
     return holders && add_relatives(system, folder, "partition", depth, f, err) &&
-           add_relatives(system, holders, "dev", depth, f, err);
+        add_relatives(system, holders, "dev", depth, f, err);
 }
 
 static bool is_in(const Family *f, dev_t device)
@@ -107,7 +107,8 @@ static void unescape(char *s)
 {
     char *to = s;
     for (const char *p = s; *p; to++) {
-        bool octal = p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' && p[3] <= '7';
+        bool octal =
+            p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' && p[3] <= '7';
         *to = octal ? (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0')) : *p;
         p += octal ? 4 : 1;
     }

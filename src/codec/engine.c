@@ -64,8 +64,7 @@ bool engine_config_encode(const EngineConfig *c, char **ret_text, Err *err)
     if (c->role == ENGINE_INGEST &&
         (!codec_json_set_text(o, "image", c->image, err) || !codec_json_set_text(o, "hashes", c->hashes, err) ||
          !codec_json_set_text(o, "backing_name", c->backing_name, err) ||
-         !codec_json_set_u64(o, "size", c->size, err) ||
-         !codec_json_set_text(o, "mode", disk_mode_name(c->mode), err)))
+         !codec_json_set_u64(o, "size", c->size, err) || !codec_json_set_text(o, "mode", disk_mode_name(c->mode), err)))
         return false;
     return codec_json_dump(o, ret_text, err);
 }
@@ -96,8 +95,7 @@ static bool decode_layers(const json_t *o, EngineConfig *c, Err *err)
         const json_t *l = json_array_get(list, i);
         EngineLayer *layer = &c->layers[i];
         if (!codec_json_object(l, "a layer", err) || !codec_json_only(l, known, err) ||
-            !take_text(l, "image", false, &layer->image, err) ||
-            !take_text(l, "hashes", false, &layer->hashes, err) ||
+            !take_text(l, "image", false, &layer->image, err) || !take_text(l, "hashes", false, &layer->hashes, err) ||
             !take_text(l, "backing_name", true, &layer->backing_name, err))
             return false;
         if ((layer->backing_name != NULL) != (i + 1 < n))
@@ -122,11 +120,11 @@ static bool decode_ingest(const json_t *o, EngineConfig *c, Err *err)
 
 static bool decode_config(const json_t *o, EngineConfig *c, Err *err)
 {
-    static const char *const common[] = {"role", "export_name", "control", "cluster_size", "hash_algorithm",
-                                         "hash_seed", "layers", "image", "hashes", "backing_name", "size", "mode",
-                                         NULL};
-    static const char *const serve[] = {"role", "export_name", "control", "cluster_size", "hash_algorithm",
-                                        "hash_seed", "layers", NULL};
+    static const char *const common[] = {"role",      "export_name", "control", "cluster_size", "hash_algorithm",
+                                         "hash_seed", "layers",      "image",   "hashes",       "backing_name",
+                                         "size",      "mode",        NULL};
+    static const char *const serve[] = {"role",           "export_name", "control", "cluster_size",
+                                        "hash_algorithm", "hash_seed",   "layers",  NULL};
     const char *role = NULL;
     size_t index = 0;
     uint64_t cluster_size = 0;
@@ -260,8 +258,7 @@ bool engine_answer_encode(const EngineAnswer *a, char **ret_line, Err *err)
             return false;
         return dump_line(o, ret_line, err);
     }
-    if (!codec_json_set_bool(o, "sealed", a->sealed, err) ||
-        !codec_json_set_u64(o, "connections", a->connections, err))
+    if (!codec_json_set_bool(o, "sealed", a->sealed, err) || !codec_json_set_u64(o, "connections", a->connections, err))
         return false;
     for (size_t i = 0; i < ANSWER_FIELDS; i++) {
         if (f[i].number && !codec_json_set_u64(o, f[i].key, *f[i].number, err))

@@ -48,7 +48,7 @@ bool engine_request_decode(const char *line, size_t n, EngineRequest *ret, Err *
 // Hashes as hex text, so that this needs nothing of image/.
 typedef struct EngineAnswer {
     bool ok;
-    ErrCode code;        // when not ok
+    ErrCode code; // when not ok
     char details[ERR_DETAILS_MAX];
     // status
     uint64_t received_data, received_zero, stored_bytes;

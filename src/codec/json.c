@@ -68,7 +68,8 @@ bool codec_json_only(const json_t *object, const char *const *known, Err *err)
 {
     const char *key;
     json_t *value;
-    json_object_foreach ((json_t *)object, key, value) {
+    json_object_foreach((json_t *)object, key, value)
+    {
         const char *const *k = known;
         while (*k && !str_eq(*k, key))
             k++;

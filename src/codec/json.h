@@ -23,11 +23,14 @@ bool codec_json_object(const json_t *value, const char *what, Err *err) must_che
 // Every key of the object is in the NULL-terminated list, else ERR_INVALID that names it.
 bool codec_json_only(const json_t *object, const char *const *known, Err *err) must_check;
 bool codec_json_text(const json_t *object, const char *key, size_t max, const char **ret, Err *err) must_check;
-bool codec_json_text_opt(const json_t *object, const char *key, size_t max, const char **ret, Err *err) must_check; // NULL if absent
+bool codec_json_text_opt(const json_t *object, const char *key, size_t max, const char **ret, Err *err)
+    must_check; // NULL if absent
 bool codec_json_u64(const json_t *object, const char *key, uint64_t max, uint64_t *ret, Err *err) must_check;
-bool codec_json_u64_opt(const json_t *object, const char *key, uint64_t max, uint64_t *ret, bool *ret_present, Err *err) must_check;
+bool codec_json_u64_opt(const json_t *object, const char *key, uint64_t max, uint64_t *ret, bool *ret_present, Err *err)
+    must_check;
 bool codec_json_bool_opt(const json_t *object, const char *key, bool fallback, bool *ret, Err *err) must_check;
-bool codec_json_array(const json_t *object, const char *key, size_t max_items, json_t **ret, Err *err) must_check; // borrowed
+bool codec_json_array(const json_t *object, const char *key, size_t max_items, json_t **ret, Err *err)
+    must_check; // borrowed
 // 64-bit patterns (digests, seeds) travel as 16 hex digits.
 bool codec_json_hex64(const json_t *object, const char *key, uint64_t *ret, Err *err) must_check;
 
@@ -37,5 +40,6 @@ bool codec_json_set_u64(json_t *object, const char *key, uint64_t value, Err *er
 bool codec_json_set_bool(json_t *object, const char *key, bool value, Err *err) must_check;
 bool codec_json_set_hex64(json_t *object, const char *key, uint64_t value, Err *err) must_check;
 bool codec_json_set_time(json_t *object, const char *key, int64_t utc_us, Err *err) must_check; // 0 adds null
-bool codec_json_set(json_t *object, const char *key, json_t *value, Err *err) must_check; // steals value, also on failure; NULL value: no memory
-bool codec_json_push(json_t *array, json_t *value, Err *err) must_check;                   // the same
+bool codec_json_set(json_t *object, const char *key, json_t *value, Err *err)
+    must_check; // steals value, also on failure; NULL value: no memory
+bool codec_json_push(json_t *array, json_t *value, Err *err) must_check; // the same

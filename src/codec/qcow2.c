@@ -48,8 +48,8 @@ uint64_t qcow2_l1_entries(uint64_t size, uint32_t cluster_bits, bool extended_l2
 bool qcow2_header_encode(const Qcow2Header *h, uint8_t *cluster, Err *err)
 {
     size_t name = strlen(h->backing_name);
-    if (h->cluster_bits < QCOW2_CLUSTER_BITS_MIN || h->cluster_bits > QCOW2_CLUSTER_BITS_MAX ||
-        h->size % 512 != 0 || h->size == 0 || h->size > DISK_SIZE_MAX ||
+    if (h->cluster_bits < QCOW2_CLUSTER_BITS_MIN || h->cluster_bits > QCOW2_CLUSTER_BITS_MAX || h->size % 512 != 0 ||
+        h->size == 0 || h->size > DISK_SIZE_MAX ||
         h->l1_size != qcow2_l1_entries(h->size, h->cluster_bits, h->extended_l2))
         return err_set(err, ERR_INTERNAL, "qcow2 header: bad geometry");
     memset(cluster, 0, (size_t)1 << h->cluster_bits);
@@ -61,8 +61,8 @@ bool qcow2_header_encode(const Qcow2Header *h, uint8_t *cluster, Err *err)
     qcow2_put64(cluster + AT_L1_OFFSET, h->l1_offset);
     qcow2_put64(cluster + AT_REFTABLE_OFFSET, h->refcount_table_offset);
     qcow2_put32(cluster + AT_REFTABLE_CLUSTERS, h->refcount_table_clusters);
-    uint64_t incompatible = (h->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0) |
-                            (h->compression != QCOW2_ZLIB ? INCOMPAT_COMPRESSION : 0);
+    uint64_t incompatible =
+        (h->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0) | (h->compression != QCOW2_ZLIB ? INCOMPAT_COMPRESSION : 0);
     qcow2_put64(cluster + AT_INCOMPATIBLE, incompatible);
     qcow2_put32(cluster + AT_REFCOUNT_ORDER, REFCOUNT_ORDER);
     qcow2_put32(cluster + AT_HEADER_BYTES, HEADER_BYTES);
@@ -231,8 +231,8 @@ static bool cluster_inside(uint64_t offset, uint32_t cluster_bits, uint64_t file
 bool qcow2_l1_decode(uint64_t raw, uint32_t cluster_bits, uint64_t file_bytes, uint64_t *ret_offset, Err *err)
 {
     uint64_t offset = raw & QCOW2_OFFSET_MASK;
-    if (raw != 0 && ((raw & L1_RESERVED) != 0 || !(raw & QCOW2_OFLAG_COPIED) ||
-                     !cluster_inside(offset, cluster_bits, file_bytes)))
+    if (raw != 0 &&
+        ((raw & L1_RESERVED) != 0 || !(raw & QCOW2_OFLAG_COPIED) || !cluster_inside(offset, cluster_bits, file_bytes)))
         return err_set(err, ERR_DAMAGED, "bad L1 entry %016llx", (unsigned long long)raw);
     *ret_offset = offset;
     return true;
@@ -245,8 +245,8 @@ static bool decode_compressed(uint64_t raw, uint32_t cluster_bits, uint64_t file
     uint64_t sectors = ((raw >> shift) & ((UINT64_C(1) << (cluster_bits - 8)) - 1)) + 1;
     if ((raw & QCOW2_OFLAG_COPIED) || offset < (UINT64_C(1) << cluster_bits) || offset >= file_bytes)
         return err_set(err, ERR_DAMAGED, "bad L2 entry %016llx (compressed)", (unsigned long long)raw);
-    *ret = (Qcow2Entry){
-        .kind = QCOW2_COMPRESSED, .offset = offset, .length = (uint32_t)(sectors * 512 - (offset & 511))};
+    *ret =
+        (Qcow2Entry){.kind = QCOW2_COMPRESSED, .offset = offset, .length = (uint32_t)(sectors * 512 - (offset & 511))};
     return true;
 }
 

@@ -13,9 +13,9 @@
 #define QCOW2_MAGIC UINT32_C(0x514649fb) // "QFI\xfb"
 #define QCOW2_CLUSTER_BITS_MIN 12        // ours; the format allows 9
 #define QCOW2_CLUSTER_BITS_MAX 21
-#define QCOW2_BACKING_MAX 1023                        // bytes of a backing file's name
-#define QCOW2_L1_BYTES_MAX (UINT64_C(32) << 20)       // QEMU refuses more
-#define QCOW2_REFTABLE_BYTES_MAX (UINT64_C(8) << 20)  // QEMU refuses more
+#define QCOW2_BACKING_MAX 1023                       // bytes of a backing file's name
+#define QCOW2_L1_BYTES_MAX (UINT64_C(32) << 20)      // QEMU refuses more
+#define QCOW2_REFTABLE_BYTES_MAX (UINT64_C(8) << 20) // QEMU refuses more
 #define QCOW2_HEADER_READ 4096 // decoding needs this many bytes from the file's start, or the whole file
 #define QCOW2_REFCOUNT_BYTES 2 // refcount_order 4
 
@@ -28,13 +28,13 @@ typedef enum Qcow2Compression { QCOW2_ZLIB = 0, QCOW2_ZSTD = 1 } Qcow2Compressio
 
 typedef struct Qcow2Header {
     uint32_t cluster_bits;
-    uint64_t size;                // virtual bytes, a multiple of 512
-    uint32_t l1_size;             // entries
-    uint64_t l1_offset;           // bytes in the file, cluster aligned
+    uint64_t size;      // virtual bytes, a multiple of 512
+    uint32_t l1_size;   // entries
+    uint64_t l1_offset; // bytes in the file, cluster aligned
     uint64_t refcount_table_offset;
     uint32_t refcount_table_clusters;
-    bool extended_l2;             // L2 entries of 16 bytes, with 32 subclusters
-    Qcow2Compression compression; // of compressed clusters, if there are any
+    bool extended_l2;                         // L2 entries of 16 bytes, with 32 subclusters
+    Qcow2Compression compression;             // of compressed clusters, if there are any
     char backing_name[QCOW2_BACKING_MAX + 1]; // "": none
 } Qcow2Header;
 
@@ -64,8 +64,8 @@ uint64_t qcow2_l1_entries(uint64_t size, uint32_t cluster_bits, bool extended_l2
 
 // An L1 entry (host byte order): offset of its L2 table, 0 for none. ERR_DAMAGED: reserved bits, not aligned,
 // not inside the file, or refcount not 1 (the COPIED bit is missing).
-bool qcow2_l1_decode(uint64_t raw, uint32_t cluster_bits, uint64_t file_bytes, uint64_t *ret_offset,
-                     Err *err) must_check;
+bool qcow2_l1_decode(uint64_t raw, uint32_t cluster_bits, uint64_t file_bytes, uint64_t *ret_offset, Err *err)
+    must_check;
 
 typedef enum Qcow2Kind {
     QCOW2_UNALLOCATED, // the backing file shows
@@ -77,9 +77,9 @@ typedef enum Qcow2Kind {
 
 typedef struct Qcow2Entry {
     Qcow2Kind kind;
-    uint64_t offset;    // ZERO_ALLOC, NORMAL, COMPRESSED: bytes in the file
-    uint32_t length;    // COMPRESSED: most bytes that its data can take, from offset on (may end beyond the file)
-    bool subclusters;   // extended entries: `alloc` and `zero` say more than `kind`: some subclusters differ
+    uint64_t offset;      // ZERO_ALLOC, NORMAL, COMPRESSED: bytes in the file
+    uint32_t length;      // COMPRESSED: most bytes that its data can take, from offset on (may end beyond the file)
+    bool subclusters;     // extended entries: `alloc` and `zero` say more than `kind`: some subclusters differ
     uint32_t alloc, zero; // extended: bit n for subcluster n (1/32 of a cluster): allocated; reads as zero
 } Qcow2Entry;
 

@@ -16,6 +16,8 @@
 
 #define START_MS 15000
 #define STOP_MS 3000
+#define CONFIG_NAME "config.json"
+#define CONFIG_ARG "config=%s/" CONFIG_NAME
 
 static bool unix_address(const char *path, struct sockaddr_un *ret, Err *err)
 {
@@ -184,10 +186,10 @@ static bool wait_ready(Exporter *x, Err *err)
     }
 }
 
-static bool spawn(Exporter *x, const char *plugin, const char *config_path, Err *err)
+static bool spawn(Exporter *x, const char *plugin, Err *err)
 {
     cleanup_free char *log_path = file_join(x->folder, "log", err);
-    cleanup_free char *config_arg = mem_printf(err, "config=%s", config_path);
+    cleanup_free char *config_arg = mem_printf(err, CONFIG_ARG, x->folder);
     cleanup_close int log_fd = -1, listen_fd = -1;
     if (!log_path || !config_arg || !listen_on(x->socket, &listen_fd, err))
         return false;
@@ -222,10 +224,10 @@ bool exporter_start(const char *run, const char *plugin, const char *label, Engi
     bool ok = (x.folder = file_join(run, id, err)) && file_mkdir_p(run, 0700, err) && file_mkdir(x.folder, 0700, err) &&
         (x.socket = file_join(x.folder, "nbd.sock", err)) && (x.control = file_join(x.folder, "ctl.sock", err)) &&
         (x.export_name = mem_printf(err, "%s-%s", label, id)) &&
-        (config_path = file_join(x.folder, "config.json", err)) &&
+        (config_path = file_join(x.folder, CONFIG_NAME, err)) &&
         mem_replace(&config->export_name, x.export_name, err) && mem_replace(&config->control, x.control, err) &&
         engine_config_encode(config, &text, err) && file_create_durable(config_path, text, strlen(text), 0600, err) &&
-        spawn(&x, plugin, config_path, err) && wait_ready(&x, err);
+        spawn(&x, plugin, err) && wait_ready(&x, err);
     if (!ok) {
         exporter_stop(&x);
         return false;
@@ -292,6 +294,16 @@ void exporter_clear(Exporter *x)
     *x = EXPORTER_NONE;
 }
 
+// A hub that is killed between starting an exporter and noting it leaves one that no record names.
+static void sweep_folder(const char *folder)
+{
+    Err memory = ERR_INIT;
+    cleanup_free char *config_arg = mem_printf(&memory, CONFIG_ARG, folder);
+    remove_folder(folder); // first: one that has not read its configuration yet then ends by itself
+    if (config_arg)
+        proc_stop_by_argument(config_arg, STOP_MS);
+}
+
 bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err)
 {
     FileList list;
@@ -307,7 +319,7 @@ bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t kee
         for (size_t k = 0; k < keep_len && !keep; k++)
             keep = str_starts(keep_sockets[k], folder) && keep_sockets[k][strlen(folder)] == '/';
         if (!keep)
-            remove_folder(folder);
+            sweep_folder(folder);
     }
     file_list_clear(&list);
     return err->code == ERR_NONE;

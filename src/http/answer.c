@@ -25,8 +25,7 @@ static struct MHD_Response *with_headers(struct MHD_Response *r, const char *typ
 // Takes over text.
 static struct MHD_Response *from_text(char *text)
 {
-    struct MHD_Response *r =
-        MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
+    struct MHD_Response *r = MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
     if (!r)
         free(text);
     return with_headers(r, "application/json");
@@ -65,8 +64,7 @@ char *http_answer_error_text(const Err *err)
     char *text;
     if (!body || !codec_json_set_text(body, "error", title, &why) ||
         !codec_json_set_text(body, "details", details, &why) ||
-        !codec_json_set_time(body, "timestamp", clock_utc_us(), &why) ||
-        !codec_json_dump(body, &text, &why))
+        !codec_json_set_time(body, "timestamp", clock_utc_us(), &why) || !codec_json_dump(body, &text, &why))
         return NULL;
     return text;
 }
@@ -138,8 +136,7 @@ static ssize_t stream_read(void *cls, uint64_t pos, char *buf, size_t max)
     if (s->sent == s->pending.len) {
         Err err = ERR_INIT;
         if (!stream_fill(s, &err))
-            return err.code == ERR_NONE ? MHD_CONTENT_READER_END_OF_STREAM
-                                        : MHD_CONTENT_READER_END_WITH_ERROR;
+            return err.code == ERR_NONE ? MHD_CONTENT_READER_END_OF_STREAM : MHD_CONTENT_READER_END_WITH_ERROR;
     }
     size_t n = MIN(max, s->pending.len - s->sent);
     memcpy(buf, s->pending.s + s->sent, n);
@@ -167,8 +164,8 @@ struct MHD_Response *http_answer_stream(HttpResponse *response, HttpWatch *watch
     s->watch = watch;
     s->pending.max = STREAM_PENDING_MAX;
     s->last_ms = clock_mono_ms();
-    struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK,
-                                                               stream_read, s, stream_free);
+    struct MHD_Response *r =
+        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, stream_read, s, stream_free);
     if (!r)
         stream_free(s);
     return with_headers(r, type);

@@ -12,7 +12,6 @@ struct MHD_Response *http_answer_error(const Err *err) must_check;
 // Takes over response->body and response->text.
 struct MHD_Response *http_answer_json(HttpResponse *response, Err *err) must_check;
 // Takes over response->stream. Without with_body (HEAD) only its headers.
-struct MHD_Response *http_answer_stream(HttpResponse *response, HttpWatch *watch, bool with_body)
-    must_check;
+struct MHD_Response *http_answer_stream(HttpResponse *response, HttpWatch *watch, bool with_body) must_check;
 // Frees what a handler put in before it failed.
 void http_answer_discard(HttpResponse *response);

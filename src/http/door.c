@@ -80,8 +80,8 @@ static void waste(HttpDoor *d, Guest *g)
         send_away(d, g);
 }
 
-// Answers, and lets the peer go (the guest may be freed): closing a socket with unread bytes resets the connection, and the peer may lose the
-// answer. So what it still sends is read away, for a while.
+// Answers, and lets the peer go (the guest may be freed). Closing a socket with unread bytes resets
+// the connection, and the peer may lose the answer: so what it still sends is read away, for a while.
 static void refuse(HttpDoor *d, Guest *g, HttpSlice method, int status, const Err *err)
 {
     char name[33] = "";
@@ -91,11 +91,10 @@ static void refuse(HttpDoor *d, Guest *g, HttpSlice method, int status, const Er
         memcpy(name, method.s, method.len);
     if (d->config.refused)
         d->config.refused(d->config.ctx, (const struct sockaddr *)&g->addr, name, status, err);
-    int n = snprintf(
-        head, sizeof(head),
-        "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
-        "X-Content-Type-Options: nosniff\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n",
-        status, reason(status), text ? strlen(text) : 0);
+    int n = snprintf(head, sizeof(head),
+                     "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+                     "X-Content-Type-Options: nosniff\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n",
+                     status, reason(status), text ? strlen(text) : 0);
     // It fits into an empty socket buffer; where it does not go out, the peer sees the connection end
     (void)!send(g->fd, head, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE);
     if (text)
@@ -146,8 +145,7 @@ static bool take_one(HttpDoor *d)
 {
     struct sockaddr_storage addr = {0};
     socklen_t addr_len = sizeof(addr);
-    int fd = accept4(d->config.listen_fd, (struct sockaddr *)&addr, &addr_len,
-                     SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd = accept4(d->config.listen_fd, (struct sockaddr *)&addr, &addr_len, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0)
         return errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM;
     Guest *g = d->waiting < d->config.max_waiting ? calloc(1, sizeof(*g)) : NULL;
@@ -155,10 +153,7 @@ static bool take_one(HttpDoor *d)
         (void)close(fd);
         return true;
     }
-    *g = (Guest){.fd = fd,
-                 .deadline_ms = clock_mono_ms() + d->config.head_ms,
-                 .addr = addr,
-                 .addr_len = addr_len};
+    *g = (Guest){.fd = fd, .deadline_ms = clock_mono_ms() + d->config.head_ms, .addr = addr, .addr_len = addr_len};
     TAILQ_INSERT_TAIL(&d->guests, g, link);
     d->waiting++;
     struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = g};
@@ -180,8 +175,7 @@ static void look_at_clock(HttpDoor *d)
             continue;
         }
         Err err = ERR_INIT;
-        err_set(&err, ERR_TIMEOUT, "the request did not arrive within %d s",
-                (int)(d->config.head_ms / 1000));
+        err_set(&err, ERR_TIMEOUT, "the request did not arrive within %d s", (int)(d->config.head_ms / 1000));
         refuse(d, g, (HttpSlice){0}, 408, &err);
     }
 }
@@ -238,10 +232,8 @@ bool http_door_open(const HttpDoorConfig *config, HttpDoor **ret, Err *err)
     TAILQ_INIT(&d->guests);
     d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     d->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    bool ok = (d->epoll_fd >= 0 && d->stop_fd >= 0) ||
-        err_errno(err, errno, "cannot wait for connections");
-    ok = ok && watch(d, d->stop_fd, &d->stop_fd, err) &&
-        watch(d, config->listen_fd, &d->config, err);
+    bool ok = (d->epoll_fd >= 0 && d->stop_fd >= 0) || err_errno(err, errno, "cannot wait for connections");
+    ok = ok && watch(d, d->stop_fd, &d->stop_fd, err) && watch(d, config->listen_fd, &d->config, err);
     if (ok) {
         int rc = pthread_create(&d->thread, NULL, door_main, d);
         ok = rc == 0 || err_errno(err, rc, "cannot start a thread");

@@ -15,8 +15,7 @@ typedef struct HttpDoorConfig {
     // Takes over the descriptor. False: it cannot be served now, is still the door's, and is answered with 503.
     bool (*admit)(void *ctx, int fd, const struct sockaddr *addr, socklen_t addr_len);
     // Somebody was refused. May be NULL.
-    void (*refused)(void *ctx, const struct sockaddr *addr, const char *method, int status,
-                    const Err *err);
+    void (*refused)(void *ctx, const struct sockaddr *addr, const char *method, int status, const Err *err);
 } HttpDoorConfig;
 
 typedef struct HttpDoor HttpDoor;

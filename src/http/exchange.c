@@ -25,8 +25,7 @@ typedef struct Exchange {
 
 static HttpConn *conn_of(struct MHD_Connection *connection)
 {
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
     return info ? info->socket_context : NULL;
 }
 
@@ -56,8 +55,7 @@ void http_exchange_remote(const struct sockaddr *addr, char out[INET6_ADDRSTRLEN
         out[0] = '\0';
 }
 
-static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection,
-                              struct MHD_Response *r, HttpPhase phase)
+static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection, struct MHD_Response *r, HttpPhase phase)
 {
     if (!r)
         return MHD_NO; // out of memory: the connection is closed
@@ -69,8 +67,7 @@ static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection,
     // One request a connection: bytes that were meant to be taken for a second one are never looked at
     complete = complete && MHD_add_response_header(r, "Connection", "close") == MHD_YES;
     http_watch_phase(&ex->site->watch, ex->conn, phase);
-    enum MHD_Result queued =
-        complete ? MHD_queue_response(connection, (unsigned)ex->status, r) : MHD_NO;
+    enum MHD_Result queued = complete ? MHD_queue_response(connection, (unsigned)ex->status, r) : MHD_NO;
     MHD_destroy_response(r); // our hold on it; the connection has its own
     return queued;
 }
@@ -84,11 +81,9 @@ static enum MHD_Result answer_error(Exchange *ex, struct MHD_Connection *connect
 // Looks at what was asked for. What is wrong with it is kept in ex->err, and answered once the body was read.
 static void begin(Exchange *ex, struct MHD_Connection *connection, const char *method)
 {
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     ex->req.method = method;
-    ex->req.authorization =
-        MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
+    ex->req.authorization = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
     http_exchange_remote(info ? info->client_addr : NULL, ex->req.remote);
     const HttpRoute *route;
     if (ex->target && http_url_parse(ex->target, &ex->req.url, &ex->err) &&
@@ -128,9 +123,8 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
     return r ? answer(ex, connection, r, HTTP_SENDING) : answer_error(ex, connection);
 }
 
-enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection,
-                                  const char *decoded_target, const char *method,
-                                  const char *version, const char *upload_data,
+enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection, const char *decoded_target,
+                                  const char *method, const char *version, const char *upload_data,
                                   size_t *upload_data_size, void **exchange)
 {
     (void)site;

@@ -29,12 +29,10 @@ static bool find_end(const char *bytes, size_t n, size_t *ret_len, Err *err)
         unsigned char c = (unsigned char)bytes[i];
         if (c == '\r') {
             if (i + 1 < n && bytes[i + 1] != '\n')
-                return err_set(err, ERR_INVALID,
-                               "a carriage return without a line feed in the head of the request");
+                return err_set(err, ERR_INVALID, "a carriage return without a line feed in the head of the request");
         } else if (c == '\n') {
             if (i == 0 || bytes[i - 1] != '\r')
-                return err_set(err, ERR_INVALID,
-                               "a line feed without a carriage return in the head of the request");
+                return err_set(err, ERR_INVALID, "a line feed without a carriage return in the head of the request");
             if (i >= 3 && bytes[i - 2] == '\n') {
                 *ret_len = i + 1;
                 return true;
@@ -89,8 +87,7 @@ static bool check_request_line(HttpSlice line, HttpHead *head, bool *ret_newest,
     HttpSlice version = {blank + 1, (size_t)(end - blank - 1)};
     *ret_newest = version.len == 8 && memcmp(version.s, "HTTP/1.1", 8) == 0;
     if (!*ret_newest && (version.len != 8 || memcmp(version.s, "HTTP/1.0", 8) != 0))
-        return err_set(err, ERR_INVALID,
-                       "the request is not HTTP/1.1; a blank in the URL is sent as %%20");
+        return err_set(err, ERR_INVALID, "the request is not HTTP/1.1; a blank in the URL is sent as %%20");
     return true;
 }
 
@@ -121,9 +118,8 @@ static bool check_header(HttpSlice line, Known *known, Err *err)
     const char *colon = memchr(line.s, ':', line.len);
     HttpSlice name = {line.s, colon ? (size_t)(colon - line.s) : line.len};
     if (!colon || !is_token(name))
-        return err_set(
-            err, ERR_INVALID,
-            "a header is not NAME: VALUE, has a blank in its name, or goes on in a second line");
+        return err_set(err, ERR_INVALID,
+                       "a header is not NAME: VALUE, has a blank in its name, or goes on in a second line");
     HttpSlice value = {colon + 1, line.len - name.len - 1};
     while (value.len > 0 && (value.s[0] == ' ' || value.s[0] == '\t')) {
         value.s++;
@@ -134,8 +130,7 @@ static bool check_header(HttpSlice line, Known *known, Err *err)
     return sort_in(known, name, value, err);
 }
 
-static bool check_framing(const Known *known, bool newest, HttpHead *head, int *ret_status,
-                          Err *err)
+static bool check_framing(const Known *known, bool newest, HttpHead *head, int *ret_status, Err *err)
 {
     HttpSlice length = known->content_length;
     HttpSlice encoding = known->transfer_encoding;
@@ -217,13 +212,11 @@ static bool check_all(const char *bytes, const char *end, HttpHead *head, int *r
     return check_framing(&known, newest, head, ret_status, err) && check_origin(&known, err);
 }
 
-bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len,
-                      int *ret_status, Err *err)
+bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len, int *ret_status, Err *err)
 {
     *ret_head = (HttpHead){0};
     *ret_status = 0;
-    bool ok = find_end(bytes, n, ret_len, err) &&
-        too_large(bytes, *ret_len ? *ret_len : n, ret_status, err) &&
+    bool ok = find_end(bytes, n, ret_len, err) && too_large(bytes, *ret_len ? *ret_len : n, ret_status, err) &&
         (*ret_len == 0 || check_all(bytes, bytes + *ret_len, ret_head, ret_status, err));
     if (!ok && *ret_status == 0)
         *ret_status = err_http(err->code);

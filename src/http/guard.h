@@ -21,5 +21,5 @@ typedef struct HttpHead {
 // *ret_len: bytes of the head, the empty line at its end included; 0 if more has to come.
 // On false the connection has to be closed after the answer: where a next request would start is not known. ret_head
 // then has what was recognised; *ret_status is the status to answer (err's own, or 413, 414, 431, 501).
-bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len,
-                      int *ret_status, Err *err) must_check;
+bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len, int *ret_status, Err *err)
+    must_check;

@@ -39,8 +39,8 @@ const char *http_request_query(const HttpRequest *req, const char *name)
     return NULL;
 }
 
-bool http_request_query_u64(const HttpRequest *req, const char *name, uint64_t min, uint64_t max,
-                            uint64_t fallback, uint64_t *ret, Err *err)
+bool http_request_query_u64(const HttpRequest *req, const char *name, uint64_t min, uint64_t max, uint64_t fallback,
+                            uint64_t *ret, Err *err)
 {
     const char *text = http_request_query(req, name);
     if (!text) {
@@ -53,8 +53,7 @@ bool http_request_query_u64(const HttpRequest *req, const char *name, uint64_t m
     return true;
 }
 
-bool http_request_query_bool(const HttpRequest *req, const char *name, bool fallback, bool *ret,
-                             Err *err)
+bool http_request_query_bool(const HttpRequest *req, const char *name, bool fallback, bool *ret, Err *err)
 {
     const char *text = http_request_query(req, name);
     if (text && !str_eq(text, "true") && !str_eq(text, "false"))
@@ -106,13 +105,11 @@ bool http_request_token(HttpRequest *req, const Secret **ret, Err *err)
     static const char scheme[] = "Bearer ";
     if (req->authorization && !secret_is_set(&req->token)) {
         if (strncasecmp(req->authorization, scheme, sizeof(scheme) - 1) != 0)
-            return err_set(err, ERR_FORBIDDEN,
-                           "only \"Authorization: Bearer TOKEN\" is understood");
+            return err_set(err, ERR_FORBIDDEN, "only \"Authorization: Bearer TOKEN\" is understood");
         const char *text = req->authorization + sizeof(scheme) - 1;
         size_t n = strlen(text);
         if (n == 0 || n >= SECRET_MAX || strpbrk(text, " \t"))
-            return err_set(err, ERR_FORBIDDEN,
-                           "the bearer token is empty, too long, or not one word");
+            return err_set(err, ERR_FORBIDDEN, "the bearer token is empty, too long, or not one word");
         if (!secret_set(&req->token, text, err))
             return false;
     }

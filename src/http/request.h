@@ -17,15 +17,13 @@ const char *http_request_param(const HttpRequest *req, const char *name);
 
 // A query parameter; NULL if it was not sent.
 const char *http_request_query(const HttpRequest *req, const char *name);
-bool http_request_query_u64(const HttpRequest *req, const char *name, uint64_t min, uint64_t max,
-                            uint64_t fallback, uint64_t *ret, Err *err) must_check;
-bool http_request_query_bool(const HttpRequest *req, const char *name, bool fallback, bool *ret,
-                             Err *err) must_check;
+bool http_request_query_u64(const HttpRequest *req, const char *name, uint64_t min, uint64_t max, uint64_t fallback,
+                            uint64_t *ret, Err *err) must_check;
+bool http_request_query_bool(const HttpRequest *req, const char *name, bool fallback, bool *ret, Err *err) must_check;
 
 // The body: a JSON object, borrowed from the request. Members outside `known` (NULL-terminated) are refused;
 // known == NULL lets all pass. All errors are ERR_INVALID titled "invalid request body".
-bool http_request_json(HttpRequest *req, const char *const *known, const json_t **ret, Err *err)
-    must_check;
+bool http_request_json(HttpRequest *req, const char *const *known, const json_t **ret, Err *err) must_check;
 // The body as it came, for the decoders of codec/work.h; "" if there is none. At most HTTP_BODY_MAX bytes.
 const char *http_request_body(const HttpRequest *req, size_t *ret_len);
 // Gives an untitled ERR_INVALID, from reading a member, the title "invalid request body". Returns false.

@@ -45,8 +45,7 @@ static bool fits(const char *pattern, const HttpUrl *url, uint32_t *ret_exact)
 
 static bool is_method(const HttpRoute *route, const char *method)
 {
-    return str_eq(route->method, method) ||
-        (str_eq(method, "HEAD") && str_eq(route->method, "GET"));
+    return str_eq(route->method, method) || (str_eq(method, "HEAD") && str_eq(route->method, "GET"));
 }
 
 static bool take_params(HttpRequest *req, const HttpRoute *route, Err *err)
@@ -58,8 +57,7 @@ static bool take_params(HttpRequest *req, const HttpRoute *route, Err *err)
         if (!is_param(p))
             continue;
         if (req->n_params == HTTP_PARAMS_MAX || p.len - 2 >= HTTP_PARAM_NAME_MAX)
-            return err_set(err, ERR_INTERNAL, "the pattern %s has too many or too long parameters",
-                           route->pattern);
+            return err_set(err, ERR_INTERNAL, "the pattern %s has too many or too long parameters", route->pattern);
         HttpParam *param = &req->params[req->n_params++];
         (void)snprintf(param->name, sizeof(param->name), "%.*s", (int)(p.len - 2), p.s + 1);
         param->value = req->url.segments[i];
@@ -90,8 +88,8 @@ static bool check_query(const HttpRequest *req, const HttpRoute *route, Err *err
     for (size_t i = 0; i < req->url.n_query; i++) {
         const char *name = req->url.query[i].name;
         if (!is_known(route->query, name))
-            return err_set(err, ERR_INVALID, "unknown query parameter %.64s; this call takes %s",
-                           name, route->query ? route->query : "none");
+            return err_set(err, ERR_INVALID, "unknown query parameter %.64s; this call takes %s", name,
+                           route->query ? route->query : "none");
     }
     return true;
 }
@@ -103,8 +101,8 @@ static void add_method(char allow[HTTP_ALLOW_MAX], const char *method)
                    str_eq(method, "GET") ? ", HEAD" : "");
 }
 
-bool http_route_find(const HttpRoutes *routes, HttpRequest *req, const HttpRoute **ret,
-                     char allow[HTTP_ALLOW_MAX], Err *err)
+bool http_route_find(const HttpRoutes *routes, HttpRequest *req, const HttpRoute **ret, char allow[HTTP_ALLOW_MAX],
+                     Err *err)
 {
     bool found = false;
     uint32_t best = 0;
@@ -116,8 +114,7 @@ bool http_route_find(const HttpRoutes *routes, HttpRequest *req, const HttpRoute
         }
     }
     if (!found)
-        return err_set(err, ERR_NOT_FOUND, "no such path: %.200s; the API is under /api/v1",
-                       req->url.raw);
+        return err_set(err, ERR_NOT_FOUND, "no such path: %.200s; the API is under /api/v1", req->url.raw);
     allow[0] = '\0';
     for (size_t i = 0; i < routes->len; i++) {
         const HttpRoute *route = &routes->items[i];
@@ -132,6 +129,5 @@ bool http_route_find(const HttpRoutes *routes, HttpRequest *req, const HttpRoute
         }
         add_method(allow, route->method);
     }
-    return err_set(err, ERR_METHOD, "%.32s is not possible on this path; allowed: %s", req->method,
-                   allow);
+    return err_set(err, ERR_METHOD, "%.32s is not possible on this path; allowed: %s", req->method, allow);
 }

@@ -43,8 +43,7 @@ typedef struct HttpRoute {
     const char *pattern; // "/api/v1/backups/{backup_id}/complete"
     HttpHandler handler;
     unsigned flags;
-    const char *
-        query; // names of the query parameters it knows, a blank between; others are 400. NULL: none
+    const char *query; // names of the query parameters it knows, a blank between; others are 400. NULL: none
 } HttpRoute;
 
 typedef struct HttpRoutes {
@@ -56,5 +55,5 @@ typedef struct HttpRoutes {
 
 // The route for a request line. Fills req's parameters. ERR_NOT_FOUND; ERR_METHOD, then allow
 // holds the methods that exist; ERR_INVALID for an empty or unknown parameter.
-bool http_route_find(const HttpRoutes *routes, HttpRequest *req, const HttpRoute **ret,
-                     char allow[HTTP_ALLOW_MAX], Err *err) must_check;
+bool http_route_find(const HttpRoutes *routes, HttpRequest *req, const HttpRoute **ret, char allow[HTTP_ALLOW_MAX],
+                     Err *err) must_check;

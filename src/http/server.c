@@ -30,8 +30,7 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **s
 {
     HttpSite *site = cls;
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        const union MHD_ConnectionInfo *info =
-            MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
         *socket_context = info ? http_watch_add(&site->watch, info->connect_fd) : NULL;
     } else if (*socket_context) {
         http_watch_remove(&site->watch, *socket_context);
@@ -43,15 +42,13 @@ static bool resolve(const char *address, uint16_t port, struct addrinfo **ret, E
 {
     char service[8];
     (void)snprintf(service, sizeof(service), "%u", port);
-    const struct addrinfo hints = {.ai_family = AF_UNSPEC,
-                                   .ai_socktype = SOCK_STREAM,
-                                   .ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV};
+    const struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV};
     int rc = getaddrinfo(address, service, &hints, ret);
     if (rc != 0)
-        return err_set(
-            err, ERR_USAGE,
-            "%.100s is not an address to listen on: %s; give it in numbers, like 127.0.0.1 or ::",
-            address, gai_strerror(rc));
+        return err_set(err, ERR_USAGE,
+                       "%.100s is not an address to listen on: %s; give it in numbers, like 127.0.0.1 or ::", address,
+                       gai_strerror(rc));
     return true;
 }
 
@@ -66,8 +63,7 @@ static bool listen_on(const struct addrinfo *where, const HttpConfig *config, in
                      sizeof(yes)); // without it only a restart is slower
     if (bind(fd, where->ai_addr, where->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
         if (errno == EADDRINUSE)
-            return err_set(err, ERR_BUSY,
-                           "port %u of %s is taken; another hub? give another one by -port",
+            return err_set(err, ERR_BUSY, "port %u of %s is taken; another hub? give another one by -port",
                            config->port, address);
         return err_errno(err, errno, "cannot listen on port %u of %s", config->port, address);
     }
@@ -97,14 +93,12 @@ static bool on_admitted(void *ctx, int fd, const struct sockaddr *addr, socklen_
 }
 
 // HttpDoorConfig's refused
-static void on_refused(void *ctx, const struct sockaddr *addr, const char *method, int status,
-                       const Err *err)
+static void on_refused(void *ctx, const struct sockaddr *addr, const char *method, int status, const Err *err)
 {
     const HttpConfig *config = &((HttpServer *)ctx)->site.config;
     char remote[INET6_ADDRSTRLEN];
     http_exchange_remote(addr, remote);
-    const HttpDone done = {
-        .method = method, .path = "", .remote = remote, .status = status, .err = err};
+    const HttpDone done = {.method = method, .path = "", .remote = remote, .status = status, .err = err};
     if (config->done)
         config->done(config->ctx, &done);
 }
@@ -112,8 +106,8 @@ static void on_refused(void *ctx, const struct sockaddr *addr, const char *metho
 static bool start_daemon(HttpServer *s, Err *err)
 {
     const HttpConfig *config = &s->site.config;
-    unsigned flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD |
-        MHD_USE_POLL | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET;
+    unsigned flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_USE_ITC |
+        MHD_USE_NO_LISTEN_SOCKET;
     s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_exchange_run, &s->site,             //
                                  MHD_OPTION_CONNECTION_LIMIT, config->max_connections + SPARE,  //
                                  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)STALLED_S,            //

@@ -27,7 +27,7 @@ typedef struct HttpConfig {
     void *ctx;                                     // of the handlers and of done()
     void (*done)(void *ctx, const HttpDone *done); // in any thread; may be NULL
     unsigned max_connections;                      // 0: 256; one more is answered with 503
-    unsigned request_timeout_ms; // 0: 30000; from the connection to a request's last byte
+    unsigned request_timeout_ms;                   // 0: 30000; from the connection to a request's last byte
 } HttpConfig;
 
 typedef struct HttpServer HttpServer;

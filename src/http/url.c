@@ -16,8 +16,7 @@ static int hex_digit(char c)
 }
 
 // Decodes n bytes of s to *at, adds a NUL and moves *at behind it. Never writes more than n + 1 bytes.
-static bool decode(const char *s, size_t n, bool plus_is_blank, char **at, const char **ret,
-                   Err *err)
+static bool decode(const char *s, size_t n, bool plus_is_blank, char **at, const char **ret, Err *err)
 {
     char *start = *at;
     char *out = start;
@@ -26,9 +25,8 @@ static bool decode(const char *s, size_t n, bool plus_is_blank, char **at, const
             int high = i + 2 < n ? hex_digit(s[i + 1]) : -1;
             int low = i + 2 < n ? hex_digit(s[i + 2]) : -1;
             if (high < 0 || low < 0)
-                return err_set(
-                    err, ERR_INVALID,
-                    "a percent sign in the URL is not followed by two hex digits; send it as %%25");
+                return err_set(err, ERR_INVALID,
+                               "a percent sign in the URL is not followed by two hex digits; send it as %%25");
             *out++ = (char)(high * 16 + low);
             i += 2;
         } else {
@@ -54,8 +52,7 @@ static bool parse_segments(HttpUrl *url, const char *path, size_t n, char **at, 
         const char *slash = memchr(s, '/', (size_t)(end - s));
         const char *stop = slash ? slash : end;
         if (url->n_segments == HTTP_SEGMENTS_MAX)
-            return err_set(err, ERR_NOT_FOUND, "no such path: more than %d segments",
-                           HTTP_SEGMENTS_MAX);
+            return err_set(err, ERR_NOT_FOUND, "no such path: more than %d segments", HTTP_SEGMENTS_MAX);
         if (!decode(s, (size_t)(stop - s), false, at, &url->segments[url->n_segments], err))
             return false;
         url->n_segments++;
@@ -110,22 +107,19 @@ bool http_url_parse(const char *target, HttpUrl *ret, Err *err)
     if (path[0] != '/')
         return err_set(err, ERR_INVALID, "the request's target is not a path");
     if (strpbrk(path, " #"))
-        return err_set(err, ERR_INVALID,
-                       "the URL holds a blank or '#'; send them as %%20 and %%23");
+        return err_set(err, ERR_INVALID, "the URL holds a blank or '#'; send them as %%20 and %%23");
     size_t n = strcspn(path, "?");
     HttpUrl url = {0};
     url.raw = mem_calloc(n + 1, 1, err);
-    url.decoded =
-        mem_calloc(strlen(path) + 2, 1,
-                   err); // each part and its NUL take the place of the part and its separator
+    url.decoded = mem_calloc(strlen(path) + 2, 1,
+                             err); // each part and its NUL take the place of the part and its separator
     if (!url.raw || !url.decoded) {
         http_url_clear(&url);
         return false;
     }
     memcpy(url.raw, path, n);
     char *at = url.decoded;
-    if (!parse_segments(&url, path, n, &at, err) ||
-        (path[n] == '?' && !parse_query(&url, path + n + 1, &at, err))) {
+    if (!parse_segments(&url, path, n, &at, err) || (path[n] == '?' && !parse_query(&url, path + n + 1, &at, err))) {
         http_url_clear(&url);
         return false;
     }

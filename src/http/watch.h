@@ -35,7 +35,8 @@ typedef struct HttpWatch {
 
 // limits by phase; 0: none. Starts the thread that cuts.
 bool http_watch_start(HttpWatch *w, const int64_t limit_ms[HTTP_PHASES], Err *err) must_check;
-// The descriptor stays the caller's, who calls remove before closing it. Begins as HTTP_READING. NULL on lack of memory.
+// The descriptor stays the caller's, who calls remove before closing it. Begins as HTTP_READING.
+// NULL on lack of memory.
 HttpConn *http_watch_add(HttpWatch *w, int fd) must_check;
 void http_watch_remove(HttpWatch *w, HttpConn *conn);
 void http_watch_phase(HttpWatch *w, HttpConn *conn, HttpPhase phase);

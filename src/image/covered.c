@@ -12,7 +12,7 @@ struct Covered {
     uint64_t size, clusters;
     uint32_t cluster_size, group_clusters;
     uint64_t groups_len;
-    Bits **groups; // NULL: nothing
+    Bits **groups;   // NULL: nothing
     ExtentVec parts; // ascending, without overlap or touching, each within one cluster that has no bit
 };
 
@@ -174,7 +174,8 @@ static bool add_part(Covered *c, uint64_t offset, uint64_t end, uint64_t *ret_ne
         remove_parts(c, at + 1, n - 1);
     } else {
         if (c->parts.len >= COVERED_PARTS_MAX)
-            return err_set(err, ERR_TOO_LARGE, "more than %d parts of clusters; send whole clusters", COVERED_PARTS_MAX);
+            return err_set(err, ERR_TOO_LARGE, "more than %d parts of clusters; send whole clusters",
+                           COVERED_PARTS_MAX);
         if (!extent_vec_push(&c->parts, (Extent){0}, err))
             return false;
         memmove(c->parts.items + at + 1, c->parts.items + at, (c->parts.len - at - 1) * sizeof(Extent));

@@ -12,8 +12,8 @@ typedef struct Covered Covered;
 // group_clusters: a multiple of 64.
 bool covered_new(uint64_t size, uint32_t cluster_size, uint32_t group_clusters, Covered **ret, Err *err) must_check;
 void covered_free(Covered *c);
-// [offset, offset + length) within [0, size). ret_new: bytes of it that had not arrived before. ERR_TOO_LARGE: more than
-// COVERED_PARTS_MAX parts of clusters.
+// [offset, offset + length) within [0, size). ret_new: bytes of it that had not arrived before.
+// ERR_TOO_LARGE: more than COVERED_PARTS_MAX parts of clusters.
 bool covered_add(Covered *c, uint64_t offset, uint64_t length, uint64_t *ret_new, Err *err) must_check;
 // False if everything has arrived.
 bool covered_first_hole(const Covered *c, uint64_t *ret_offset, uint64_t *ret_length);

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <xxhash.h>
 #ifdef HAVE_XXH_DISPATCH
-#include <xxh_x86dispatch.h> // the same names, and the widest registers of this machine
+#    include <xxh_x86dispatch.h> // the same names, and the widest registers of this machine
 #endif
 
 #define ROOT_LABEL "sendense-root-1"

@@ -106,8 +106,16 @@ static bool parse_index(HashesFile *f, const Frame *frame, const uint8_t *p, Err
 static void parse_summary(const uint8_t *trailer, HashesSummary *s)
 {
     uint64_t *const numbers[HASHES_NUMBERS] = {
-        &s->size,           &s->received_data,    &s->received_zero, &s->stored_clusters, &s->zeroed_clusters,
-        &s->skipped_clusters, &s->image_bytes, &s->covered_extents, &s->covered_bytes, &s->covered_digest,
+        &s->size,
+        &s->received_data,
+        &s->received_zero,
+        &s->stored_clusters,
+        &s->zeroed_clusters,
+        &s->skipped_clusters,
+        &s->image_bytes,
+        &s->covered_extents,
+        &s->covered_bytes,
+        &s->covered_digest,
     };
     for (size_t i = 0; i < HASHES_NUMBERS; i++)
         *numbers[i] = hashes_get64(trailer + HASHES_AT_NUMBERS + 8 * i);

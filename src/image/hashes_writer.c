@@ -20,8 +20,8 @@ struct HashesWriter {
     HashGeometry geo;
     uint64_t size, groups;
     int fd;
-    uint64_t offset;  // of the next byte, the buffered ones counted
-    HashStream *file; // of every byte of the file
+    uint64_t offset;     // of the next byte, the buffered ones counted
+    HashStream *file;    // of every byte of the file
     XXH3_state_t *frame; // of header, index, nodes, trailer
     RecordVec records;
     uint64_t data, zero;
@@ -137,8 +137,16 @@ static bool put_index(HashesWriter *w, Err *err)
 static void make_trailer(const HashesSummary *s, uint8_t out[HASHES_TRAILER_BYTES])
 {
     const uint64_t numbers[HASHES_NUMBERS] = {
-        s->size,           s->received_data,    s->received_zero, s->stored_clusters, s->zeroed_clusters,
-        s->skipped_clusters, s->image_bytes, s->covered_extents, s->covered_bytes, s->covered_digest,
+        s->size,
+        s->received_data,
+        s->received_zero,
+        s->stored_clusters,
+        s->zeroed_clusters,
+        s->skipped_clusters,
+        s->image_bytes,
+        s->covered_extents,
+        s->covered_bytes,
+        s->covered_digest,
     };
     memset(out, 0, HASHES_TRAILER_BYTES);
     memcpy(out, HASHES_TRAILER_MAGIC, 8);
@@ -178,7 +186,7 @@ void hashes_writer_free(HashesWriter *w)
     if (!w)
         return;
     if (w->fd >= 0)
-        (void)close(w->fd); // synced at the end, or thrown away
+        (void)close(w->fd);         // synced at the end, or thrown away
     (void)XXH3_freeState(w->frame); // always XXH_OK
     hash_stream_free(w->file);
     record_vec_clear(&w->records);

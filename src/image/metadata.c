@@ -14,7 +14,7 @@ typedef struct Walk {
     uint32_t cluster_bits;
     uint64_t cluster_size, clusters; // of the file
     Qcow2Header h;
-    uint8_t *buffer; // one cluster
+    uint8_t *buffer;       // one cluster
     uint64_t *used, *data; // a bit for each cluster of the file
 } Walk;
 
@@ -173,14 +173,15 @@ static bool hash_rest(Walk *w, const HashGeometry *geo, Hash *ret, Err *err)
 }
 
 bool image_metadata_hash_with(const char *image_path, const uint8_t *header, const HashGeometry *geo, Hash *ret,
-                               uint64_t *ret_length, Err *err)
+                              uint64_t *ret_length, Err *err)
 {
     cleanup_close int fd = open(image_path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0)
         return err_errno(err, errno, "cannot open %s", image_path);
     Walk w = {.fd = fd, .header = header};
     Hash hash;
-    bool ok = read_header(&w, geo, err) && walk_l1(&w, err) && walk_refcounts(&w, err) && hash_rest(&w, geo, &hash, err);
+    bool ok =
+        read_header(&w, geo, err) && walk_l1(&w, err) && walk_refcounts(&w, err) && hash_rest(&w, geo, &hash, err);
     free(w.buffer);
     free(w.used);
     free(w.data);

@@ -11,9 +11,9 @@
 // cluster. ERR_DAMAGED names what is not so. Standard L2 entries only (ERR_UNSUPPORTED for extended L2
 // and compressed clusters, which the writer does not make). ret_length: bytes of the file.
 // Memory: 8 bytes for each L2 table, 2 bits for each cluster of the file; time: reading the metadata once.
-bool image_metadata_hash(const char *image_path, const HashGeometry *geo, Hash *ret, uint64_t *ret_length,
-                         Err *err) must_check;
+bool image_metadata_hash(const char *image_path, const HashGeometry *geo, Hash *ret, uint64_t *ret_length, Err *err)
+    must_check;
 
 // The same for an image whose header (one cluster) is still to be written.
 bool image_metadata_hash_with(const char *image_path, const uint8_t *header, const HashGeometry *geo, Hash *ret,
-                               uint64_t *ret_length, Err *err) must_check;
+                              uint64_t *ret_length, Err *err) must_check;

@@ -24,13 +24,15 @@ static bool remove_in(const char *folder, const char *name, Err *err)
     return path && file_unlink(path, err);
 }
 
-// One kind of name in one folder: partial ones of attempts that are not kept.
-static bool remove_partials(const Recover *c, const char *folder, const FileList *files, Err *err)
+// One kind of name in one folder: partial ones of attempts that are not kept; and of those that are committed, which
+// were cut off before they had tidied up.
+static bool remove_partials(const Recover *c, const RepoView *v, const char *folder, const FileList *files, Err *err)
 {
     bool any = false;
     for (size_t i = 0; i < files->len; i++) {
         LayoutName n;
-        if (!layout_parse(files->names[i], &n) || !n.attempt[0] || is_kept(c, n.attempt))
+        if (!layout_parse(files->names[i], &n) || !n.attempt[0] ||
+            (is_kept(c, n.attempt) && !repo_has_record(v, n.stem)))
             continue;
         any = true;
         if (!remove_in(folder, files->names[i], err))
@@ -83,9 +85,9 @@ static bool remove_finals(const Recover *c, const RepoView *v, const RepoViewDis
 static bool recover_context(const Recover *c, const RepoView *v, Err *err)
 {
     for (size_t i = 0; i < v->disks_len; i++)
-        if (!remove_partials(c, v->disks[i].path, &v->disks[i].files, err))
+        if (!remove_partials(c, v, v->disks[i].path, &v->disks[i].files, err))
             return false;
-    if (!remove_partials(c, v->path, &v->files, err) || !finish_deletes(c, v, err))
+    if (!remove_partials(c, v, v->path, &v->files, err) || !finish_deletes(c, v, err))
         return false;
     for (size_t i = 0; i < v->disks_len; i++)
         if (!remove_finals(c, v, &v->disks[i], err))

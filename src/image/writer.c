@@ -131,7 +131,7 @@ static bool set_up(Writer *w, const WriterSpec *spec, Err *err)
         return false;
     w->buffers = mem_calloc(w->buffers_max, sizeof(void *), err);
     return w->buffers && covered_new(w->size, w->cluster_size, w->geo.leaves, &w->covered, err) &&
-           writer_groups_init(w, spec->cache_groups, err) && create_image(w, spec->direct_io, err);
+        writer_groups_init(w, spec->cache_groups, err) && create_image(w, spec->direct_io, err);
 }
 
 bool writer_open(const WriterSpec *spec, Writer **ret, Err *err)

@@ -18,9 +18,9 @@ typedef struct WriterSpec {
     uint32_t cluster_bits;    // 12 (4 KiB) to 21 (2 MiB); 16 by default
     HashSpec hash;
     DiskMode mode;
-    ChainHashes *parent;      // borrowed until free; NULL when mode is DISK_FULL
-    bool direct_io;           // try O_DIRECT; falls back where the filesystem refuses
-    unsigned cache_groups;    // groups kept in memory; 0: as many as fit 16 MiB, at least 4
+    ChainHashes *parent;   // borrowed until free; NULL when mode is DISK_FULL
+    bool direct_io;        // try O_DIRECT; falls back where the filesystem refuses
+    unsigned cache_groups; // groups kept in memory; 0: as many as fit 16 MiB, at least 4
 } WriterSpec;
 
 typedef struct Writer Writer;
@@ -52,4 +52,5 @@ typedef struct WriterExpect {
 // Once, when all writes have returned. Checks the coverage (ERR_CONFLICT names what is missing: first hole or
 // the differing counts), writes tables, refcounts, .hashes, truncates to the end, fsyncs, header last, fsync.
 // ret_hashes_digest: of the .hashes file. expect may be NULL unless the mode is tracked.
-bool writer_seal(Writer *w, const WriterExpect *expect, HashesSummary *ret, Hash *ret_hashes_digest, Err *err) must_check;
+bool writer_seal(Writer *w, const WriterExpect *expect, HashesSummary *ret, Hash *ret_hashes_digest, Err *err)
+    must_check;

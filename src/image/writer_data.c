@@ -7,17 +7,17 @@
 // Clusters of one chunk that are to be stored, ascending.
 typedef struct Stored {
     uint32_t n;
-    uint32_t k[WRITER_CHUNK_CLUSTERS];       // cluster in its group
+    uint32_t k[WRITER_CHUNK_CLUSTERS];          // cluster in its group
     const uint8_t *from[WRITER_CHUNK_CLUSTERS]; // whole cluster
-    uint64_t host[WRITER_CHUNK_CLUSTERS];    // 0: not yet given
+    uint64_t host[WRITER_CHUNK_CLUSTERS];       // 0: not yet given
     Hash leaf[WRITER_CHUNK_CLUSTERS];
 } Stored;
 
 // A piece of a request, within one group, and what is needed to work on it.
 typedef struct Piece {
-    const uint8_t *p; // bytes that came; NULL: zeros
+    const uint8_t *p;     // bytes that came; NULL: zeros
     uint64_t offset, end; // bytes of the disk
-    uint8_t *buffer;  // chunk_bytes; cluster i of the piece has its place at i * cluster_size
+    uint8_t *buffer;      // chunk_bytes; cluster i of the piece has its place at i * cluster_size
     WriterGroup *g;
     bool changed;
     Stored stored;
@@ -55,9 +55,9 @@ static bool may_merge(Writer *w, uint64_t cluster, Err *err)
         return writer_break(w, err);
     uint64_t entry = g->entries[cluster % w->geo.leaves];
     writer_groups_put(w, g, false);
-    return entry != 0 || err_set(err, ERR_INVALID,
-                                 "a part of the cluster at %llu, which this image does not hold; send whole clusters",
-                                 (unsigned long long)(cluster << w->cluster_bits));
+    return entry != 0 ||
+        err_set(err, ERR_INVALID, "a part of the cluster at %llu, which this image does not hold; send whole clusters",
+                (unsigned long long)(cluster << w->cluster_bits));
 }
 
 static bool check_parts(Writer *w, uint64_t offset, uint64_t end, Err *err)
@@ -319,9 +319,8 @@ bool writer_zero(Writer *w, uint64_t offset, uint64_t length, Err *err)
         return false;
     bool ok = check_parts(w, offset, offset + length, err);
     if (ok)
-        ok = (zero_range(w, offset, offset + length, err) &&
-              account(w, &w->received_zero, offset, length, err)) ||
-             writer_break(w, err);
+        ok = (zero_range(w, offset, offset + length, err) && account(w, &w->received_zero, offset, length, err)) ||
+            writer_break(w, err);
     writer_range_unlock(w, &range);
     return ok;
 }

@@ -7,10 +7,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define WRITER_CHUNK (1u << 20)   // a request is worked on in pieces of this (or one cluster, if that is more)
+#define WRITER_CHUNK (1u << 20)    // a request is worked on in pieces of this (or one cluster, if that is more)
 #define WRITER_BUFFERS (32u << 20) // bytes of bounce buffers at most
 #define WRITER_CHUNK_CLUSTERS (WRITER_CHUNK >> 12)
-#define WRITER_ALIGN 4096         // of memory, for direct I/O; clusters are never smaller
+#define WRITER_ALIGN 4096 // of memory, for direct I/O; clusters are never smaller
 
 // What this image says of a group of clusters, and the leaves as a reader would see them now: the
 // parent's where an entry is 0. Held by pins; elements belong to who holds the clusters' range.

@@ -18,7 +18,7 @@ typedef struct Tail {
 typedef struct Seal {
     Tail tail;
     HashesWriter *hashes;
-    uint64_t *l1;   // host byte order
+    uint64_t *l1; // host byte order
     Hash *nodes;
     uint8_t *marks; // of one group
     uint8_t *header;

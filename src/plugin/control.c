@@ -17,9 +17,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define PEER_MS 10000   // a peer that says nothing, or does not read, for so long is left
-#define GRACE_MS 1000   // clients may leave by themselves after a stop, before their sockets are shut
-#define FORCE_MS 5000   // and then may read their last replies
+#define PEER_MS 10000 // a peer that says nothing, or does not read, for so long is left
+#define GRACE_MS 1000 // clients may leave by themselves after a stop, before their sockets are shut
+#define FORCE_MS 5000 // and then may read their last replies
 #define STEP_MS 100
 
 struct Control {
@@ -101,9 +101,8 @@ static bool read_line(const Control *c, int fd, char *buffer, size_t *used, size
             *ret_length = (size_t)(end - buffer);
             return true;
         }
-        struct pollfd fds[] = {{.fd = fd, .events = POLLIN},
-                               {.fd = c->end_fd, .events = POLLIN},
-                               {.fd = c->listen_fd, .events = POLLIN}};
+        struct pollfd fds[] = {
+            {.fd = fd, .events = POLLIN}, {.fd = c->end_fd, .events = POLLIN}, {.fd = c->listen_fd, .events = POLLIN}};
         int64_t left = deadline - clock_mono_ms();
         int n = left <= 0 ? 0 : poll(fds, 3, (int)left);
         if (n < 0 && errno == EINTR)

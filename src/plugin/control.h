@@ -14,7 +14,7 @@ typedef struct Control Control;
 
 // Binds path (mode 0600; at most 107 bytes; must not exist) and listens. No thread yet. connections: how many
 // clients the NBD server has (borrowed).
-bool control_open(const char *path, ControlAnswer answer, const atomic_uint *connections, Control **ret,
-                  Err *err) must_check;
+bool control_open(const char *path, ControlAnswer answer, const atomic_uint *connections, Control **ret, Err *err)
+    must_check;
 bool control_start(Control *c, Err *err) must_check; // after the server's fork
 void control_free(Control *c);                       // ends the thread, removes the socket

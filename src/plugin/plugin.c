@@ -26,8 +26,8 @@ static struct {
     Reader *reader; // serve
     Control *control;
     atomic_uint connections;
-    atomic_bool sealed;      // a seal was begun: nothing is written any more
-    EngineRequest seal;      // control's thread only, as are the next two
+    atomic_bool sealed; // a seal was begun: nothing is written any more
+    EngineRequest seal; // control's thread only, as are the next two
     EngineAnswer seal_answer;
     bool seal_answered;
 } engine;
@@ -144,7 +144,7 @@ static void seal(const EngineRequest *request, EngineAnswer *ret)
 static bool same_seal(const EngineRequest *a, const EngineRequest *b)
 {
     return a->have_expect == b->have_expect && a->extents == b->extents && a->bytes == b->bytes &&
-           a->digest == b->digest;
+        a->digest == b->digest;
 }
 
 static void refuse(EngineAnswer *ret, ErrCode code, const char *details)

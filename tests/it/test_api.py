@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lib.api import quote
-from lib.hub import FINAL
+from lib.hub import BIN, FINAL
 from lib.job import Job, change_id, disk, full_backup, nbdcopy
 from lib.world import MIB, make_image
 
@@ -150,8 +150,8 @@ def test_scan_brings_a_catalogue_back(world, vm):
     # taking the folder in may have read the records already
     assert scan["added"] + scan["unchanged"] == 2 and not scan["problems"] and not scan["orphans"]
     after = [world.show(j.id) for j in jobs]
-    same = ("backup_id", "vm_name", "vm_id", "backup_type", "change_id", "parent_id", "sequence", "status", "created_at",
-            "completed_at")
+    same = ("backup_id", "vm_name", "vm_id", "backup_type", "change_id", "parent_id", "sequence", "status",
+            "created_at", "completed_at")
     for old, new in zip(before, after):
         assert {k: old[k] for k in same} == {k: new[k] for k in same}
         assert [d["root"] for d in old["disks"]] == [d["root"] for d in new["disks"]]
@@ -159,10 +159,14 @@ def test_scan_brings_a_catalogue_back(world, vm):
 
 
 def test_remove_or_scan_while_a_job_runs(world, vm):
-    world.running_job()
+    done, job = world.backup(vm), world.running_job()
     world.api.delete(f"/repositories/{world.repository_id}").expect(409)
-    answer = world.api.post(f"/repositories/{world.repository_id}/scan")
-    assert answer.status in (200, 409)
+    scan = world.api.post(f"/repositories/{world.repository_id}/scan").expect(200)
+    assert (scan["added"], scan["unchanged"], scan["missing"]) == (0, 1, [])
+    assert scan["orphans"] == [], "the job's partial files are not orphans"
+    nbdcopy(vm, job.disks["disk-0"]["uri"])
+    job.complete(job.change).expect(200)
+    assert job.show()["parent_id"] == done.id
 
 
 # ---- VMs
@@ -570,6 +574,46 @@ def test_a_backup_in_the_hubs_own_words(world, vm):
     assert subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(vm), done["disks"][0]["image"]],
                           capture_output=True, check=False).returncode == 0
     world.api.post(f"/backups/{quote(done['backup_id'])}/complete", {"change_id": done["change_id"]}).expect(200)
+
+
+def test_the_real_client_speaks_as_documented(world, vm, proxy):
+    """Its calls, the failing one too, are recorded for tools/check-traffic."""
+    def run(job):
+        environment = {**os.environ, "MIGRATEKIT_JOB_ID": job.id, "SHA_API_URL": proxy.url,
+                       "SENDENSE_JOB_TOKEN": job.token}
+        return subprocess.run([BIN / "sendense-backup-client"], env=environment, stdin=subprocess.DEVNULL, timeout=60,
+                              capture_output=True, text=True, check=False)
+
+    job = world.job()
+    done = run(job)
+    assert done.returncode == 0, done.stderr
+    assert "Successfully stored ChangeID in SHA database" in done.stderr
+    assert [path.rsplit("/", 1)[1] for _, path, _ in proxy.exchanges if not path.endswith("/progress")] == [
+        "claim", "disks", "complete"]
+    assert {status for _, _, status in proxy.exchanges} == {200}
+    assert job.show()["status"] == "completed"
+    os.unlink(vm)
+    job = world.job()
+    assert run(job).returncode == 1
+    assert world.api.wait_status(job.id, FINAL)["status"] == "failed"
+
+
+def test_the_cli_speaks_as_documented(hub, proxy, cli, place):
+    image = make_image(place / "vm.raw", 4 * MIB)
+    cli.ok("repo", "add", "main", "--path", place / "repository")
+    cli.ok("vm", "add", "pgtest1", "--file", image)
+    first = cli.ok("backup", "pgtest1", "--repo", "main").split()[-1]
+    with open(image, "r+b") as f:
+        f.write(b"changed" * 1000)
+    second = cli.ok("backup", "pgtest1", "--repo", "main").split()[-1]
+    assert cli.json("show", second)["parent_id"] == first
+    assert len(cli.json("backups", "--vm", "pgtest1")["backups"]) == 2
+    cli.ok("restore", second, "--disk", "0", "--to", place / "out.raw", "--format", "raw")
+    assert (place / "out.raw").read_bytes() == image.read_bytes()
+    cli.ok("verify", second)
+    assert cli.run("delete", first).status == 1
+    cli.ok("delete", first, "--with-dependents")
+    assert len(proxy.exchanges) > 10
 
 
 def test_two_repositories_have_lines_of_their_own(world, vm):

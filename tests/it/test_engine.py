@@ -140,7 +140,8 @@ class Chain:
         engine.stop()
         assert engine.process.returncode == 0, engine.log()
         c = engine.config
-        self.layers = [{"image": c["image"], "hashes": c["hashes"], "backing_name": c.get("backing_name")}] + self.layers
+        layer = {"image": c["image"], "hashes": c["hashes"], "backing_name": c.get("backing_name")}
+        self.layers = [layer] + self.layers
         return answer
 
     def check(self, raw):
@@ -300,7 +301,7 @@ def test_what_is_offered(chain):
     e = chain.ingest(CLUSTER + 1)
     info = json.loads(run("nbdinfo", "--json", e.uri).stdout)["exports"][0]
     assert info["export-size"] == CLUSTER + 1 and not info["is_read_only"]
-    assert (info["block_size_minimum"], info["block_size_preferred"], info["block_size_maximum"]) == (1, CLUSTER, 32 * MIB)
+    assert [info[f"block_size_{x}"] for x in ("minimum", "preferred", "maximum")] == [1, CLUSTER, 32 * MIB]
     for what in ("can_flush", "can_fua", "can_multi_conn", "can_zero", "can_trim"):
         assert info[what], what
 

@@ -41,7 +41,7 @@ bool check_by_qemu(History *h, const char *image, const Reference *ref, Err *err
 {
     cleanup_free char *raw = mem_printf(err, "%s/raw", h->spec->folder);
     const char *const check[] = {"qemu-img", "check", "-q", "-f", "qcow2", image, NULL};
-    const char *const compare[] = {"qemu-img", "compare", "-s", "-f", "raw", "-F", "qcow2", raw, image, NULL};
+    const char *const compare[] = {"qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, image, NULL};
     const char *const convert[] = {"qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-t", "unsafe", image, raw, NULL};
     if (!raw || !run_tool(check, err))
         return false;
@@ -61,7 +61,8 @@ static bool read_whole(History *h, Reader *r, uint8_t *p, uint64_t size, Err *er
 {
     uint64_t most = rng_chance(&h->check_rng, 80) ? size : rng_between(&h->check_rng, 1 + size / 40, size);
     for (uint64_t at = 0, n; at < size; at += n) {
-        n = MIN(size - at, most == size ? size : rng_between(&h->check_rng, 1 + most / 4, most));
+        n = most == size ? size : rng_between(&h->check_rng, 1 + most / 4, most);
+        n = MIN(n, size - at);
         if (!reader_read(r, p + at, at, (uint32_t)n, err))
             return false;
     }
@@ -133,13 +134,13 @@ static bool check_chain(History *h, const RepoChain *chain, const RecordDisk *d,
     for (size_t i = 0; deep && !affected && i < chain->len; i++)
         if (!repo_check_layer(&h->repo, chain->records[i], chain->disks[i], REPO_CHECK_FILES, err))
             return false;
-    if (!hash_equal(&d->root, &ref->root))
-        return history_fail(err, "the record's root hash is not the disk's");
     if (!judge_reader(h, chain, ref, &why)) {
         // With damaged hashes below, an error is right; wrong bytes never are.
         if (!affected || str_starts(why.details, "WRONG"))
             return err_set(err, why.code, "%s", why.details);
     }
+    if (!hash_equal(&d->root, &ref->root))
+        return history_fail(err, "the record's root hash is not the disk's");
     return !rng_chance(&h->check_rng, h->spec->qemu) || check_by_qemu(h, chain->layers[0].image, ref, err);
 }
 

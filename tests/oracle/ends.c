@@ -212,7 +212,7 @@ static End *end_new(const BlocksOps *ops, const GuestView *view, uint32_t cluste
     if (!e)
         return NULL;
     e->blocks = (Blocks){.ops = ops, .size = view->size};
-    e->blocks.max_request = MAX(cluster_size, (uint32_t)(65536 << rng_below(run->rng, 5)));
+    e->blocks.max_request = UINT32_C(65536) << rng_below(run->rng, 5); // no cluster is larger
     e->blocks.max_in_flight = (unsigned)rng_between(run->rng, 1, 8);
     e->run = run;
     e->view = view;

@@ -15,7 +15,7 @@ static size_t cut_up(Rng *rng, uint64_t offset, uint64_t length, uint64_t grain,
     while (offset < end) {
         uint64_t to = end;
         if (n + 1 < PIECES_MAX && end - offset > grain && rng_chance(rng, 80))
-            to = MIN(end, offset + grain * rng_between(rng, 1, (end - offset) / grain));
+            to = offset + grain * rng_between(rng, 1, (end - offset) / grain);
         out[n++] = (Piece){offset, to};
         offset = to;
     }

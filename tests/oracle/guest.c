@@ -121,7 +121,7 @@ static void pick_range(const GuestDisk *d, Rng *rng, uint64_t *ret_offset, uint6
 {
     static const uint64_t longest[] = {1, GUEST_SECTOR, 4096, 16384, 65536, 65536, 262144, UINT64_MAX};
     static const uint64_t grains[] = {1, 1, GUEST_SECTOR, GUEST_SECTOR, 4096, 65536};
-    uint64_t length = rng_between(rng, 1, MIN(longest[rng_below(rng, ARRAY_LEN(longest))], d->size));
+    uint64_t most = longest[rng_below(rng, ARRAY_LEN(longest))], length = rng_between(rng, 1, MIN(most, d->size));
     uint64_t offset = rng_below(rng, d->size - length + 1), grain = grains[rng_below(rng, ARRAY_LEN(grains))];
     if (rng_chance(rng, 10))
         offset = d->size - length;

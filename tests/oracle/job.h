@@ -3,6 +3,7 @@
 
 #include "ends.h"
 #include "history.h"
+#include "image/layout.h"
 
 typedef enum JobKill { // where it ends before its time
     KILL_NONE,

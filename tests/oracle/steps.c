@@ -62,7 +62,7 @@ static bool resize(History *h, Vm *vm, Err *err)
     GuestDisk *d = any_disk(h, vm);
     uint64_t before = d->size, size = any_size(h);
     if (rng_chance(&h->rng, 30)) // by a little
-        size = MAX(1, before - MIN(before - 1, rng_below(&h->rng, 5000)));
+        size = before - rng_below(&h->rng, before > 5000 ? 5000 : before);
     bool back = rng_chance(&h->rng, 40);
     history_note(h, "%s is resized from %" PRIu64 " to %" PRIu64 "%s", d->key, before, size, back ? " and back" : "");
     if (!guest_resize(d, size, err))

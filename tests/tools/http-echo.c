@@ -35,8 +35,8 @@ static bool post_echo(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
         return false;
     ret->status = 201;
     return reply(ret, err,
-                 json_pack("{s:s, s:O, s:b}", "name", http_request_param(req, "name"), "body", body,
-                           "token", (int)secret_is_set(token)));
+                 json_pack("{s:s, s:O, s:b}", "name", http_request_param(req, "name"), "body", body, "token",
+                           (int)secret_is_set(token)));
 }
 
 static bool complete(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
@@ -44,12 +44,10 @@ static bool complete(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
     (void)ctx;
     const json_t *body;
     const char *change_id;
-    if (!http_request_json(req, NULL, &body, err) ||
-        !codec_json_text(body, "change_id", 100, &change_id, err))
+    if (!http_request_json(req, NULL, &body, err) || !codec_json_text(body, "change_id", 100, &change_id, err))
         return http_request_bad_body(err);
     return reply(ret, err,
-                 json_pack("{s:s, s:s}", "backup_id", http_request_param(req, "backup_id"),
-                           "change_id", change_id));
+                 json_pack("{s:s, s:s}", "backup_id", http_request_param(req, "backup_id"), "change_id", change_id));
 }
 
 static bool stats(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
@@ -145,8 +143,7 @@ static bool events(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
     if (!t)
         return false;
     *t = (Ticks){.left = n, .fails = fails};
-    ret->stream = (HttpStream){
-        .next = n ? next_tick : silence, .close = close_ticks, .ctx = t, .interval_ms = 20};
+    ret->stream = (HttpStream){.next = n ? next_tick : silence, .close = close_ticks, .ctx = t, .interval_ms = 20};
     return true;
 }
 
@@ -166,8 +163,7 @@ static const HttpRoute table[] = {
 static void done(void *ctx, const HttpDone *d)
 {
     (void)ctx;
-    (void)printf("done %s %s %s %d %s\n", d->remote, d->method, d->path, d->status,
-                 err_name(d->err->code));
+    (void)printf("done %s %s %s %d %s\n", d->remote, d->method, d->path, d->status, err_name(d->err->code));
     (void)fflush(stdout);
 }
 
@@ -176,11 +172,7 @@ int main(int argc, char **argv)
     uint64_t request = 30000, connections = 256, stop = 2000;
     const Opt options[] = {
         {.name = "request-timeout", .kind = OPT_U64, .target = &request, .min = 1, .max = 3600000},
-        {.name = "max-connections",
-         .kind = OPT_U64,
-         .target = &connections,
-         .min = 1,
-         .max = 10000},
+        {.name = "max-connections", .kind = OPT_U64, .target = &connections, .min = 1, .max = 10000},
         {.name = "stop-deadline", .kind = OPT_U64, .target = &stop, .min = 0, .max = 60000},
         {.name = NULL},
     };

@@ -62,12 +62,22 @@ static void log_stored(const Job *j, const char *change_id)
              LOG_STR("change_id", change_id));
 }
 
+// The VM's first disk is the hub's number 0, or the lowest there is: not the first that the source named.
+static const JobDisk *first_disk(const Job *j)
+{
+    const JobDisk *first = &j->disks[0];
+    for (size_t i = 1; i < j->disks_len; i++)
+        if (j->disks[i].answer->disk_no < first->answer->disk_no)
+            first = &j->disks[i];
+    return first;
+}
+
 static bool record_backup(Job *j, bool *ret_unknown, Err *err)
 {
     cleanup_free CompletionDisk *disks = mem_calloc(j->disks_len, sizeof(*disks), err);
     if (!disks)
         return false;
-    Completion c = {.change_id = j->disks[0].source->change_id, .disks = disks, .disks_len = j->disks_len};
+    Completion c = {.change_id = first_disk(j)->source->change_id, .disks = disks, .disks_len = j->disks_len};
     for (size_t i = 0; i < j->disks_len; i++) {
         const JobDisk *d = &j->disks[i];
         const Coverage *sent = &d->result.coverage;

@@ -225,7 +225,7 @@ static bool recover_exports(Hub *h, Err *err)
     return ok;
 }
 
-// Run folders that no job and no export owns.
+// Run folders that no job and no export owns, and the exporters in them.
 static bool sweep(Hub *h, Err *err)
 {
     StoreBackup *jobs = NULL;
@@ -261,7 +261,8 @@ bool hub_recover(Hub *h, Err *err)
     StoreBackup *jobs = NULL;
     StoreRepository *repositories = NULL;
     size_t jobs_len = 0, repositories_len = 0;
-    bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
+    // before partial files are looked for: nobody may make a new one
+    bool ok = sweep(h, err) && store_backup_active(h->store, &jobs, &jobs_len, err) &&
         store_repository_list(h->store, &repositories, &repositories_len, err);
     // records first: a job whose record stands is completed, whatever became of its processes
     for (size_t i = 0; ok && i < repositories_len; i++)
@@ -272,5 +273,5 @@ bool hub_recover(Hub *h, Err *err)
         ok = recover_job(h, &jobs[i], err);
     STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
     STORE_LIST_FREE(repositories, repositories_len, store_repository_clear);
-    return ok && recover_exports(h, err) && sweep(h, err);
+    return ok && recover_exports(h, err);
 }

@@ -112,8 +112,10 @@ int main(void)
     if (!setlocale(LC_CTYPE, "C.UTF-8"))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rate_is_of_the_last_seconds), cmocka_unit_test(rate_begins_anew),
-        cmocka_unit_test(words_say_it_all),            cmocka_unit_test(bars_fit_the_terminal),
+        cmocka_unit_test(rate_is_of_the_last_seconds),
+        cmocka_unit_test(rate_begins_anew),
+        cmocka_unit_test(words_say_it_all),
+        cmocka_unit_test(bars_fit_the_terminal),
         cmocka_unit_test(a_file_gets_no_bars),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

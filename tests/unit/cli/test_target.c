@@ -109,7 +109,11 @@ static void an_image_that_qemu_holds_is_refused(void **state)
     assert_int_equal(pipe2(in, O_CLOEXEC), 0);
     assert_int_equal(pipe2(out, O_CLOEXEC), 0);
     const char *const argv[] = {"qemu-io", "-f", "raw", image, NULL};
-    ProcSpec spec = {.argv = argv, .stdin_fd = in[0], .stdout_fd = out[1], .stderr_fd = -1, .listen_fd = -1,
+    ProcSpec spec = {.argv = argv,
+                     .stdin_fd = in[0],
+                     .stdout_fd = out[1],
+                     .stderr_fd = -1,
+                     .listen_fd = -1,
                      .die_with_parent = true};
     assert_ok(proc_spawn(&spec, &qemu, &err), &err);
     // Its prompt says that it has opened the image
@@ -176,8 +180,11 @@ static bool is_free(void **state, const char *mounts, const char *swaps, Err *er
 static void an_unused_device_is_free(void **state)
 {
     Err err = ERR_INIT;
-    assert_ok(is_free(state, "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
-                             "27 1 8:1 / / rw,noatime shared:1 - ext4 /dev/sda1 rw\n", no_swaps, &err), &err);
+    assert_ok(is_free(state,
+                      "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
+                      "27 1 8:1 / / rw,noatime shared:1 - ext4 /dev/sda1 rw\n",
+                      no_swaps, &err),
+              &err);
     assert_ok(is_free(state, "", "", &err), &err);
 }
 
@@ -186,8 +193,8 @@ static void a_mounted_device_is_refused(void **state)
     Err err = ERR_INIT;
     static const char *const mounts[] = {
         "27 1 8:16 / /mnt/disk rw,noatime shared:1 - ext4 /dev/sdb rw\n",
-        "27 1 8:17 / /mnt/part rw - ext4 /dev/sdb1 rw\n",            // a partition of it
-        "27 1 253:0 / /mnt/with\\040blank rw - xfs /dev/dm-0 rw\n",  // what was made of a partition
+        "27 1 8:17 / /mnt/part rw - ext4 /dev/sdb1 rw\n",           // a partition of it
+        "27 1 253:0 / /mnt/with\\040blank rw - xfs /dev/dm-0 rw\n", // what was made of a partition
         "22 27 0:21 / /proc rw - proc proc rw\n27 1 8:17 / /x rw master:1 propagate_from:2 - ext4 /dev/sdb1 rw\n",
     };
     static const char *const places[] = {"/mnt/disk", "/mnt/part", "/mnt/with blank", "/x"};

@@ -12,7 +12,9 @@ static void width_counts_columns(void **state)
     assert_int_equal(text_width("Zürich"), 6);
     assert_int_equal(text_width("日本"), 4);
     assert_int_equal(text_width("e\xcc\x81"), 1); // a combining accent
-    assert_int_equal(text_width("a\xff" "b"), 3); // broken: a '?' stands for it
+    assert_int_equal(text_width("a\xff"
+                                "b"),
+                     3); // broken: a '?' stands for it
 }
 
 static void check_clean(const char *given, const char *expected)
@@ -32,8 +34,12 @@ static void clean_makes_names_harmless(void **state)
     check_clean("", "");
     check_clean("a\033[2Jb", "a?[2Jb");
     check_clean("a\nb\tc", "a?b?c");
-    check_clean("a\xc2\x9b" "b", "a??b");
-    check_clean("a\xe2\x80\xae" "b", "a???b");
+    check_clean("a\xc2\x9b"
+                "b",
+                "a??b");
+    check_clean("a\xe2\x80\xae"
+                "b",
+                "a???b");
     check_clean("Zürich\xc3", "Zürich?");
     check_clean("\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80");
 }
@@ -127,9 +133,10 @@ static void tables_are_aligned(void **state)
     assert_ok(table_row(&t, (const char *const[]){"Zürich", "1.0 GiB", "ok"}, &err), &err);
     assert_ok(table_row(&t, (const char *const[]){"b\033", NULL, "日本"}, &err), &err);
     char *text = printed(&t);
-    assert_string_equal(text, "NAME       SIZE  STATE\n"
-                              "Zürich  1.0 GiB  ok\n"
-                              "b?            -  日本\n");
+    assert_string_equal(text,
+                        "NAME       SIZE  STATE\n"
+                        "Zürich  1.0 GiB  ok\n"
+                        "b?            -  日本\n");
     free(text);
     table_clear(&t);
     assert_int_equal(t.rows, 0);
@@ -140,8 +147,8 @@ int main(void)
     if (!setlocale(LC_CTYPE, "C.UTF-8"))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(width_counts_columns),     cmocka_unit_test(clean_makes_names_harmless),
-        cmocka_unit_test(times_are_short),          cmocka_unit_test(durations_grow),
+        cmocka_unit_test(width_counts_columns),      cmocka_unit_test(clean_makes_names_harmless),
+        cmocka_unit_test(times_are_short),           cmocka_unit_test(durations_grow),
         cmocka_unit_test(percents_are_rounded_down), cmocka_unit_test(shell_words_are_quoted),
         cmocka_unit_test(tables_are_aligned),
     };

@@ -6,9 +6,19 @@ static void test_config_round_trip(void **state)
     (void)state;
     Err err = ERR_INIT;
     EngineLayer layers[] = {{"/i1", "/h1", "i0"}, {"/i0", "/h0", NULL}};
-    EngineConfig c = {.role = ENGINE_INGEST, .export_name = "disk-0", .control = "/run/c", .cluster_size = 65536,
-                      .hash_algorithm = "sha256", .hash_seed = UINT64_MAX, .image = "/i2", .hashes = "/h2",
-                      .backing_name = "i1", .size = 12345, .mode = DISK_COMPARE, .layers = layers, .layers_len = 2};
+    EngineConfig c = {.role = ENGINE_INGEST,
+                      .export_name = "disk-0",
+                      .control = "/run/c",
+                      .cluster_size = 65536,
+                      .hash_algorithm = "sha256",
+                      .hash_seed = UINT64_MAX,
+                      .image = "/i2",
+                      .hashes = "/h2",
+                      .backing_name = "i1",
+                      .size = 12345,
+                      .mode = DISK_COMPARE,
+                      .layers = layers,
+                      .layers_len = 2};
     EngineConfig back;
     char *text = NULL, *again = NULL;
     assert_ok(engine_config_encode(&c, &text, &err), &err);
@@ -32,8 +42,9 @@ static void test_config_round_trip(void **state)
     free(text);
 }
 
-#define COMMON "\"export_name\":\"e\",\"control\":\"/c\",\"cluster_size\":65536,\"hash_algorithm\":\"xxh3-128\"," \
-               "\"hash_seed\":\"0000000000000000\","
+#define COMMON                                                                                         \
+    "\"export_name\":\"e\",\"control\":\"/c\",\"cluster_size\":65536,\"hash_algorithm\":\"xxh3-128\"," \
+    "\"hash_seed\":\"0000000000000000\","
 #define LAYER "{\"image\":\"/i\",\"hashes\":\"/h\"}"
 
 static void test_config_refused(void **state)
@@ -48,8 +59,10 @@ static void test_config_refused(void **state)
         "{" COMMON "\"role\":\"guess\",\"layers\":[" LAYER "]}",
         "{" COMMON "\"role\":\"serve\",\"layers\":[{\"image\":\"\",\"hashes\":\"/h\"}]}",
         "{" COMMON "\"role\":\"ingest\",\"layers\":[],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":0,\"mode\":\"full\"}",
-        "{" COMMON "\"role\":\"ingest\",\"layers\":[],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":1,\"mode\":\"tracked\"}",
-        "{" COMMON "\"role\":\"ingest\",\"layers\":[" LAYER "],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":1,\"mode\":\"full\"}",
+        "{" COMMON
+        "\"role\":\"ingest\",\"layers\":[],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":1,\"mode\":\"tracked\"}",
+        "{" COMMON "\"role\":\"ingest\",\"layers\":[" LAYER
+        "],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":1,\"mode\":\"full\"}",
         "{" COMMON "\"role\":\"ingest\",\"layers\":[],\"hashes\":\"/h\",\"size\":1,\"mode\":\"full\"}",
     };
     Err err = ERR_INIT;
@@ -83,7 +96,10 @@ static void test_requests(void **state)
         assert_int_equal(back.digest, requests[i].digest);
         free(line);
     }
-    static const char *const bad[] = {"", "{}", "{\"op\":\"x\"}", "{\"op\":\"seal\",\"bytes\":1}",
+    static const char *const bad[] = {"",
+                                      "{}",
+                                      "{\"op\":\"x\"}",
+                                      "{\"op\":\"seal\",\"bytes\":1}",
                                       "{\"op\":\"status\",\"extents\":1,\"bytes\":1,\"digest\":\"0000000000000000\"}",
                                       "{\"op\":\"seal\",\"extents\":-1,\"bytes\":1,\"digest\":\"0000000000000000\"}"};
     EngineRequest r;
@@ -95,9 +111,19 @@ static void test_answers(void **state)
 {
     (void)state;
     Err err = ERR_INIT;
-    EngineAnswer a = {.ok = true, .received_data = 1, .received_zero = 2, .stored_bytes = 3, .connections = 4,
-                      .sealed = true, .image_bytes = 5, .stored_clusters = 6, .zeroed_clusters = 7,
-                      .skipped_clusters = 8, .root = "00ff", .metadata = "01", .hashes_digest = ""};
+    EngineAnswer a = {.ok = true,
+                      .received_data = 1,
+                      .received_zero = 2,
+                      .stored_bytes = 3,
+                      .connections = 4,
+                      .sealed = true,
+                      .image_bytes = 5,
+                      .stored_clusters = 6,
+                      .zeroed_clusters = 7,
+                      .skipped_clusters = 8,
+                      .root = "00ff",
+                      .metadata = "01",
+                      .hashes_digest = ""};
     EngineAnswer back;
     char *line = NULL;
     assert_ok(engine_answer_encode(&a, &line, &err), &err);

@@ -9,9 +9,20 @@ static bool parse(const char *text, size_t max, json_t **ret, Err *err)
 static void test_strict(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", "{", "{\"a\":1,\"a\":2}", "1 2", "{} x", "\"\\u0000\"", "\"\xff\"",
-                                      "{\"a\":99999999999999999999}", "nul", "[1,]", "{'a':1}", "\"\\ud800\"",
-                                      "\"\\", "{\"a\\u0000\":1}"};
+    static const char *const bad[] = {"",
+                                      "{",
+                                      "{\"a\":1,\"a\":2}",
+                                      "1 2",
+                                      "{} x",
+                                      "\"\\u0000\"",
+                                      "\"\xff\"",
+                                      "{\"a\":99999999999999999999}",
+                                      "nul",
+                                      "[1,]",
+                                      "{'a':1}",
+                                      "\"\\ud800\"",
+                                      "\"\\",
+                                      "{\"a\\u0000\":1}"};
     Err err = ERR_INIT;
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         json_t *v = NULL;
@@ -111,8 +122,9 @@ static void test_build(void **state)
     assert_ok(codec_json_push(list, json_integer(1), &err), &err);
     char *text = NULL;
     assert_ok(codec_json_dump(o, &text, &err), &err);
-    assert_string_equal(text, "{\"a\":null,\"b\":\"\xc3\xa4\",\"h\":\"0000000000001234\",\"l\":[1],"
-                              "\"n\":9223372036854775807,\"t\":null,\"u\":\"1970-01-01T00:00:01.000001Z\",\"z\":false}");
+    assert_string_equal(text,
+                        "{\"a\":null,\"b\":\"\xc3\xa4\",\"h\":\"0000000000001234\",\"l\":[1],"
+                        "\"n\":9223372036854775807,\"t\":null,\"u\":\"1970-01-01T00:00:01.000001Z\",\"z\":false}");
     free(text);
     assert_fails(codec_json_set_text(o, "x", "\xff", &err), &err, ERR_INVALID);
     assert_fails(codec_json_set_u64(o, "x", UINT64_MAX, &err), &err, ERR_INTERNAL);

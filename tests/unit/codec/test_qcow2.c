@@ -8,8 +8,12 @@
 
 static Qcow2Header sample(void)
 {
-    return (Qcow2Header){.cluster_bits = 16, .size = UINT64_C(3) << 30, .l1_size = 6, .l1_offset = 0x50000,
-                         .refcount_table_offset = 0x60000, .refcount_table_clusters = 1};
+    return (Qcow2Header){.cluster_bits = 16,
+                         .size = UINT64_C(3) << 30,
+                         .l1_size = 6,
+                         .l1_offset = 0x50000,
+                         .refcount_table_offset = 0x60000,
+                         .refcount_table_clusters = 1};
 }
 
 static void test_header_round_trip(void **state)
@@ -48,47 +52,47 @@ static void test_header_refused(void **state)
         uint64_t value;
         ErrCode code;
     } cases[] = {
-        {0, 4, 0x514649fa, ERR_DAMAGED},     // magic
-        {4, 4, 2, ERR_UNSUPPORTED},          // version
-        {8, 8, 5000, ERR_DAMAGED},           // backing name behind what was read
-        {8, 8, 40, ERR_DAMAGED},             // inside the header
-        {16, 4, 1024, ERR_DAMAGED},          // too long
-        {16, 4, 0, ERR_DAMAGED},             //
-        {20, 4, 9, ERR_UNSUPPORTED},         // cluster bits
-        {20, 4, 22, ERR_UNSUPPORTED},        //
-        {20, 4, 0xffffffff, ERR_UNSUPPORTED},//
-        {24, 8, 0, ERR_DAMAGED},             // size
-        {24, 8, 511, ERR_DAMAGED},           //
+        {0, 4, 0x514649fa, ERR_DAMAGED},      // magic
+        {4, 4, 2, ERR_UNSUPPORTED},           // version
+        {8, 8, 5000, ERR_DAMAGED},            // backing name behind what was read
+        {8, 8, 40, ERR_DAMAGED},              // inside the header
+        {16, 4, 1024, ERR_DAMAGED},           // too long
+        {16, 4, 0, ERR_DAMAGED},              //
+        {20, 4, 9, ERR_UNSUPPORTED},          // cluster bits
+        {20, 4, 22, ERR_UNSUPPORTED},         //
+        {20, 4, 0xffffffff, ERR_UNSUPPORTED}, //
+        {24, 8, 0, ERR_DAMAGED},              // size
+        {24, 8, 511, ERR_DAMAGED},            //
         {24, 8, UINT64_MAX - 511, ERR_DAMAGED},
-        {32, 4, 1, ERR_UNSUPPORTED},         // encryption
-        {36, 4, 5, ERR_DAMAGED},             // L1 size
-        {36, 4, 7, ERR_DAMAGED},             //
-        {40, 8, 0, ERR_DAMAGED},             // L1 offset
-        {40, 8, 0x50001, ERR_DAMAGED},       //
-        {40, 8, FILE_BYTES, ERR_DAMAGED},    //
+        {32, 4, 1, ERR_UNSUPPORTED},      // encryption
+        {36, 4, 5, ERR_DAMAGED},          // L1 size
+        {36, 4, 7, ERR_DAMAGED},          //
+        {40, 8, 0, ERR_DAMAGED},          // L1 offset
+        {40, 8, 0x50001, ERR_DAMAGED},    //
+        {40, 8, FILE_BYTES, ERR_DAMAGED}, //
         {40, 8, UINT64_MAX << 16, ERR_DAMAGED},
-        {48, 8, 0, ERR_DAMAGED},             // refcount table
-        {48, 8, FILE_BYTES, ERR_DAMAGED},    //
-        {56, 4, 0, ERR_DAMAGED},             //
-        {56, 4, 0xffffffff, ERR_DAMAGED},    //
-        {60, 4, 1, ERR_UNSUPPORTED},         // snapshots
-        {72, 8, 1, ERR_UNSUPPORTED},         // dirty
-        {72, 8, 2, ERR_UNSUPPORTED},         // corrupt
-        {72, 8, 4, ERR_UNSUPPORTED},         // external data file
-        {72, 8, 8, ERR_DAMAGED},             // compression type zlib, and the bit
-        {72, 8, 32, ERR_UNSUPPORTED},        // unknown
-        {80, 8, 1, ERR_UNSUPPORTED},         // lazy refcounts
-        {88, 8, 1, ERR_UNSUPPORTED},         // bitmaps
-        {96, 4, 3, ERR_UNSUPPORTED},         // refcount order
-        {100, 4, 100, ERR_DAMAGED},          // header length
-        {100, 4, 103, ERR_DAMAGED},          //
-        {100, 4, 120, ERR_UNSUPPORTED},      //
-        {100, 4, 0xfffffff8, ERR_DAMAGED},   //
-        {104, 1, 2, ERR_UNSUPPORTED},        // compression
+        {48, 8, 0, ERR_DAMAGED},               // refcount table
+        {48, 8, FILE_BYTES, ERR_DAMAGED},      //
+        {56, 4, 0, ERR_DAMAGED},               //
+        {56, 4, 0xffffffff, ERR_DAMAGED},      //
+        {60, 4, 1, ERR_UNSUPPORTED},           // snapshots
+        {72, 8, 1, ERR_UNSUPPORTED},           // dirty
+        {72, 8, 2, ERR_UNSUPPORTED},           // corrupt
+        {72, 8, 4, ERR_UNSUPPORTED},           // external data file
+        {72, 8, 8, ERR_DAMAGED},               // compression type zlib, and the bit
+        {72, 8, 32, ERR_UNSUPPORTED},          // unknown
+        {80, 8, 1, ERR_UNSUPPORTED},           // lazy refcounts
+        {88, 8, 1, ERR_UNSUPPORTED},           // bitmaps
+        {96, 4, 3, ERR_UNSUPPORTED},           // refcount order
+        {100, 4, 100, ERR_DAMAGED},            // header length
+        {100, 4, 103, ERR_DAMAGED},            //
+        {100, 4, 120, ERR_UNSUPPORTED},        //
+        {100, 4, 0xfffffff8, ERR_DAMAGED},     //
+        {104, 1, 2, ERR_UNSUPPORTED},          // compression
         {112, 4, 0x44415441, ERR_UNSUPPORTED}, // extension: data file
-        {112, 4, 0, ERR_UNSUPPORTED},        // a backing name without a format
-        {116, 4, 0xffffffff, ERR_DAMAGED},   // its length
-        {120, 1, 'r', ERR_UNSUPPORTED},      // another backing format
+        {112, 4, 0, ERR_UNSUPPORTED},          // a backing name without a format
+        {116, 4, 0xffffffff, ERR_DAMAGED},     // its length
+        {120, 1, 'r', ERR_UNSUPPORTED},        // another backing format
     };
     static uint8_t cluster[65536];
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -138,7 +142,8 @@ static void test_headers_of_qemu(void **state)
         char *bytes = NULL;
         size_t n = 0;
         Qcow2Header h;
-        assert_ok(proc_run((const char *const[]){"qemu-img", "create", "-q", "-f", "qcow2", "-o", options[i], path, "3G", NULL},
+        assert_ok(proc_run((const char *const[]){"qemu-img", "create", "-q", "-f", "qcow2", "-o", options[i], path,
+                                                 "3G", NULL},
                            NULL, 20000, 4096, NULL, NULL, &status, &err),
                   &err);
         assert_int_equal(status, 0);
@@ -172,8 +177,8 @@ static void test_entries(void **state)
     assert_int_equal(e.offset, 0x30123);
     assert_int_equal(e.length, 6 * 512 - 0x123);
     static const uint64_t bad[] = {
-        0x30000, // not COPIED
-        QCOW2_OFLAG_COPIED, // nothing to be copied
+        0x30000,                      // not COPIED
+        QCOW2_OFLAG_COPIED,           // nothing to be copied
         QCOW2_OFLAG_COPIED | 0x30200, // not aligned
         QCOW2_OFLAG_COPIED | FILE_BYTES,
         QCOW2_OFLAG_COPIED | (FILE_BYTES - 0x8000), // not aligned, and cut

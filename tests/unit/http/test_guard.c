@@ -65,8 +65,7 @@ static void plain(void **state)
     assert_memory_equal(head.target.s, "/api/v1/x", head.target.len);
     assert_int_equal(head.content_length, 0);
     (void)accept("GET / HTTP/1.0\r\n\r\n");
-    (void)accept(
-        "GET /a?b=%20 HTTP/1.1\r\nhost:x\r\nAccept:\r\nX-A: tab\tis fine, \xc3\xa9 too \r\n\r\n");
+    (void)accept("GET /a?b=%20 HTTP/1.1\r\nhost:x\r\nAccept:\r\nX-A: tab\tis fine, \xc3\xa9 too \r\n\r\n");
     (void)accept_line("!#$%&'*+-.^_`|~09azAZ: x");
     assert_int_equal(accept_line("Content-Length: 12").content_length, 12);
     assert_int_equal(accept_line("content-length:\t 1048576 ").content_length, 1048576);
@@ -97,26 +96,17 @@ static void framing(void **state)
     refuse_line("Content-Length: 12\r\nTransfer-Encoding: chunked");
     refuse_line("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked");
     refuse("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
-    static const char *const lengths[] = {"",
-                                          "-1",
-                                          "+1",
-                                          "1 1",
-                                          "1,1",
-                                          "0x10",
-                                          "1e3",
-                                          "12a",
-                                          "9223372036854775808",
-                                          "99999999999999999999999",
-                                          "\xd9\xa1"};
+    static const char *const lengths[] = {
+        "",        "-1", "+1", "1 1", "1,1", "0x10", "1e3", "12a", "9223372036854775808", "99999999999999999999999",
+        "\xd9\xa1"};
     for (size_t i = 0; i < ARRAY_LEN(lengths); i++) {
         char line[64];
         (void)snprintf(line, sizeof(line), "Content-Length: %s", lengths[i]);
         refuse_line(line);
     }
-    static const char *const encodings[] = {
-        "",         "identity",         "gzip",        "gzip, chunked",
-        "xchunked", "chunked, chunked", "chunked;q=1", "\"chunked\"",
-        "chunked, "};
+    static const char *const encodings[] = {"",         "identity",         "gzip",        "gzip, chunked",
+                                            "xchunked", "chunked, chunked", "chunked;q=1", "\"chunked\"",
+                                            "chunked, "};
     for (size_t i = 0; i < ARRAY_LEN(encodings); i++) {
         char line[64];
         (void)snprintf(line, sizeof(line), "Transfer-Encoding: %s", encodings[i]);
@@ -259,26 +249,10 @@ static void origins(void **state)
 static void any_bytes(void **state)
 {
     (void)state;
-    static const char *const pieces[] = {"GET",
-                                         " ",
-                                         "/",
-                                         "HTTP/1.1",
-                                         "\r\n",
-                                         "\r\n\r\n",
-                                         "Host",
-                                         ":",
-                                         "x",
-                                         "\t",
-                                         "\n",
-                                         "\r",
-                                         "Content-Length",
-                                         "5",
-                                         "Transfer-Encoding",
-                                         "chunked",
-                                         "Origin",
-                                         "http://x",
-                                         "\xff",
-                                         "\x01"};
+    static const char *const pieces[] = {
+        "GET",  " ",   "/",  "HTTP/1.1",       "\r\n", "\r\n\r\n",          "Host",    ":",      "x",
+        "\t",   "\n",  "\r", "Content-Length", "5",    "Transfer-Encoding", "chunked", "Origin", "http://x",
+        "\xff", "\x01"};
     UnitRandom random = unit_random();
     for (int round = 0; round < 200000; round++) {
         char text[256];
@@ -307,12 +281,10 @@ static void any_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plain),         cmocka_unit_test(comes_in_parts),
-        cmocka_unit_test(framing),       cmocka_unit_test(folded),
-        cmocka_unit_test(line_ends),     cmocka_unit_test(names_and_values),
-        cmocka_unit_test(request_lines), cmocka_unit_test(single_headers),
-        cmocka_unit_test(ceilings),      cmocka_unit_test(origins),
-        cmocka_unit_test(any_bytes),
+        cmocka_unit_test(plain),         cmocka_unit_test(comes_in_parts), cmocka_unit_test(framing),
+        cmocka_unit_test(folded),        cmocka_unit_test(line_ends),      cmocka_unit_test(names_and_values),
+        cmocka_unit_test(request_lines), cmocka_unit_test(single_headers), cmocka_unit_test(ceilings),
+        cmocka_unit_test(origins),       cmocka_unit_test(any_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

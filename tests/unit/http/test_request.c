@@ -107,8 +107,7 @@ static void tokens(void **state)
     assert_true(secret_equal(token, "abc"));
     http_request_clear(&req);
 
-    static const char *const bad[] = {"",           "Bearer", "Bearer ",  "Bearer a b",
-                                      "Basic YTpi", "abc",    "Bearer  a"};
+    static const char *const bad[] = {"", "Bearer", "Bearer ", "Bearer a b", "Basic YTpi", "abc", "Bearer  a"};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         req = (HttpRequest){.authorization = bad[i]};
         assert_fails(http_request_token(&req, &token, &err), &err, ERR_FORBIDDEN);

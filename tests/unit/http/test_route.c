@@ -49,8 +49,7 @@ static void check(const char *method, const char *target, size_t expected)
     http_request_clear(&f.req);
 }
 
-static void refuse(const char *method, const char *target, ErrCode code, const char *words,
-                   const char *allow)
+static void refuse(const char *method, const char *target, ErrCode code, const char *words, const char *allow)
 {
     Found f = find(method, target);
     assert_null(f.route);
@@ -140,10 +139,8 @@ static void queries(void **state)
     assert_int_equal(n, 7);
     assert_ok(http_request_query_u64(&f.req, "none", 1, 1000, 100, &n, &err), &err);
     assert_int_equal(n, 100);
-    assert_fails(http_request_query_u64(&f.req, "limit", 8, 1000, 100, &n, &err), &err,
-                 ERR_INVALID);
-    assert_fails(http_request_query_u64(&f.req, "offset", 0, 1000, 100, &n, &err), &err,
-                 ERR_INVALID);
+    assert_fails(http_request_query_u64(&f.req, "limit", 8, 1000, 100, &n, &err), &err, ERR_INVALID);
+    assert_fails(http_request_query_u64(&f.req, "offset", 0, 1000, 100, &n, &err), &err, ERR_INVALID);
     bool b;
     assert_ok(http_request_query_bool(&f.req, "none", true, &b, &err), &err);
     assert_true(b);

@@ -68,10 +68,9 @@ static void bad_paths(void **state)
 {
     (void)state;
     static const char *const bad[] = {
-        "",           "*",       "api",         "/a%",         "/a%4",  "/a%4/b",   "/%zz",
-        "/%+1",       "/%-1",    "/% 1",        "/a%00b",      "/%ff",  "/%C3/%A9", "/%C0%AF",
-        "/%ED%A0%80", "/a%0Ab",  "/a%7f",       "/a%C2%85",    "/a b",  "/a#b",     "/a\tb",
-        "/\xff",      "http:/x", "https://h/x", "http://host", "//%00",
+        "",     "*",      "api",   "/a%",      "/a%4",    "/a%4/b",      "/%zz",        "/%+1",  "/%-1",
+        "/% 1", "/a%00b", "/%ff",  "/%C3/%A9", "/%C0%AF", "/%ED%A0%80",  "/a%0Ab",      "/a%7f", "/a%C2%85",
+        "/a b", "/a#b",   "/a\tb", "/\xff",    "http:/x", "https://h/x", "http://host", "//%00",
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
         refuse(bad[i], ERR_INVALID);

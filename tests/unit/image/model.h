@@ -15,8 +15,7 @@
 #define MODEL_POINTS 12
 
 // A test with a folder of its own.
-#define in_folder(test) \
-    cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
+#define in_folder(test) cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
 
 typedef struct ModelPoint {
     uint8_t *bytes; // what a reader must see
@@ -226,7 +225,8 @@ static inline void model_check_qemu(const Model *m, const ModelPoint *p)
     size_t n = 0;
     (void)snprintf(raw, sizeof raw, "%s/raw", m->folder);
     model_run((const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", p->image, NULL});
-    model_run((const char *const[]){"qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-t", "unsafe", p->image, raw, NULL});
+    model_run(
+        (const char *const[]){"qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-t", "unsafe", p->image, raw, NULL});
     assert_ok(file_read(raw, 1u << 30, &bytes, &n, &err), &err);
     assert_int_equal(n, align_up(p->size, 512));
     assert_memory_equal(bytes, p->bytes, p->size);

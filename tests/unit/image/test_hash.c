@@ -124,9 +124,9 @@ static void test_names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_known_answers), cmocka_unit_test(test_seed_matters),
+        cmocka_unit_test(test_known_answers),      cmocka_unit_test(test_seed_matters),
         cmocka_unit_test(test_stream_is_the_same), cmocka_unit_test(test_is_zero),
-        cmocka_unit_test(test_geometry_and_tree), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_geometry_and_tree),  cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,8 +20,14 @@ static void write_file(void **state, File *f, UnitRandom *random)
     assert_ok(hash_geometry_init(&f->geo, &spec, 4096, &err), &err);
     f->path = unit_path(state, "x.hashes");
     f->size = (5u << 20) + 17;
-    f->summary = (HashesSummary){.size = f->size, .received_data = 1, .received_zero = 2, .skipped_clusters = 3,
-                                 .image_bytes = 4, .covered_extents = 5, .covered_bytes = 6, .covered_digest = 7};
+    f->summary = (HashesSummary){.size = f->size,
+                                 .received_data = 1,
+                                 .received_zero = 2,
+                                 .skipped_clusters = 3,
+                                 .image_bytes = 4,
+                                 .covered_extents = 5,
+                                 .covered_bytes = 6,
+                                 .covered_digest = 7};
     assert_ok(hashes_writer_open(f->path, &f->geo, f->size, &w, &err), &err);
     assert_fails(hashes_writer_add(w, 3, f->marks[0], f->leaves[0], &err), &err, ERR_INTERNAL);
     for (unsigned g = 0; g < 3; g++) {

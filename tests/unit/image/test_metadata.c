@@ -27,8 +27,8 @@ static void test_any_damage_is_seen(void **state)
             Hash hash;
             uint64_t length;
             assert_ok(file_pwrite(fd, &c, 1, at, &err), &err);
-            bool same = image_metadata_hash(p->image, &m.geo, &hash, &length, &err) &&
-                        hash_equal(&hash, &p->summary.metadata);
+            bool same =
+                image_metadata_hash(p->image, &m.geo, &hash, &length, &err) && hash_equal(&hash, &p->summary.metadata);
             if (i > 0)
                 assert_int_equal(!same, seen_one); // all of a cluster, or none of it
             seen_one = !same;

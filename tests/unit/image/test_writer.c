@@ -14,9 +14,7 @@ static void random_full_op(Model *m, Writer *w)
         length = end - offset;
     }
     switch (unit_random_below(&m->random, 5)) {
-    case 0:
-        model_zero(m, w, offset, length);
-        break;
+    case 0: model_zero(m, w, offset, length); break;
     case 1: // zeros that come as data
         memset(p->bytes + offset, 0, length);
         model_write(m, w, offset, (uint32_t)length);
@@ -28,9 +26,7 @@ static void random_full_op(Model *m, Writer *w)
         free(got);
         break;
     }
-    default:
-        model_fill(m, p->bytes + offset, length);
-        model_write(m, w, offset, (uint32_t)length);
+    default: model_fill(m, p->bytes + offset, length); model_write(m, w, offset, (uint32_t)length);
     }
     if (unit_random_below(&m->random, 20) == 0)
         assert_ok(writer_flush(w, &err), &err);
@@ -70,8 +66,9 @@ static void test_full_random(void **state)
 // The smallest disks, and ends beside every kind of bound.
 static void test_odd_sizes(void **state)
 {
-    static const uint64_t sizes[] = {1,     511,    512,    513,            4095,     4096,          4097, 65535,
-                                     65536, 131071, 131073, (2u << 20) - 1, 2u << 20, (2u << 20) + 1, 65537};
+    static const uint64_t sizes[] = {1,     511,   512,    513,    4095,           4096,     4097,
+                                     65535, 65536, 131071, 131073, (2u << 20) - 1, 2u << 20, (2u << 20) + 1,
+                                     65537};
     for (uint32_t bits = 12; bits <= 16; bits += 4) {
         for (size_t i = bits / 16; i < ARRAY_LEN(sizes); i += bits / 8) { // some of them with larger clusters
             Model m = model_new(state, bits, HASH_XXH3_128);
@@ -96,13 +93,12 @@ static void random_incremental_op(Model *m, Writer *w)
     ModelPoint *p = &m->points[m->len];
     const ModelPoint *before = &m->points[m->len - 1];
     uint64_t clusters = (p->size + m->cluster_size - 1) / m->cluster_size;
-    uint64_t first = unit_random_below(&m->random, clusters), n = 1 + unit_random_below(&m->random, MIN(clusters - first, 40));
+    uint64_t first = unit_random_below(&m->random, clusters),
+             n = 1 + unit_random_below(&m->random, MIN(clusters - first, 40));
     uint64_t offset = first * m->cluster_size, length = MIN(p->size, (first + n) * m->cluster_size) - offset;
     uint64_t at;
     switch (unit_random_below(&m->random, 5)) {
-    case 0:
-        model_zero(m, w, offset, length);
-        break;
+    case 0: model_zero(m, w, offset, length); break;
     case 1: // as it was
         memset(p->bytes + offset, 0, length);
         if (offset < before->size)
@@ -343,15 +339,9 @@ static void test_unsealed_is_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(test_full_random),
-        in_folder(test_odd_sizes),
-        in_folder(test_chain_random),
-        in_folder(test_a_zero_a),
-        in_folder(test_shrink_then_grow),
-        in_folder(test_compare_stores_differences),
-        in_folder(test_coverage),
-        in_folder(test_refused),
-        in_folder(test_unsealed_is_nothing),
+        in_folder(test_full_random), in_folder(test_odd_sizes),        in_folder(test_chain_random),
+        in_folder(test_a_zero_a),    in_folder(test_shrink_then_grow), in_folder(test_compare_stores_differences),
+        in_folder(test_coverage),    in_folder(test_refused),          in_folder(test_unsealed_is_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

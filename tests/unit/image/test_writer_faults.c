@@ -56,9 +56,9 @@ static bool story(Model *m, Writer *w, HashesSummary *ret, Hash *ret_digest, Err
     uint8_t *bytes = m->points[m->len].bytes;
     uint64_t size = m->points[m->len].size;
     return writer_write(w, bytes, 0, 300000, err) && writer_zero(w, 8192, 4096, err) &&
-           writer_write(w, bytes + 100, 100, 50, err) && writer_flush(w, err) &&
-           writer_write(w, bytes + 300000, 300000, (uint32_t)(size - 300000), err) &&
-           writer_seal(w, NULL, ret, ret_digest, err);
+        writer_write(w, bytes + 100, 100, 50, err) && writer_flush(w, err) &&
+        writer_write(w, bytes + 300000, 300000, (uint32_t)(size - 300000), err) &&
+        writer_seal(w, NULL, ret, ret_digest, err);
 }
 
 static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
@@ -69,9 +69,14 @@ static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
     Writer *w = NULL;
     (void)snprintf(m->points[0].image, sizeof m->points[0].image, "%s/i", m->folder);
     (void)snprintf(m->points[0].hashes, sizeof m->points[0].hashes, "%s/h", m->folder);
-    WriterSpec spec = {.image_path = m->points[0].image, .hashes_path = m->points[0].hashes,
-                       .size = m->points[0].size, .cluster_bits = 12, .hash = m->hash, .mode = DISK_FULL,
-                       .direct_io = n % 2 == 0, .cache_groups = 1};
+    WriterSpec spec = {.image_path = m->points[0].image,
+                       .hashes_path = m->points[0].hashes,
+                       .size = m->points[0].size,
+                       .cluster_bits = 12,
+                       .hash = m->hash,
+                       .mode = DISK_FULL,
+                       .direct_io = n % 2 == 0,
+                       .cache_groups = 1};
     calls = 0;
     fail_at = n;
     bool ok = writer_open(&spec, &w, &err) && story(m, w, &summary, &digest, &err);

@@ -112,8 +112,7 @@ static void test_zero_of_16_tib(void **state)
     assert_ok(writer_zero(w, 0, 16 * TIB, &err), &err);
     uint64_t grown = end(&m, w) - before;
     int64_t ms = clock_mono_ms() - start;
-    print_message("16 TiB of zeros: %lld ms, %llu KiB more resident\n", (long long)ms,
-                  (unsigned long long)grown);
+    print_message("16 TiB of zeros: %lld ms, %llu KiB more resident\n", (long long)ms, (unsigned long long)grown);
     assert_true(grown < 16 << 10);
     assert_true(ms < 5000);
     model_run((const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", m.points[0].image, NULL});
@@ -124,8 +123,12 @@ static void test_too_large(void **state)
 {
     Err err = ERR_INIT;
     Model m = model_new(state, 12, HASH_XXH3_128);
-    WriterSpec spec = {.image_path = unit_path(state, "i"), .hashes_path = unit_path(state, "h"),
-                       .size = 9 * TIB, .cluster_bits = 12, .hash = m.hash, .mode = DISK_FULL};
+    WriterSpec spec = {.image_path = unit_path(state, "i"),
+                       .hashes_path = unit_path(state, "h"),
+                       .size = 9 * TIB,
+                       .cluster_bits = 12,
+                       .hash = m.hash,
+                       .mode = DISK_FULL};
     Writer *w = NULL;
     assert_fails(writer_open(&spec, &w, &err), &err, ERR_TOO_LARGE);
     assert_false(file_exists(spec.image_path));

@@ -2,6 +2,8 @@
 #include "model.h"
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 
 #define THREADS 6
 #define STRIPE 1777 // no relation to clusters: neighbours of other threads share nearly every cluster
@@ -102,6 +104,8 @@ static void test_overlaps(void **state)
     model_clear(&m);
 }
 
+static atomic_uint acknowledged;
+
 // Until the seal ends it: what was acknowledged is in the image, what was refused is not.
 static void *write_until_sealed(void *arg)
 {
@@ -114,6 +118,7 @@ static void *write_until_sealed(void *arg)
         if (!writer_write(j->w, mine, at, sizeof mine, &err))
             return err.code == ERR_CONFLICT ? NULL : "not as sealed";
         memcpy(j->bytes + at, mine, sizeof mine);
+        atomic_fetch_add(&acknowledged, 1);
     }
 }
 
@@ -123,7 +128,8 @@ static void *seal_soon(void *arg)
     ModelPoint *p = &m->points[0];
     Err err = ERR_INIT;
     WriterExpect expect = model_expect(m);
-    (void)usleep(20000); // no more than a head start
+    while (atomic_load(&acknowledged) < 300) // all of them are at it
+        (void)sched_yield();                 // cannot fail
     return writer_seal(m->writer, &expect, &p->summary, &p->digest, &err) ? NULL : "seal";
 }
 
