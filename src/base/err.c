@@ -129,6 +129,14 @@ const char *err_short(const Err *err)
     return err->title[0] ? err->title : err_table[err->code].title;
 }
 
+ErrCode err_code(const char *name)
+{
+    for (int c = 0; c < ERR_CODES; c++)
+        if (strcmp(name, err_table[c].name) == 0)
+            return (ErrCode)c;
+    return ERR_INTERNAL;
+}
+
 const char *err_name(ErrCode code)
 {
     return err_table[code].name;

@@ -69,6 +69,7 @@ bool err_context(Err *err, const char *fmt, ...) printf_like(2, 3);
 void err_clear(Err *err);
 
 const char *err_short(const Err *err); // title, or the code's own short text
+ErrCode err_code(const char *name);        // the code of that word; ERR_INTERNAL where there is none
 const char *err_name(ErrCode code);    // stable word: "not_found"
 int err_http(ErrCode code);            // HTTP status
 int err_exit(ErrCode code);            // exit status of a program: 0, 1, 2 (usage), 3 (damaged)

@@ -113,9 +113,10 @@ static bool choose(Restore *r, Err *err)
     r->items = mem_calloc(len, sizeof(*r->items), err);
     if (!r->disks || !r->items || (v->all_disks && !make_folder(r, v->to, err)))
         return false;
-    for (r->len = 0; r->len < len; r->len++) {
-        RestoreDisk *d = &r->disks[r->len];
-        d->disk = one ? one : json_array_get(disks, r->len);
+    r->len = len;
+    for (size_t i = 0; i < len; i++) {
+        RestoreDisk *d = &r->disks[i];
+        d->disk = one ? one : json_array_get(disks, i);
         cleanup_free char *path = one
             ? mem_strdup(v->to, err)
             : mem_printf(err, "%s/disk-%" PRIu64 ".%s", v->to, cli_u64(d->disk, "disk_no"), r->qcow2 ? "qcow2" : "raw");
@@ -123,7 +124,7 @@ static bool choose(Restore *r, Err *err)
             return false;
         if (d->target.device && r->qcow2)
             return err_set(err, ERR_USAGE, "%s is a block device: only raw can be written to one", d->target.path);
-        r->items[r->len] = (ProgressItem){.label = cli_text(d->disk, "disk_key"), .size = cli_u64(d->disk, "size")};
+        r->items[i] = (ProgressItem){.label = cli_text(d->disk, "disk_key"), .size = cli_u64(d->disk, "size")};
     }
     return true;
 }

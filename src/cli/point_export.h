@@ -16,7 +16,8 @@ typedef struct PointExport {
     bool suspect;
 } PointExport;
 
-// disk: as the backup's "disks" has it. purpose: "restore" or "verify". ERR_DAMAGED: the files are not what was written.
+// disk: as the backup's "disks" has it. purpose: "restore" or "verify". ERR_DAMAGED: the files are not what was
+// written.
 bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const char *purpose, PointExport *ret,
                        Err *err) must_check;
 bool point_export_read(const PointExport *e, Blocks **ret, Err *err) must_check;
@@ -25,9 +26,10 @@ void point_export_close(PointExport *e);
 
 // Bytes that are not known to be zero.
 bool point_export_data(Blocks *b, uint64_t size, uint64_t *ret, Err *err) must_check;
-// After a read of a disk failed with ERR_IO: the first cluster in [start, stop) that the hub's export refuses, which it does
-// with exactly those that are not what was written. Through an export of its own: nbdkit 1.32 ends when a client leaves
-// with requests in flight. True: *ret_offset is the cluster's, and *why becomes ERR_DAMAGED. False: there is none, or it
-// cannot be told; *why stays.
+
+// After a read of a disk failed with ERR_IO: the first cluster in [start, stop) that the hub's export refuses, which it
+// does with exactly those that are not what was written. Through an export of its own: nbdkit 1.32 dies when a client
+// leaves with requests in flight. True: *ret_offset is the cluster's, and *why becomes ERR_DAMAGED. False: there is
+// none, or it cannot be told; *why stays.
 bool point_export_locate(Cli *c, const char *backup_id, const json_t *disk, uint64_t start, uint64_t stop,
                          uint64_t *ret_offset, Err *why);

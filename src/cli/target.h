@@ -1,5 +1,5 @@
-// Where a restore may write, looked at before anything is written. Refused whatever is forced: a path in a repository, a
-// device that is mounted or swapped to (or a part of which is), a file that somebody has open or locked (a running
+// Where a restore may write, looked at before anything is written. Refused whatever is forced: a path in a repository,
+// a device that is mounted or swapped to (or a part of which is), a file that somebody has open or locked (a running
 // QEMU), folders and everything else that is neither file nor block device.
 #pragma once
 

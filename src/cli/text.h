@@ -5,7 +5,7 @@
 
 #include <stdio.h>
 
-// Columns that s takes once cleaned. Needs a UTF-8 LC_CTYPE; in another locale what is not ASCII counts one a character.
+// Columns that s takes once cleaned. Needs a UTF-8 LC_CTYPE; elsewhere what is not ASCII counts one a character.
 size_t text_width(const char *s);
 // Appends s with control characters and broken UTF-8 replaced by '?', so that a name cannot steer a terminal.
 bool text_add_clean(StrBuf *b, const char *s, Err *err) must_check;

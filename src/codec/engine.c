@@ -275,10 +275,9 @@ static bool decode_failure(const json_t *o, EngineAnswer *a, Err *err)
     if (!codec_json_text(o, "code", 64, &name, err) ||
         !codec_json_text(o, "details", ERR_DETAILS_MAX - 1, &details, err))
         return false;
-    a->code = ERR_INTERNAL;
-    for (int c = ERR_NONE + 1; c < ERR_CODES; c++)
-        if (str_eq(name, err_name((ErrCode)c)))
-            a->code = (ErrCode)c;
+    a->code = err_code(name);
+    if (a->code == ERR_NONE)
+        a->code = ERR_INTERNAL;
     memcpy(a->details, details, strlen(details) + 1);
     return true;
 }

@@ -145,20 +145,24 @@ char *exporter_uri(const char *socket, const char *export_name, Err *err)
     return b.s;
 }
 
-// The tail of the child's log: what the engine said before it ended.
-static void log_tail(const char *folder, char out[256])
+// Why the engine ended at its start, in its own words: the last "nbdkit: error: CODE: details" of its log.
+static bool engine_failed(const char *folder, Err *err)
 {
-    Err ignored = ERR_INIT; // a log that cannot be read explains nothing: say so by saying nothing
-    cleanup_free char *path = file_join(folder, "log", &ignored);
+    static const char mark[] = "nbdkit: error: ";
+    Err reading = ERR_INIT; // a log that cannot be read explains nothing
+    cleanup_free char *path = file_join(folder, "log", &reading);
     cleanup_free char *text = NULL;
-    size_t n = 0;
-    out[0] = '\0';
-    if (!path || !file_read(path, 1u << 20, &text, &n, &ignored) || n == 0)
-        return;
-    while (n > 0 && text[n - 1] == '\n')
-        text[--n] = '\0';
-    const char *line = strrchr(text, '\n');
-    (void)snprintf(out, 256, "%s", line ? line + 1 : text);
+    char *said = NULL, code[32] = "";
+    if (path && file_read(path, 1u << 20, &text, NULL, &reading))
+        for (char *p = text; (p = strstr(p, mark)); p += sizeof(mark) - 1)
+            said = p + sizeof(mark) - 1;
+    if (!said)
+        return err_set(err, ERR_INTERNAL, "the exporter ended at its start without a word");
+    said[strcspn(said, "\n")] = '\0';
+    size_t n = strcspn(said, ":");
+    if (n < sizeof(code) && said[n] == ':')
+        memcpy(code, said, n);
+    return err_set(err, err_code(code), "%s", code[0] && err_code(code) != ERR_INTERNAL ? said + n + 2 : said);
 }
 
 static bool wait_ready(Exporter *x, Err *err)
@@ -176,11 +180,8 @@ static bool wait_ready(Exporter *x, Err *err)
         // not listening yet: wait for the child's end, or look again
         int status;
         Err waiting = ERR_INIT;
-        if (proc_wait(&x->proc, 10, &status, &waiting)) {
-            char tail[256];
-            log_tail(x->folder, tail);
-            return err_set(err, ERR_INTERNAL, "the exporter ended at its start: %s", tail);
-        }
+        if (proc_wait(&x->proc, 10, &status, &waiting))
+            return engine_failed(x->folder, err);
         if (clock_mono_ms() > deadline)
             return err_set(err, ERR_TIMEOUT, "the exporter did not start in %d s", START_MS / 1000);
     }

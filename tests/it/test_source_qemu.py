@@ -566,6 +566,50 @@ def test_guest_is_frozen_and_thawed(tmp_path, guest):
     rig.line.close()
 
 
+def test_view_of_a_busy_guest(tmp_path, guest):
+    """The guest writes while its disk is read: what is read is the instant's state all the same, in increments too."""
+    rig = Rig(tmp_path, guest)
+    guest.start_writer('busy', 'i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=/mnt/a/f$((i%7)) bs=4k count=150 '
+                               'conv=fsync; rm -f /mnt/a/f$(((i+3)%7)); [ $((i%10)) = 0 ] && fstrim /mnt/a; done')
+    for n in range(6):
+        guest.stop_vcpus()
+        references = rig.reference()
+        run = rig.line.start(hold=['opened'])
+        run.until('hold')
+        guest.cont()
+        time.sleep(0.5)
+        run.go()
+        rig.same(run.finish(), references)
+        rig.line.completed(run)
+        assert rig.modes(run) == ['whole' if n == 0 else 'tracked']
+    guest.stop_writer('busy')
+    rig.clean()
+    rig.line.close()
+
+
+class ThreadedQemu(PausedQemu):
+    """Disks in I/O threads, as hosts with fast storage have them."""
+
+    def _disk_args(self):
+        args = super()._disk_args()
+        for i in range(len(self.disks)):
+            at = next(n for n, a in enumerate(args) if a.startswith(f'virtio-blk-pci,id=disk{i},'))
+            args[at] += f',iothread=io{i}'
+            args += ['-object', f'iothread,id=io{i}']
+        return args
+
+
+def test_disks_in_io_threads(tmp_path):
+    images = [image(tmp_path / 'a.qcow2', 'qcow2'), image(tmp_path / 'b.raw', 'raw')]
+    with ThreadedQemu(tmp_path / 'vm', images) as vm:
+        rig = Rig(tmp_path, vm)
+        rand = random.Random(1)
+        for n in range(3):
+            rig.write_some(rand)
+            assert rig.modes(rig.backup()) == (['whole', 'whole'] if n == 0 else ['tracked', 'tracked'])
+        rig.line.close()
+
+
 class HoldingProxy:
     """Between a client and QEMU's monitor, descriptors and all. Holds the first message that contains a word."""
 

@@ -173,7 +173,12 @@ static void hold(const Probe *p, const char *phase)
     for (size_t i = 0; i < json_array_size(phases); i++)
         if (str_eq(json_string_value(json_array_get(phases, i)), phase)) {
             say(json_pack("{s:s, s:s}", "event", "hold", "phase", phase));
-            (void)getchar();
+            struct pollfd p0 = {.fd = STDIN_FILENO, .events = POLLIN};
+            while (!atomic_load(&cancelled) && poll(&p0, 1, 50) <= 0)
+                ;
+            char line[16];
+            if (p0.revents && read(STDIN_FILENO, line, sizeof(line)) < 0)
+                return; // gone: as good as a line
         }
 }
 

@@ -1,6 +1,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/str.h"
 #include "domain/name.h"
 #include "service/hub/internal.h"
 
@@ -167,7 +168,17 @@ bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *er
     return ok;
 }
 
-static bool scan_answer(const StoreRepository *r, const RepoScan *scan, ScanCounts *counts, json_t **ret, Err *err)
+// A file of a job that runs is no orphan: who cleans up by this list must not find it there.
+static bool in_use(const StoreBackup *jobs, size_t n, const char *path)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((jobs[i].attempt && str_ends(path, jobs[i].attempt)) || (jobs[i].stem && strstr(path, jobs[i].stem)))
+            return true;
+    return false;
+}
+
+static bool scan_answer(const StoreRepository *r, const RepoScan *scan, const StoreBackup *jobs, size_t jobs_len,
+                        ScanCounts *counts, json_t **ret, Err *err)
 {
     char id[24];
     (void)snprintf(id, sizeof(id), "%lld", (long long)r->id);
@@ -181,7 +192,7 @@ static bool scan_answer(const StoreRepository *r, const RepoScan *scan, ScanCoun
         ok = codec_json_push(problems, p, err) && ok;
     }
     for (size_t i = 0; ok && i < scan->orphans_len; i++)
-        ok = codec_json_push(orphans, json_string(scan->orphans[i]), err);
+        ok = in_use(jobs, jobs_len, scan->orphans[i]) || codec_json_push(orphans, json_string(scan->orphans[i]), err);
     ok = ok && codec_json_set_text(o, "repository_id", id, err) && codec_json_set_u64(o, "added", counts->added, err) &&
         codec_json_set_u64(o, "unchanged", counts->unchanged, err);
     ok = codec_json_set(o, "missing", json_incref(counts->missing), err) && ok;
@@ -200,10 +211,14 @@ bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err)
     StoreRepository cleanup_repository r = {0};
     Repo cleanup_repo repo = {0};
     RepoScan scan = {0};
+    StoreBackup *jobs = NULL;
+    size_t jobs_len = 0;
     ScanCounts counts = {.missing = json_array()};
     bool ok = (counts.missing != NULL || err_no_memory(err)) && store_repository_find(h->store, repository, &r, err) &&
         hub_repo_open(h, &r, &repo, err) && repo_scan(&repo, &scan, err) &&
-        hub_catalogue_update(h, &r, &scan, &counts, err) && scan_answer(&r, &scan, &counts, ret, err);
+        hub_catalogue_update(h, &r, &scan, &counts, err) && store_backup_active(h->store, &jobs, &jobs_len, err) &&
+        scan_answer(&r, &scan, jobs, jobs_len, &counts, ret, err);
+    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
     repo_scan_clear(&scan);
     json_decref(counts.missing);
     return ok;
