@@ -339,6 +339,22 @@ static bool wait_end(const Proc *p, int timeout_ms)
     }
 }
 
+// waitpid's status of a child that has ended, through the pidfd: an adopted process is not ours to reap, and
+// by its number we might meet a younger child of ours.
+static int reap_status(const Proc *p)
+{
+    siginfo_t si = {0};
+    int r;
+    do
+        r = waitid(P_PIDFD, (id_t)p->pidfd, &si, WEXITED);
+    while (r != 0 && errno == EINTR);
+    if (r != 0)
+        return -1;
+    if (si.si_code == CLD_EXITED)
+        return (si.si_status & 0xff) << 8;
+    return (si.si_status & 0x7f) | (si.si_code == CLD_DUMPED ? 0x80 : 0);
+}
+
 bool proc_adopt(pid_t pid, uint64_t start_time, Proc *ret_proc, Err *err)
 {
     if (pid <= 0)
@@ -351,7 +367,11 @@ bool proc_adopt(pid_t pid, uint64_t start_time, Proc *ret_proc, Err *err)
         return err_errno(err, errno, "cannot take hold of process %d", (int)pid);
     uint64_t found = 0;
     Err look = ERR_INIT;
-    bool same = read_start_time(pid, &found, &look) && found == start_time && !wait_end(&p, 0);
+    bool same = read_start_time(pid, &found, &look) && found == start_time;
+    if (same && wait_end(&p, 0)) {
+        (void)reap_status(&p); // a child of ours whose Proc was dropped would stay as a zombie
+        same = false;
+    }
     if (!same) {
         proc_clear(&p);
         return err_set(err, ERR_NOT_FOUND, "process %d is gone, or another has its number",
@@ -370,22 +390,6 @@ void proc_signal(const Proc *p, int signo)
 {
     if (p->pidfd >= 0)
         (void)syscall(SYS_pidfd_send_signal, p->pidfd, signo, NULL, 0U); // ESRCH: it ended before
-}
-
-// waitpid's status of a child that has ended, through the pidfd: an adopted process is not ours to reap, and
-// by its number we might meet a younger child of ours.
-static int reap_status(const Proc *p)
-{
-    siginfo_t si = {0};
-    int r;
-    do
-        r = waitid(P_PIDFD, (id_t)p->pidfd, &si, WEXITED);
-    while (r != 0 && errno == EINTR);
-    if (r != 0)
-        return -1;
-    if (si.si_code == CLD_EXITED)
-        return (si.si_status & 0xff) << 8;
-    return (si.si_status & 0x7f) | (si.si_code == CLD_DUMPED ? 0x80 : 0);
 }
 
 bool proc_wait(Proc *p, int timeout_ms, int *ret_status, Err *err)

@@ -33,7 +33,7 @@ bool proc_spawn(const ProcSpec *spec, Proc *ret_proc, Err *err) must_check;
 
 // Take hold of a process that another run of us started. ERR_NOT_FOUND if pid is gone or is
 // somebody else's by now. A start time counts from the boot: keep proc_boot_id() beside it, and
-// adopt nothing of another boot.
+// adopt nothing of another boot. A child of ours that has ended is gone as well, and is reaped.
 bool proc_adopt(pid_t pid, uint64_t start_time, Proc *ret_proc, Err *err) must_check;
 bool proc_alive(const Proc *p);
 // Send a signal through the pidfd; fine if it is gone.
@@ -57,6 +57,10 @@ void proc_stop_by_argument(const char *arg, int term_ms);
 // Both texts end with a NUL and are the caller's.
 bool proc_run(const char *const *argv, const char *const *set_env, int timeout_ms, size_t max,
               char **ret_out, char **ret_errors, int *ret_exit, Err *err) must_check;
+
+// For main(), first of all: makes 0, 1 and 2 /dev/null where they are closed. A file of ours that got such a number
+// would be written into by whatever logs or prints.
+bool proc_fill_standard_fds(Err *err) must_check;
 
 // Folder of the running program (/proc/self/exe), e.g. to find its sibling programs.
 bool proc_own_folder(char **ret_path, Err *err) must_check;

@@ -165,6 +165,20 @@ bool proc_run(const char *const *argv, const char *const *set_env, int timeout_m
     return ok;
 }
 
+bool proc_fill_standard_fds(Err *err)
+{
+    for (;;) {
+        // Inherited, as the real ones are. Not for writing: whoever prints is told that nobody hears it.
+        int fd = open("/dev/null", O_RDONLY);
+        if (fd < 0)
+            return err_errno(err, errno, "cannot open /dev/null");
+        if (fd > STDERR_FILENO) {
+            (void)close(fd); // nothing was written
+            return true;
+        }
+    }
+}
+
 bool proc_own_folder(char **ret_path, Err *err)
 {
     char path[PATH_MAX];

@@ -103,6 +103,19 @@ bool str_is_utf8(const char *s, size_t n)
     return true;
 }
 
+void str_make_utf8(char *s)
+{
+    for (size_t left = strlen(s); left > 0;) {
+        size_t len = utf8_sequence((const unsigned char *)s, left);
+        if (len == 0) {
+            *s = '?';
+            len = 1;
+        }
+        s += len;
+        left -= len;
+    }
+}
+
 bool str_has_no_controls(const char *s)
 {
     for (const unsigned char *p = (const unsigned char *)s; *p; p++) {

@@ -28,6 +28,7 @@ static inline bool str_eq(const char *a, const char *b)
 
 // Valid UTF-8 (no overlong forms, no surrogates), of exactly n bytes; NUL bytes are refused.
 bool str_is_utf8(const char *s, size_t n);
+void str_make_utf8(char *s); // each byte that is not part of a character becomes '?'
 // No byte below 0x20 and no 0x7f, no C1 control character (U+0080..U+009F).
 bool str_has_no_controls(const char *s);
 

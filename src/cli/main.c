@@ -1,6 +1,7 @@
 // sendense: the command line of the system. Speaks only the hub's REST API; restores and verifies read the hub's
 // exports, and so run on its machine.
 #include "base/clock.h"
+#include "base/proc.h"
 #include "cli/help.h"
 #include "cli/option.h"
 #include "cli/stop.h"
@@ -154,7 +155,7 @@ int main(int argc, char **argv)
     (void)setlocale(LC_CTYPE, "C.UTF-8"); // without it, what is not ASCII may be misaligned
     stop_catch();
     int status;
-    if (run(&c, argc, argv, &err)) {
+    if (proc_fill_standard_fds(&err) && run(&c, argc, argv, &err)) {
         status = c.exit_status;
     } else {
         print_failure(&c, &err);

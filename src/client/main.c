@@ -2,6 +2,7 @@
 // an argument vector.
 #include "base/log.h"
 #include "base/opt.h"
+#include "base/proc.h"
 #include "domain/name.h"
 #include "service/client/client.h"
 #include "wire/hub_api.h"
@@ -136,7 +137,7 @@ int main(int argc, char **argv)
     };
     Err err = ERR_INIT;
     cleanup(opt_list_clear_borrowed) OptList args = {0};
-    bool fine = opt_parse(argc, argv, table, false, &args, &err);
+    bool fine = proc_fill_standard_fds(&err) && opt_parse(argc, argv, table, false, &args, &err);
     if (fine && args.len > 0)
         fine = err_set(&err, ERR_USAGE, "unexpected argument %s; see --help", args.items[0]);
     if (!fine)

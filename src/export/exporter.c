@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -59,16 +60,19 @@ static bool wait_fd(int fd, short events, int64_t deadline, Err *err)
     }
 }
 
-static bool control_connect(const char *control, int *ret_fd, Err *err)
+static bool control_connect(const char *control, int timeout_ms, int *ret_fd, Err *err)
 {
     struct sockaddr_un address;
+    struct timeval limit = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000 + 1}; // 0: for ever
     if (!unix_address(control, &address, err))
         return false;
     cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
+    // while the engine seals, calls that were given up fill its queue: the next one would wait in connect()
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) != 0)
         return err_errno(err, errno, "socket");
     if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0)
-        return err_set(err, ERR_UNAVAILABLE, "the exporter is gone: %s: %s", control, strerrordesc_np(errno));
+        return err_set(err, errno == EAGAIN ? ERR_TIMEOUT : ERR_UNAVAILABLE, "the exporter %s: %s: %s",
+                       errno == EAGAIN ? "does not answer" : "is gone", control, strerrordesc_np(errno));
     if (fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
         return err_errno(err, errno, "fcntl");
     *ret_fd = mem_take_fd(&fd);
@@ -117,7 +121,7 @@ bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms
     cleanup_free char *text = NULL;
     StrBuf line = STR_BUF(ENGINE_LINE_MAX);
     EngineAnswer answer = {0};
-    bool ok = engine_request_encode(req, &text, err) && control_connect(control, &fd, err) &&
+    bool ok = engine_request_encode(req, &text, err) && control_connect(control, timeout_ms, &fd, err) &&
         send_all(fd, text, strlen(text), deadline, err) &&
         (str_ends(text, "\n") || send_all(fd, "\n", 1, deadline, err)) && receive_line(fd, deadline, &line, err) &&
         engine_answer_decode(line.s, line.len, &answer, err);

@@ -31,23 +31,6 @@ static struct MHD_Response *from_text(char *text)
     return with_headers(r, "application/json");
 }
 
-// A message may have been cut inside a character, or quote bytes from outside.
-static void make_utf8(char *s)
-{
-    size_t left = strlen(s);
-    while (left > 0) {
-        size_t n = 1;
-        while (n <= 4 && n <= left && !str_is_utf8(s, n))
-            n++;
-        if (n > 4 || n > left) {
-            *s = '?';
-            n = 1;
-        }
-        s += n;
-        left -= n;
-    }
-}
-
 char *http_answer_error_text(const Err *err)
 {
     char title[ERR_SHORT_MAX];
@@ -56,8 +39,8 @@ char *http_answer_error_text(const Err *err)
     memcpy(details, err->details, sizeof(details));
     title[sizeof(title) - 1] = '\0';
     details[sizeof(details) - 1] = '\0';
-    make_utf8(title);
-    make_utf8(details);
+    str_make_utf8(title); // a message may quote bytes from outside
+    str_make_utf8(details);
 
     Err why = ERR_INIT; // lack of memory: the connection is then closed without an answer
     cleanup_json json_t *body = json_object();

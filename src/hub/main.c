@@ -113,6 +113,7 @@ static bool run(const Options *o, Err *err)
     (void)sigaddset(&signals, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
     (void)signal(SIGPIPE, SIG_IGN);
+    (void)signal(SIGCHLD, SIG_DFL); // where it came ignored, the kernel would reap our children itself
     HubConfig config = {.data_dir = o->data_dir ? o->data_dir : "/var/lib/sendense",
                         .run_dir = o->run_dir,
                         .plugin = plugin,
@@ -161,7 +162,7 @@ int main(int argc, char **argv)
     };
     Err err = ERR_INIT;
     OptList rest = {0};
-    bool ok = opt_parse(argc, argv, table, false, &rest, &err);
+    bool ok = proc_fill_standard_fds(&err) && opt_parse(argc, argv, table, false, &rest, &err);
     if (ok && o.help) {
         (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] -auth=false\n\n");
         opt_print_help(table);

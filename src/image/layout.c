@@ -84,7 +84,7 @@ bool layout_parse(const char *name, LayoutName *ret)
     for (const char *p = strstr(name, PARTIAL); p; p = strstr(p + 1, PARTIAL))
         partial = p;
     if (partial && layout_is_attempt(partial + strlen(PARTIAL))) {
-        strcpy(r.attempt, partial + strlen(PARTIAL)); // layout_is_attempt() saw its length
+        (void)snprintf(r.attempt, sizeof(r.attempt), "%s", partial + strlen(PARTIAL)); // its length was checked
         n = (size_t)(partial - name);
     }
     for (int k = 0; k < LAYOUT_KINDS; k++) {

@@ -74,12 +74,6 @@ static uint64_t visible(const Reader *r, size_t layer, uint64_t cluster)
     return limit <= start ? 0 : MIN(limit - start, r->geo.cluster_size);
 }
 
-static void cut(const Reader *r, size_t layer, uint64_t cluster, uint8_t *p)
-{
-    uint64_t n = visible(r, layer, cluster);
-    memset(p + n, 0, r->geo.cluster_size - n);
-}
-
 // Subclusters that one layer's entry decides, of those in `open`.
 static bool mix_layer(const Reader *r, size_t layer, uint64_t cluster, uint32_t *open, uint8_t *p,
                       Err *err)
@@ -160,11 +154,8 @@ static bool read_cluster(const Reader *r, const MapGroup *g, uint32_t i, uint8_t
         err_context(err, "offset %llu", (unsigned long long)(cluster << r->cluster_bits));
         return reader_file_context(r, layer, err);
     }
-    // As a whole, with the zeros behind the disk's end: QEMU shows some of them, rounding the size up.
-    if (!verify(r, g, i, p, err))
-        return false;
-    cut(r, layer, cluster, p);
-    return true;
+    // As a whole, with the zeros behind a layer's end: QEMU shows some of them, rounding the size up.
+    return verify(r, g, i, p, err);
 }
 
 // How many clusters from i on lie one behind the other in one file, at most `max`?
@@ -186,15 +177,11 @@ static bool read_run(const Reader *r, const MapGroup *g, uint32_t i, uint32_t n,
     if (n == 1)
         return read_cluster(r, g, i, p, err);
     size_t layer = g->layers[i];
-    uint64_t first = g->group * r->geo.leaves + i;
     if (!reader_file_read(&r->files[layer], g->offsets[i], p, (size_t)n << r->cluster_bits, err))
         return reader_file_context(r, layer, err);
-    for (uint32_t k = 0; k < n; k++) {
-        uint8_t *at = p + ((size_t)k << r->cluster_bits);
-        if (!verify(r, g, i + k, at, err))
+    for (uint32_t k = 0; k < n; k++)
+        if (!verify(r, g, i + k, p + ((size_t)k << r->cluster_bits), err))
             return false;
-        cut(r, layer, first + k, at);
-    }
     return true;
 }
 

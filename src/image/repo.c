@@ -336,7 +336,7 @@ static void stamp(int64_t utc_us, char out[16])
     struct tm tm;
     time_t t = (time_t)(utc_us / 1000000);
     if (!gmtime_r(&t, &tm) || strftime(out, 16, "%Y%m%d%H%M%S", &tm) != 14)
-        strcpy(out, "00000000000000"); // a year of five digits; the stamp only tells folders apart
+        memcpy(out, "00000000000000", 15); // a year of five digits; the stamp only tells folders apart
 }
 
 bool repo_context(const Repo *r, const char *existing, const char *vm_name, const char *vm_id, int64_t now_us,

@@ -22,8 +22,8 @@ typedef struct Repo {
 // resolved: ERR_CONFLICT.
 bool repo_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret, Err *err) must_check;
 // Looks at repository.json; expect_uuid (may be NULL) must match: an unmounted share is an empty folder. Not there:
-// ERR_NOT_FOUND, with expect_uuid ERR_UNAVAILABLE (it may come back); another one's: ERR_CONFLICT. Every function below that
-// changes or lists anything looks again, with the same errors.
+// ERR_NOT_FOUND, with expect_uuid ERR_UNAVAILABLE (it may come back); another one's: ERR_CONFLICT. Every function below
+// that changes or lists anything looks again, with the same errors.
 bool repo_open(const char *path, const char *expect_uuid, Repo *ret, Err *err) must_check;
 void repo_clear(Repo *r);
 // Is path (which need not exist) inside any repository? Walks up to the root. For restore's refusal. ERR_CONFLICT for a
@@ -36,7 +36,8 @@ bool repo_context(const Repo *r, const char *existing, const char *vm_name, cons
                   char **ret_name, Err *err) must_check;
 // Lowest disk number from at_least on that nothing in the context uses.
 bool repo_next_disk_no(const Repo *r, const char *context, unsigned at_least, unsigned *ret_no, Err *err) must_check;
-bool repo_disk_folder(const Repo *r, const char *context, unsigned disk_no, char **ret_path, Err *err) must_check; // makes it
+bool repo_disk_folder(const Repo *r, const char *context, unsigned disk_no, char **ret_path, Err *err)
+    must_check; // makes it
 
 // Paths (new memory).
 char *repo_path_record(const Repo *r, const char *context, const char *stem, Err *err) must_check;
@@ -50,9 +51,9 @@ char *repo_path_disk_file(const Repo *r, const char *context, unsigned disk_no, 
 // Re-runnable after a crash between any two steps, with the same record (completed_us may differ).
 bool repo_commit(const Repo *r, const Record *rec, const char *stem, const char *attempt, Err *err) must_check;
 
-// Remove what an attempt left: every "*.partial-<attempt>" of the context, and, if there is no record of `stem`, final names
-// of it that no other attempt is about to commit. However far that attempt's commit is, even on another
-// machine: afterwards the point exists and is complete, or that commit fails. A missing context is fine.
+// Remove what an attempt left: every "*.partial-<attempt>" of the context, and, if there is no record of `stem`, final
+// names of it that no other attempt is about to commit. However far that attempt's commit is, even on another machine:
+// afterwards the point exists and is complete, or that commit fails. A missing context is fine.
 bool repo_abort(const Repo *r, const char *context, const char *stem, const char *attempt, Err *err) must_check;
 
 // Delete a point: the record is renamed to "<stem>.json.deleted" first (synced), then everything else of `stem`, then
@@ -60,16 +61,17 @@ bool repo_abort(const Repo *r, const char *context, const char *stem, const char
 // context and the images' names; the record on disk may be damaged. What is deleted already is fine.
 bool repo_delete(const Repo *r, const Record *rec, const char *stem, Err *err) must_check;
 
-// All commit records, context by context. A damaged or foreign record is a problem, not listed; a listed one whose files
-// are missing or of another length is listed and a problem, and so are images that others stand on without their record.
+// All commit records, context by context. A damaged or foreign record is a problem, not listed; a listed one whose
+// files are missing or of another length is listed and a problem, and so are images that others stand on without their
+// record.
 typedef struct RepoScan {
     Record *records;
     char **stems; // same index
     size_t len;
     struct RepoProblem {
-        char *path;   // relative to the repository
+        char *path; // relative to the repository
         Err error;
-    } *problems;
+    } * problems;
     size_t problems_len;
     char **orphans; // relative paths: *.partial-*, *.deleted, final names without a record (readable or not)
     size_t orphans_len;
@@ -79,13 +81,14 @@ void repo_scan_clear(RepoScan *s);
 // Finish what a crash interrupted: deletions are completed, orphans removed, but for those of attempts in keep_attempts
 // (also final names that their commit has given already). Records are read before anything is deleted. What
 // a listed point needs, what a damaged record may stand for, and names that are not ours stay.
-bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err) must_check;
+bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err)
+    must_check;
 
 // The chain of a record's disk: layers[0] its own files, the last one the full. `find` gives the record of a
 // backup ID (borrowed), NULL if there is none: ERR_DAMAGED then.
 typedef const Record *(*RepoFind)(void *ctx, const char *backup_id);
 typedef struct RepoChain {
-    ReaderLayer *layers; // strings owned by the chain
+    ReaderLayer *layers;    // strings owned by the chain
     const Record **records; // borrowed, one for each layer
     const RecordDisk **disks;
     size_t len;
@@ -96,8 +99,10 @@ void repo_chain_clear(RepoChain *c);
 
 // How much of a layer's files is looked at.
 typedef enum RepoCheckDepth {
-    REPO_CHECK_HASHES, // record's digest of .hashes, lengths of both files (before an image becomes a parent, or is read)
+    REPO_CHECK_HASHES, // record's digest of .hashes, lengths of both files (before an image becomes a parent, or is
+                       // read)
     REPO_CHECK_FILES,  // and the image's metadata clusters against the record, canonical refcounts: any flipped byte
-} RepoCheckDepth;       // that is not in a data cluster. Data clusters are checked by reading them (reader.h)
+} RepoCheckDepth;      // that is not in a data cluster. Data clusters are checked by reading them (reader.h)
 // ERR_DAMAGED names the file.
-bool repo_check_layer(const Repo *r, const Record *rec, const RecordDisk *disk, RepoCheckDepth depth, Err *err) must_check;
+bool repo_check_layer(const Repo *r, const Record *rec, const RecordDisk *disk, RepoCheckDepth depth, Err *err)
+    must_check;

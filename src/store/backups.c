@@ -48,16 +48,16 @@ bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, 
                        Err *err)
 {
     // an absent filter compares the column with itself
-    static const char where[] = "WHERE vm_name = COALESCE(?, vm_name) AND status = COALESCE(?, status)"
-                                " AND (? = 0 OR repository_id = ?)";
-    const DbArg args[] = {DB_T(f->vm_name),       DB_T(f->status), DB_N(f->repository_id),
-                          DB_N(f->repository_id), DB_N(f->limit),  DB_N(f->offset)};
+    static const char where[] = "WHERE vm_name = COALESCE(?, vm_name) AND vm_id = COALESCE(?, vm_id)"
+                                " AND status = COALESCE(?, status) AND (? = 0 OR repository_id = ?)";
+    const DbArg args[] = {DB_T(f->vm_name),       DB_T(f->vm_id), DB_T(f->status), DB_N(f->repository_id),
+                          DB_N(f->repository_id), DB_N(f->limit), DB_N(f->offset)};
     StrBuf sql = STR_BUF(4096), count = STR_BUF(4096);
     int64_t total = 0;
     bool ok = str_addf(&sql, err, "%s ORDER BY created_at DESC, sequence DESC, id DESC LIMIT ? OFFSET ?", where) &&
         str_addf(&count, err, "SELECT COUNT(*) FROM backup_jobs %s", where);
     store_lock(s);
-    ok = ok && db_number(s->db, count.s, args, 4, 0, &total, err) &&
+    ok = ok && db_number(s->db, count.s, args, 5, 0, &total, err) &&
         db_select_all(s->db, &tables_backup, sql.s, args, ARRAY_LEN(args), (void **)ret, ret_len, err);
     store_unlock(s);
     if (ok)
@@ -84,8 +84,8 @@ bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
 bool store_backup_count_running(Store *s, uint64_t *ret, Err *err)
 {
     int64_t n;
-    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE status IN ('running', 'committing')", DB_NO_ARGS, 0, &n,
-                      err))
+    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE status IN ('running', 'committing')", DB_NO_ARGS, 0,
+                      &n, err))
         return false;
     *ret = (uint64_t)n;
     return true;
@@ -222,7 +222,7 @@ bool store_backup_set_progress(Store *s, const char *id, Err *err)
                      " bytes_transferred = (SELECT COALESCE(SUM(transferred_bytes), 0) FROM backup_disks WHERE"
                      " backup_id = ?),"
                      " stored_bytes = (SELECT COALESCE(SUM(stored_bytes), 0) FROM backup_disks WHERE backup_id = ?)"
-                     " WHERE id = ?",
+                     " WHERE id = ? AND status = 'running'",
                      DB_ARGS(DB_T(id), DB_T(id), DB_T(id), DB_T(id)), NULL, err);
 }
 
@@ -297,9 +297,10 @@ bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err)
 {
     return store_run(s,
                      "UPDATE backup_disks SET done_bytes = ?, transferred_bytes = ?, zero_bytes = ?, changed_bytes = ?"
-                     " WHERE backup_id = ? AND disk_id = ?",
+                     " WHERE backup_id = ? AND disk_id = ?"
+                     " AND EXISTS (SELECT 1 FROM backup_jobs WHERE id = ? AND status = 'running')",
                      DB_ARGS(DB_N(d->done_bytes), DB_N(d->transferred_bytes), DB_N(d->zero_bytes),
-                             DB_N(d->changed_bytes), DB_T(d->backup_id), DB_N(d->disk_id)),
+                             DB_N(d->changed_bytes), DB_T(d->backup_id), DB_N(d->disk_id), DB_T(d->backup_id)),
                      NULL, err);
 }
 

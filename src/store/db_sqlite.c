@@ -27,7 +27,7 @@ static bool fail(DbSqlite *db, const char *what, Err *err)
     if (rc == SQLITE_FULL)
         code = ERR_NO_SPACE;
     else if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED)
-        code = ERR_BUSY;
+        code = ERR_UNAVAILABLE; // 503: it passes. ERR_BUSY is 409, which tells a client that its job is not to go on
     else if (rc == SQLITE_IOERR || rc == SQLITE_CANTOPEN)
         code = ERR_IO;
     else if (rc == SQLITE_NOMEM)

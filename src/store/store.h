@@ -105,6 +105,7 @@ typedef struct StoreDisk {
 
 typedef struct StoreBackupFilter {
     const char *vm_name; // NULL: any
+    const char *vm_id;   // NULL: any
     const char *status;
     int64_t repository_id; // 0: any
     uint64_t limit, offset;
@@ -140,7 +141,7 @@ bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
 bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check;
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err) must_check;
 bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err) must_check;
-bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; // sums from its disks
+bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; // sums from its disks, while it runs
 bool store_backup_request_cancel(Store *s, const char *id, Err *err) must_check;
 bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
     must_check; // everything a completed job has; status too
@@ -154,6 +155,7 @@ bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *r
     must_check; // by disk_no
 bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
     must_check; // pid, start, socket, control, export_name
+// Only while the job is running: from committing on the rows are what the commit record is made of.
 bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err) must_check;
 bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
     must_check; // change_id, tracking, bytes, root, digests

@@ -10,11 +10,10 @@ its moment, byte for byte, and the mode of each disk and its reason are the ones
 
 import os
 import random
-import signal
 
 import pytest
 
-from lib import images
+from lib import faults, images
 from lib.cli import Cli
 from lib.history import History, wait_for
 from lib.world import World
@@ -97,8 +96,8 @@ class FileHistory(History):
         path = disk["image"].removesuffix(".qcow2") + ".hashes"
         at = self.rng.randrange(os.path.getsize(path))
         self.say(f"  damage {path} at {at}")
-        flip(path, at)
-        self.damaged[disk["disk_key"]] = lambda: flip(path, at)
+        faults.flip(path, at)
+        self.damaged[disk["disk_key"]] = lambda: faults.flip(path, at)
 
     def lose_catalogue(self):
         self.say("  the repository is removed from the catalogue, added again and scanned")
@@ -166,28 +165,19 @@ class FileHistory(History):
         references, what = self.references_now(), self.rng.choice(("client", "exporter", "hub", "restart", "cancel"))
         backup_id = self.start("main")
         wait_for(lambda: self.show(backup_id)["status"] != "pending", "the job is claimed")
-        signal.sigtimedwait([], self.rng.random() * 0.15)   # any moment will do
+        faults.pass_time(self.rng, 0.15)
         if what in ("hub", "restart"):
             self.hub.kill() if what == "hub" else self.hub.stop()
             self.hub.start()
         elif what == "cancel":
             self.cli.run("cancel", backup_id)
         else:
-            word = "nbdkit" if what == "exporter" else "sendense-backup-client"
-            self.kill_one(backup_id, word)
+            faults.kill_one(self.world, backup_id, what)
         backup = self.note("main", self.wait_final(backup_id), references)
         if backup["status"] == "completed":
             self.shown[backup_id] = backup
         self.say(f"  {backup_id}: {what}, {backup['status']}: {backup['error']}")
         self.check_nothing_left()
-
-    def kill_one(self, backup_id, word):
-        if word == "nbdkit":
-            rows = self.world.sql("SELECT exporter_pid AS pid FROM backup_disks WHERE backup_id = ?", backup_id)
-        else:
-            rows = self.world.sql("SELECT client_pid AS pid FROM backup_jobs WHERE id = ?", backup_id)
-        for row in rows[:1]:
-            kill_if(row["pid"], word)
 
     def step(self):
         for happening, chance in ((self.delete_something, 0.2), (self.change_excluded, 0.15), (self.damage_parent, 0.15),
@@ -201,29 +191,11 @@ class FileHistory(History):
         self.good_backup()
 
 
-def flip(path, at):
-    with open(path, "r+b") as f:
-        f.seek(at)
-        byte = f.read(1)[0]
-        f.seek(at)
-        f.write(bytes([byte ^ 0x10]))
-
-
-def kill_if(pid, word):
-    """Kills the process if it is still the one that was meant."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as f:
-            if word.encode() in f.read():
-                os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-
-
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
 def test_history(seed, make_hub, place):
     rng = random.Random(seed)
     print(f"ORACLE_SEED={seed} ORACLE_HISTORIES=1")
-    hub = make_hub(options=[f"--chain-limit={CHAIN_LIMIT}"])
+    hub = make_hub(options=[f"--chain-limit={CHAIN_LIMIT}"], environment={"SENDENSE_TEST_PLACE": str(place)})
     history = FileHistory(rng, hub, Cli(hub.url, cwd=place), place)
     for n in range(STEPS):
         print(f"step {n}")

@@ -32,7 +32,7 @@ const char *job_kill_name(JobKill k)
 static bool choose_parent(Job *j, Err *err)
 {
     History *h = j->h;
-    if (!repo_scan(&h->repo, &j->scan, err))
+    if (!repo_scan(&h->site->repo, &j->scan, err))
         return false;
     for (size_t i = 0; i < j->scan.len; i++) {
         const Record *r = &j->scan.records[i];
@@ -57,14 +57,14 @@ static bool name_job(Job *j, Err *err)
     char slug[NAME_SLUG];
     name_slug(j->vm->name, j->vm->id, slug);
     (void)snprintf(j->attempt, sizeof j->attempt, "%016" PRIx64, rng_next(&h->rng));
-    j->sequence = ++j->vm->sequence;
+    j->sequence = ++j->at->sequence;
     if (!name_backup_id(j->vm->name, h->now_us / 1000000, j->id, err) || !name_stem(j->id, slug, j->stem, err))
         return false;
     char *context;
-    if (!repo_context(&h->repo, j->vm->context, j->vm->name, j->vm->id, h->now_us, &context, err))
+    if (!repo_context(&h->site->repo, j->at->context, j->vm->name, j->vm->id, h->now_us, &context, err))
         return false;
-    free(j->vm->context);
-    j->vm->context = context;
+    free(j->at->context);
+    j->at->context = context;
     return true;
 }
 
@@ -90,13 +90,13 @@ static bool freeze_disk(Job *j, GuestDisk *g, const BitmapsOwner *owner, Err *er
     if (!d->ref.bytes)
         return false;
     memcpy(d->ref.bytes, g->bytes, g->size);
-    return merkle_root(&j->h->repo.info.hash, j->h->repo.info.cluster_size, d->ref.bytes, d->ref.size, &d->ref.root,
+    return merkle_root(&j->h->site->repo.info.hash, j->h->site->repo.info.cluster_size, d->ref.bytes, d->ref.size, &d->ref.root,
                        err);
 }
 
 static bool freeze(Job *j, Err *err)
 {
-    BitmapsOwner owner = {.repository = j->h->repo.info.uuid, .vm = j->vm->id};
+    BitmapsOwner owner = {.repository = j->h->site->repo.info.uuid, .vm = j->vm->id};
     size_t out = j->vm->len > 1 && rng_chance(&j->h->rng, 6) ? (size_t)rng_below(&j->h->rng, j->vm->len) : SIZE_MAX;
     for (size_t i = 0; i < j->vm->len; i++) {
         if (i == out)
@@ -123,9 +123,9 @@ static bool give_up(Job *j, Err *err)
         j->disks[i].writer = NULL;
     }
     if (rng_chance(&h->rng, 50))
-        return repo_abort(&h->repo, j->vm->context, j->stem, j->attempt, err);
+        return repo_abort(&h->site->repo, j->at->context, j->stem, j->attempt, err);
     RepoScan after;
-    if (!history_reopen(h, err) || !repo_recover(&h->repo, NULL, 0, &after, err))
+    if (!history_reopen(h, err) || !repo_recover(&h->site->repo, NULL, 0, &after, err))
         return false;
     h->spec->stats->recoveries++;
     bool listed = history_find_record(&after, j->id) != NULL;
@@ -136,7 +136,7 @@ static bool give_up(Job *j, Err *err)
 static bool is_listed(Job *j, bool *ret, Err *err)
 {
     RepoScan scan;
-    if (!repo_scan(&j->h->repo, &scan, err))
+    if (!repo_scan(&j->h->site->repo, &scan, err))
         return false;
     *ret = history_find_record(&scan, j->id) != NULL;
     repo_scan_clear(&scan);
@@ -155,20 +155,20 @@ static bool after_death(Job *j, bool *ret_listed, Err *err)
     h->spec->stats->recoveries++;
     if (way <= 1) { // the database says committing: it goes on
         if (way == 1) {
-            if (!repo_recover(&h->repo, keep, 1, &after, err))
+            if (!repo_recover(&h->site->repo, keep, 1, &after, err))
                 return false;
             repo_scan_clear(&after);
         }
-        if (!repo_commit(&h->repo, &j->rec, j->stem, j->attempt, err))
+        if (!repo_commit(&h->site->repo, &j->rec, j->stem, j->attempt, err))
             return err_context(err, "committing again");
         *ret_listed = true;
         return true;
     }
     if (way == 2) { // another hub took over, or the database was lost
-        if (!repo_recover(&h->repo, NULL, 0, &after, err))
+        if (!repo_recover(&h->site->repo, NULL, 0, &after, err))
             return false;
         repo_scan_clear(&after);
-    } else if (!repo_abort(&h->repo, j->vm->context, j->stem, j->attempt, err)) {
+    } else if (!repo_abort(&h->site->repo, j->at->context, j->stem, j->attempt, err)) {
         return false;
     }
     return is_listed(j, ret_listed, err);
@@ -182,7 +182,7 @@ static bool commit(Job *j, bool *ret_listed, Err *err)
         return false;
     if (j->kill == KILL_COMMIT)
         world_kill_at((unsigned)rng_below(&h->rng, 12 + 8 * j->len));
-    bool ok = repo_commit(&h->repo, &j->rec, j->stem, j->attempt, &why);
+    bool ok = repo_commit(&h->site->repo, &j->rec, j->stem, j->attempt, &why);
     bool died = world_is_dead();
     world_revive();
     *ret_listed = true;
@@ -201,8 +201,8 @@ static bool flip_byte(Job *j, Err *err)
 {
     const JobDisk *d = &j->disks[0];
     uint8_t byte;
-    uint64_t at = j->h->repo.info.cluster_size + rng_below(&j->h->rng, d->summary.image_bytes - j->h->repo.info.cluster_size);
-    cleanup_free char *path = repo_path_disk_file(&j->h->repo, j->vm->context, d->no, d->image, err);
+    uint64_t at = j->h->site->repo.info.cluster_size + rng_below(&j->h->rng, d->summary.image_bytes - j->h->site->repo.info.cluster_size);
+    cleanup_free char *path = repo_path_disk_file(&j->h->site->repo, j->at->context, d->no, d->image, err);
     if (!path)
         return false;
     cleanup_close int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -229,7 +229,7 @@ static bool add_point(Job *j, Err *err)
 
 static void settle(Job *j)
 {
-    BitmapsOwner owner = {.repository = j->h->repo.info.uuid, .vm = j->vm->id};
+    BitmapsOwner owner = {.repository = j->h->site->repo.info.uuid, .vm = j->vm->id};
     if (rng_chance(&j->h->rng, 10)) // the client dies before it
         return;
     for (size_t i = 0; i < j->len; i++)
@@ -306,9 +306,10 @@ bool backup_run(History *h, Vm *vm, Err *err)
     bool killed = false;
     j->h = h;
     j->vm = vm;
+    j->at = &h->site->vms[vm->index];
     j->full_requested = rng_chance(&h->rng, 7);
     j->kill = rng_chance(&h->rng, 35) ? (JobKill)rng_between(&h->rng, KILL_FROZEN, JOB_KILLS - 1) : KILL_NONE;
-    history_note(h, "backup of VM %zu at %" PRId64 "%s; %s", vm->index, h->now_us / 1000000,
+    history_note(h, "backup of VM %zu to repository %zu at %" PRId64 "%s; %s", vm->index, (size_t)(h->site - h->sites), h->now_us / 1000000,
                  j->full_requested ? ", full" : "", job_kill_name(j->kill));
     h->spec->stats->backups++;
     bool ok = run(j, &killed, err);

@@ -89,7 +89,7 @@ static bool judge_reader(History *h, const RepoChain *chain, const Reference *re
 {
     Reader *r = NULL;
     cleanup_free uint8_t *got = mem_calloc(1, ref->size, err);
-    if (!got || !reader_open(chain->layers, chain->len, &h->repo.geo, &r, err))
+    if (!got || !reader_open(chain->layers, chain->len, &h->site->repo.geo, &r, err))
         return false;
     bool ok = reader_size(r) == ref->size ||
               history_fail(err, "%" PRIu64 " bytes instead of %" PRIu64, reader_size(r), ref->size);
@@ -132,7 +132,7 @@ static bool check_chain(History *h, const RepoChain *chain, const RecordDisk *d,
     Err why = ERR_INIT;
     bool affected = check_is_affected(h, chain, ref->key);
     for (size_t i = 0; deep && !affected && i < chain->len; i++)
-        if (!repo_check_layer(&h->repo, chain->records[i], chain->disks[i], REPO_CHECK_FILES, err))
+        if (!repo_check_layer(&h->site->repo, chain->records[i], chain->disks[i], REPO_CHECK_FILES, err))
             return false;
     if (!judge_reader(h, chain, ref, &why)) {
         // With damaged hashes below, an error is right; wrong bytes never are.
@@ -150,7 +150,7 @@ static bool check_disk(History *h, RepoScan *scan, const Record *rec, const Reco
     const Reference *ref = find_reference(history_find(h, rec->backup_id), d->disk_key);
     if (!ref)
         return history_fail(err, "the disk %s is not of this point", d->disk_key);
-    if (!repo_chain(&h->repo, rec, d->disk_key, history_find_record, scan, &chain, err))
+    if (!repo_chain(&h->site->repo, rec, d->disk_key, history_find_record, scan, &chain, err))
         return false;
     bool ok = check_chain(h, &chain, d, ref, deep, err);
     repo_chain_clear(&chain);
@@ -163,14 +163,14 @@ static bool check_disk(History *h, RepoScan *scan, const Record *rec, const Reco
 static bool check_list(History *h, const RepoScan *scan, Err *err)
 {
     bool hidden = false;
-    for (size_t i = 0; i < h->len; i++) {
-        if (!history_find_record((void *)(uintptr_t)scan, h->points[i].id))
-            return history_fail(err, "%s is not listed any more", h->points[i].id);
-        for (size_t d = 0; d < h->points[i].len; d++)
-            hidden = hidden || h->points[i].disks[d].hidden;
+    for (size_t i = 0; i < h->site->len; i++) {
+        if (!history_find_record((void *)(uintptr_t)scan, h->site->points[i].id))
+            return history_fail(err, "%s is not listed any more", h->site->points[i].id);
+        for (size_t d = 0; d < h->site->points[i].len; d++)
+            hidden = hidden || h->site->points[i].disks[d].hidden;
     }
-    if (scan->len != h->len)
-        return history_fail(err, "%zu points are listed instead of %zu", scan->len, h->len);
+    if (scan->len != h->site->len)
+        return history_fail(err, "%zu points are listed instead of %zu", scan->len, h->site->len);
     if (scan->problems_len > 0 && !hidden)
         return history_fail(err, "%s: %s", scan->problems[0].path, scan->problems[0].error.details);
     return scan->orphans_len == 0 || history_fail(err, "left behind: %s", scan->orphans[0]);
@@ -190,7 +190,7 @@ static bool check_point(History *h, RepoScan *scan, const Record *rec, bool deep
 bool check_all(History *h, bool at_the_end, Err *err)
 {
     RepoScan scan;
-    if (!repo_scan(&h->repo, &scan, err))
+    if (!repo_scan(&h->site->repo, &scan, err))
         return false;
     bool ok = check_list(h, &scan, err);
     for (size_t i = 0; ok && i < scan.len; i++) {
@@ -202,7 +202,7 @@ bool check_all(History *h, bool at_the_end, Err *err)
     if (ok && at_the_end && scan.len > 0 && h->spec->qemu > 0) { // at least one a history
         const Record *rec = &scan.records[rng_below(&h->check_rng, scan.len)];
         const RecordDisk *d = &rec->disks[rng_below(&h->check_rng, rec->disks_len)];
-        cleanup_free char *image = repo_path_disk_file(&h->repo, rec->context, d->disk_no, d->image, err);
+        cleanup_free char *image = repo_path_disk_file(&h->site->repo, rec->context, d->disk_no, d->image, err);
         ok = image && (check_by_qemu(h, image, find_reference(history_find(h, rec->backup_id), d->disk_key), err) ||
                        err_context(err, "point %s, disk %s", rec->backup_id, d->disk_key));
     }

@@ -22,7 +22,7 @@ typedef struct GuestDisk {
     uint8_t *bytes;
     uint8_t *map; // GuestMap, one for each sector
     bool tracks;  // this kind of source has dirty bitmaps
-    uint64_t cluster_size; // of the repository: zeros that only the map knows come in whole ones
+    uint64_t cluster_size; // of the repositories: zeros that only the map knows come in whole ones
     Tracker tracker;
 } GuestDisk;
 

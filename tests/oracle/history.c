@@ -83,40 +83,40 @@ void history_point_clear(Point *p)
 
 Point *history_find(History *h, const char *id)
 {
-    for (size_t i = 0; i < h->len; i++)
-        if (str_eq(h->points[i].id, id))
-            return &h->points[i];
+    for (size_t i = 0; i < h->site->len; i++)
+        if (str_eq(h->site->points[i].id, id))
+            return &h->site->points[i];
     return NULL;
 }
 
 Point *history_newest(History *h, size_t vm)
 {
     Point *newest = NULL;
-    for (size_t i = 0; i < h->len; i++)
-        if (h->points[i].vm == vm && (!newest || h->points[i].sequence > newest->sequence))
-            newest = &h->points[i];
+    for (size_t i = 0; i < h->site->len; i++)
+        if (h->site->points[i].vm == vm && (!newest || h->site->points[i].sequence > newest->sequence))
+            newest = &h->site->points[i];
     return newest;
 }
 
 void history_forget(History *h, Point *p)
 {
-    size_t i = (size_t)(p - h->points);
+    size_t i = (size_t)(p - h->site->points);
     history_point_clear(p);
-    h->len--;
-    memmove(&h->points[i], &h->points[i + 1], (h->len - i) * sizeof *h->points);
+    h->site->len--;
+    memmove(&h->site->points[i], &h->site->points[i + 1], (h->site->len - i) * sizeof *h->site->points);
 }
 
 bool history_add(History *h, const Point *p, Err *err)
 {
-    if (h->len == h->cap) {
-        size_t cap = h->cap * 2 + 8;
-        Point *points = realloc(h->points, cap * sizeof *points);
+    if (h->site->len == h->site->cap) {
+        size_t cap = h->site->cap * 2 + 8;
+        Point *points = realloc(h->site->points, cap * sizeof *points);
         if (!points)
             return err_no_memory(err);
-        h->points = points;
-        h->cap = cap;
+        h->site->points = points;
+        h->site->cap = cap;
     }
-    h->points[h->len++] = *p;
+    h->site->points[h->site->len++] = *p;
     h->spec->stats->points++;
     return true;
 }
@@ -133,11 +133,11 @@ const Record *history_find_record(void *scan, const char *id)
 bool history_reopen(History *h, Err *err)
 {
     char uuid[UUID_TEXT];
-    memcpy(uuid, h->repo.info.uuid, sizeof uuid);
-    repo_clear(&h->repo);
-    h->open = false;
-    h->open = repo_open(h->path, uuid, &h->repo, err);
-    return h->open;
+    memcpy(uuid, h->site->repo.info.uuid, sizeof uuid);
+    repo_clear(&h->site->repo);
+    h->site->open = false;
+    h->site->open = repo_open(h->site->path, uuid, &h->site->repo, err);
+    return h->site->open;
 }
 
 // ---- a history's life
@@ -153,23 +153,33 @@ static bool make_vm(History *h, size_t index, Err *err)
     return uuid_new(vm->id, err);
 }
 
-static bool set_up(History *h, Err *err)
+static bool make_site(History *h, size_t index, Err *err)
 {
-    const HistorySpec *spec = h->spec;
+    Site *site = h->site = &h->sites[index];
     uint32_t cluster = rng_chance(&h->rng, 55) ? 65536 : 4096;
     HashAlgorithm algorithm = rng_chance(&h->rng, 70) ? HASH_XXH3_128 : HASH_SHA256;
-    h->chain_limit = (unsigned)(rng_chance(&h->rng, 70) ? rng_between(&h->rng, 3, 30) : rng_between(&h->rng, 1, 4));
+    site->chain_limit = (unsigned)rng_between(&h->rng, 3, 30);
+    if (rng_chance(&h->rng, 30))
+        site->chain_limit = (unsigned)rng_between(&h->rng, 1, 4);
+    h->sites_len = index + 1;
+    h->cluster_size = MAX(h->cluster_size, cluster);
+    history_note(h, "repository %zu: clusters of %" PRIu32 ", %s, chains of at most %u", index, cluster,
+                 hash_algorithm_name(algorithm), site->chain_limit);
+    site->path = mem_printf(err, "%s/repository%u", h->spec->folder, h->moves++);
+    site->open = site->path && repo_create(site->path, cluster, algorithm, &site->repo, err);
+    return site->open;
+}
+
+static bool set_up(History *h, Err *err)
+{
+    size_t vms = rng_chance(&h->rng, 25) ? 2 : 1, sites = rng_chance(&h->rng, 20) ? 2 : 1;
     h->now_us = INT64_C(1700000000000000);
-    h->path = mem_printf(err, "%s/repository0", spec->folder);
-    if (!h->path || !repo_create(h->path, cluster, algorithm, &h->repo, err))
-        return false;
-    h->open = true;
-    size_t vms = rng_chance(&h->rng, 25) ? 2 : 1;
     for (size_t i = 0; i < vms; i++)
         if (!make_vm(h, i, err))
             return false;
-    history_note(h, "repository with clusters of %" PRIu32 ", %s; %zu VMs; chains of at most %u", cluster,
-                 hash_algorithm_name(algorithm), vms, h->chain_limit);
+    for (size_t i = 0; i < sites; i++)
+        if (!make_site(h, i, err))
+            return false;
     return true;
 }
 
@@ -179,6 +189,7 @@ static bool live(History *h, Err *err)
         return err_context(err, "setting up");
     for (unsigned step = 0; step < h->spec->steps; step++) {
         h->now_us += (int64_t)rng_between(&h->rng, 1, 3000) * 1000000;
+        h->site = &h->sites[rng_below(&h->rng, h->sites_len)];
         Vm *vm = &h->vms[rng_below(&h->rng, h->vms_len)];
         bool backup = vm->len > 0 && rng_chance(&h->rng, 30);
         bool ok = backup ? backup_run(h, vm, err) && check_all(h, false, err) : steps_any(h, err);
@@ -186,23 +197,34 @@ static bool live(History *h, Err *err)
             return err_context(err, "step %u", step);
     }
     history_note(h, "the end");
-    return check_all(h, true, err);
+    for (size_t i = 0; i < h->sites_len; i++) {
+        h->site = &h->sites[i];
+        if (!check_all(h, true, err))
+            return false;
+    }
+    return true;
+}
+
+static void site_clear(Site *s)
+{
+    for (size_t i = 0; i < s->len; i++)
+        history_point_clear(&s->points[i]);
+    free(s->points);
+    for (size_t i = 0; i < HISTORY_VMS; i++)
+        free(s->vms[i].context);
+    if (s->open)
+        repo_clear(&s->repo);
+    free(s->path);
 }
 
 static void tear_down(History *h)
 {
     world_revive();
-    for (size_t i = 0; i < h->len; i++)
-        history_point_clear(&h->points[i]);
-    free(h->points);
-    for (size_t i = 0; i < h->vms_len; i++) {
+    for (size_t i = 0; i < h->vms_len; i++)
         for (size_t d = 0; d < h->vms[i].len; d++)
             guest_clear(&h->vms[i].disks[d]);
-        free(h->vms[i].context);
-    }
-    if (h->open)
-        repo_clear(&h->repo);
-    free(h->path);
+    for (size_t i = 0; i < h->sites_len; i++)
+        site_clear(&h->sites[i]);
 }
 
 bool history_run(const HistorySpec *spec, StrBuf *ret_trace, Err *err)

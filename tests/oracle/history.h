@@ -1,5 +1,5 @@
-// One random history: VMs and their guests, a repository, the points that must be in it, and the bytes that each must
-// give back.
+// One random history: VMs and their guests, a repository or two, the points that must be in each, and the bytes that
+// every point must give back.
 #pragma once
 
 #include "base/str.h"
@@ -8,6 +8,7 @@
 #include "image/repo.h"
 
 #define HISTORY_VMS 2
+#define HISTORY_SITES 2
 #define HISTORY_DISKS 3 // of a VM at a time
 #define HISTORY_KEYS 16 // that a VM's disks have over time
 #define HISTORY_DISK_ID 2000
@@ -68,27 +69,38 @@ typedef struct Vm {
     size_t index;
     char id[UUID_TEXT];
     char name[64];
-    char *context; // as the database has it; NULL: none yet
-    uint64_t sequence;
     GuestDisk disks[HISTORY_DISKS];
     size_t len;
-    unsigned numbers[HISTORY_KEYS]; // of the folder of each key, as the database has it; from 1, 0: none
 } Vm;
+
+typedef struct VmAt { // what the hub's database has of a VM in a repository
+    char *context; // NULL: none yet
+    uint64_t sequence;
+    unsigned numbers[HISTORY_KEYS]; // of the folder of each key; from 1, 0: none
+} VmAt;
+
+typedef struct Site { // a repository, and what must be in it
+    char *path;
+    Repo repo;
+    bool open;
+    unsigned chain_limit;
+    VmAt vms[HISTORY_VMS];
+    Point *points;
+    size_t len, cap;
+} Site;
 
 typedef struct History {
     const HistorySpec *spec;
     Rng rng;       // what happens
     Rng check_rng; // what is looked at, and how
-    char *path;    // of the repository
-    unsigned moves;
-    Repo repo;
-    bool open;
-    unsigned chain_limit;
     int64_t now_us;
+    unsigned moves;
     Vm vms[HISTORY_VMS];
     size_t vms_len;
-    Point *points;
-    size_t len, cap;
+    Site sites[HISTORY_SITES];
+    size_t sites_len;
+    Site *site; // the one that this step is about
+    uint32_t cluster_size; // the larger one's
     StrBuf trace;
 } History;
 

@@ -45,6 +45,7 @@ typedef struct JobDisk {
 typedef struct Job {
     History *h;
     Vm *vm;
+    VmAt *at;
     JobKill kill;
     bool full_requested;
     char id[NAME_BACKUP_ID], stem[NAME_STEM], attempt[17];

@@ -30,10 +30,10 @@ static Reference *reference_of(History *h, const char *backup_id, const char *ke
 static bool open_chain(Job *j, JobDisk *d, const Record *of, Err *err)
 {
     History *h = j->h;
-    if (!repo_chain(&h->repo, of, d->guest->key, history_find_record, &j->scan, &d->chain, err))
+    if (!repo_chain(&h->site->repo, of, d->guest->key, history_find_record, &j->scan, &d->chain, err))
         return false;
     for (size_t i = 0; i < d->chain.len; i++)
-        if (!repo_check_layer(&h->repo, d->chain.records[i], d->chain.disks[i], REPO_CHECK_HASHES, err)) {
+        if (!repo_check_layer(&h->site->repo, d->chain.records[i], d->chain.disks[i], REPO_CHECK_HASHES, err)) {
             repo_chain_clear(&d->chain);
             return false;
         }
@@ -58,6 +58,27 @@ static bool judge_damage(Job *j, JobDisk *d, bool damaged, const Err *why, Err *
     return damaged == expected || history_fail(err, "the damaged .hashes below %s was not noticed", d->guest->key);
 }
 
+// Planted: the image goes onto an older point than the newest. A stale parent's hashes are used too; with the wrong
+// base, they are the newest one's.
+static bool plant_base(Job *j, JobDisk *d, const RecordDisk **base, bool *damaged, Err *err)
+{
+    RepoChain newest = d->chain;
+    Err cause = ERR_INIT;
+    if (!d->parent)
+        *base = NULL; // a new disk: no plant
+    if (!*base || *damaged)
+        return true;
+    d->chain = (RepoChain){0};
+    *damaged = !open_chain(j, d, j->base, &cause);
+    if (j->h->spec->plant == PLANT_WRONG_BASE && !*damaged) {
+        repo_chain_clear(&d->chain);
+        d->chain = newest;
+    } else {
+        repo_chain_clear(&newest);
+    }
+    return cause.code == ERR_NONE || cause.code == ERR_DAMAGED || err_set(err, cause.code, "%s", cause.details);
+}
+
 static bool decide(Job *j, JobDisk *d, Err *err)
 {
     Err damage = ERR_INIT;
@@ -66,12 +87,14 @@ static bool decide(Job *j, JobDisk *d, Err *err)
     bool damaged = d->parent && !open_chain(j, d, j->parent, &damage);
     if (!judge_damage(j, d, damaged, &damage, err))
         return false;
+    if (j->base != j->parent && !plant_base(j, d, &base, &damaged, err))
+        return false;
     const Point *parent = j->parent ? history_find(j->h, j->parent->backup_id) : NULL;
     ChainInput in = {
         .full_requested = j->full_requested,
         .have_parent_point = j->parent != NULL,
         .chain_length = base ? base->chain_length : 0,
-        .chain_limit = j->h->chain_limit,
+        .chain_limit = j->h->site->chain_limit,
         .have_parent_disk = base != NULL,
         .parent_damaged = damaged,
         .parent_suspect = parent && parent->suspect,
@@ -88,22 +111,19 @@ static bool decide(Job *j, JobDisk *d, Err *err)
         return true;
     d->chain_length = base->chain_length + 1;
     (void)snprintf(d->backing_name, sizeof d->backing_name, "%s", base->image);
-    if (j->base == j->parent || j->h->spec->plant == PLANT_WRONG_BASE)
-        return true;
-    repo_chain_clear(&d->chain); // planted: everything from the stale parent
-    return open_chain(j, d, j->base, err);
+    return true;
 }
 
 // ---- the engine
 
 static bool number(Job *j, JobDisk *d, Err *err)
 {
-    unsigned next = 0, *mine = &j->vm->numbers[d->guest->id - HISTORY_DISK_ID];
+    unsigned next = 0, *mine = &j->at->numbers[d->guest->id - HISTORY_DISK_ID];
     for (size_t i = 0; i < HISTORY_KEYS; i++)
-        next = MAX(next, j->vm->numbers[i]);
+        next = MAX(next, j->at->numbers[i]);
     if (*mine == 0) {
         unsigned no;
-        if (!repo_next_disk_no(&j->h->repo, j->vm->context, next, &no, err))
+        if (!repo_next_disk_no(&j->h->site->repo, j->at->context, next, &no, err))
             return false;
         *mine = no + 1;
     }
@@ -115,7 +135,7 @@ static bool name_files(Job *j, JobDisk *d, Err *err)
 {
     const char *kind = d->mode == DISK_FULL ? "full" : "incr";
     cleanup_free char *folder = NULL;
-    if (!number(j, d, err) || !repo_disk_folder(&j->h->repo, j->vm->context, d->no, &folder, err))
+    if (!number(j, d, err) || !repo_disk_folder(&j->h->site->repo, j->at->context, d->no, &folder, err))
         return false;
     (void)snprintf(d->image, sizeof d->image, "%s-%s.qcow2", j->stem, kind);
     (void)snprintf(d->hashes_name, sizeof d->hashes_name, "%s-%s.hashes", j->stem, kind);
@@ -137,10 +157,10 @@ static bool open_hashes(JobDisk *d, const HashGeometry *geo, Err *err)
 bool job_disk_prepare(Job *j, JobDisk *d, Err *err)
 {
     History *h = j->h;
-    const RepositoryInfo *info = &h->repo.info;
+    const RepositoryInfo *info = &h->site->repo.info;
     if (!decide(j, d, err) || !name_files(j, d, err))
         return err_context(err, "disk %s", d->guest->key);
-    if (d->mode != DISK_FULL && !open_hashes(d, &h->repo.geo, err))
+    if (d->mode != DISK_FULL && !open_hashes(d, &h->site->repo.geo, err))
         return err_context(err, "disk %s", d->guest->key);
     WriterSpec spec = {
         .image_path = d->image_path,
@@ -221,7 +241,7 @@ static bool judge_account(const Job *j, JobDisk *d, Blocks *to, const MoverResul
 bool job_disk_copy(Job *j, JobDisk *d, bool *ret_killed, Err *err)
 {
     History *h = j->h;
-    uint32_t cluster = h->repo.info.cluster_size;
+    uint32_t cluster = h->site->repo.info.cluster_size;
     cleanup_blocks Blocks *from = NULL, *to = NULL;
     atomic_bool cancel = false;
     EndsRun run = {.rng = &h->rng, .plant = plant_of(h), .cancel = &cancel, .live = d->guest, .meanwhile = meanwhile,
@@ -291,7 +311,7 @@ static bool judge_summary(Job *j, JobDisk *d, Err *err)
     if (!hash_equal(&s->root, &d->ref.root))
         return history_fail(err, "%s: the root hash is not the disk's", d->guest->key);
     const Reference *parent = d->mode == DISK_FULL ? NULL : reference_of(j->h, j->parent->backup_id, d->guest->key);
-    count_clusters(d, parent, j->h->repo.info.cluster_size, &stored, &zeroed);
+    count_clusters(d, parent, j->h->site->repo.info.cluster_size, &stored, &zeroed);
     if (d->noise == 0 && (s->stored_clusters != stored || s->zeroed_clusters != zeroed))
         return history_fail(err, "%s: %" PRIu64 " clusters stored and %" PRIu64 " zeroed instead of %" PRIu64
                             " and %" PRIu64, d->guest->key, s->stored_clusters, s->zeroed_clusters, stored, zeroed);

@@ -10,7 +10,7 @@ static bool fill_disk(const Job *j, const JobDisk *d, RecordDisk *r, Err *err)
     r->tracking = d->guest->tracks;
     r->chain_length = d->chain_length;
     r->image_bytes = d->summary.image_bytes;
-    r->stored_bytes = d->summary.stored_clusters * j->h->repo.info.cluster_size;
+    r->stored_bytes = d->summary.stored_clusters * j->h->site->repo.info.cluster_size;
     r->transferred_bytes = d->transferred;
     r->changed_bytes = d->changed;
     r->root = d->summary.root;
@@ -40,8 +40,8 @@ bool job_record_make(Job *j, Err *err)
     r->completed_us = j->h->now_us + 1000000;
     if (!mem_replace(&r->backup_id, j->id, err) || !mem_replace(&r->vm_id, j->vm->id, err) ||
         !mem_replace(&r->vm_name, j->vm->name, err) || !mem_replace(&r->source_type, "qemu", err) ||
-        !mem_replace(&r->repository_uuid, j->h->repo.info.uuid, err) ||
-        !mem_replace(&r->context, j->vm->context, err) ||
+        !mem_replace(&r->repository_uuid, j->h->site->repo.info.uuid, err) ||
+        !mem_replace(&r->context, j->at->context, err) ||
         !mem_replace(&r->parent_backup_id, all_full ? NULL : j->base->backup_id, err) ||
         !mem_replace(&r->consistency, "crash", err) || !mem_replace(&r->left_out, j->left_out, err) ||
         !(r->disks = mem_calloc(j->len, sizeof *r->disks, err)))

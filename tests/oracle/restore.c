@@ -50,7 +50,7 @@ static bool copy(History *h, Reader *r, Blocks *to, Err *err)
     MoverSpec spec = {.from = &from.blocks,
                       .to = to,
                       .size = reader_size(r),
-                      .cluster_size = h->repo.info.cluster_size,
+                      .cluster_size = h->site->repo.info.cluster_size,
                       .plan = MOVER_ALL,
                       .in_flight = (unsigned)rng_between(&h->check_rng, 1, 4)};
     MoverResult result;
@@ -61,7 +61,7 @@ static bool to_hasher(History *h, Reader *r, const Reference *ref, Err *err)
 {
     cleanup_blocks Blocks *to = NULL;
     Hash root;
-    if (!sink_hasher_open(&h->repo.geo, ref->size, &to, err) || !copy(h, r, to, err) ||
+    if (!sink_hasher_open(&h->site->repo.geo, ref->size, &to, err) || !copy(h, r, to, err) ||
         !sink_hasher_root(to, &root, err))
         return false;
     return hash_equal(&root, &ref->root) || history_fail(err, "the root hash of what is restored is not the disk's");
@@ -82,7 +82,7 @@ static bool to_file(History *h, Reader *r, const Reference *ref, const char *pat
 static bool to_image(History *h, Reader *r, const Reference *ref, const char *path, Err *err)
 {
     cleanup_blocks Blocks *to = NULL;
-    SinkImageSpec spec = {.path = path, .size = ref->size, .cluster_size = h->repo.info.cluster_size};
+    SinkImageSpec spec = {.path = path, .size = ref->size, .cluster_size = h->site->repo.info.cluster_size};
     return sink_image_open(&spec, &to, err) && copy(h, r, to, err) && sink_image_finish(to, err) &&
            check_by_qemu(h, path, ref, err);
 }

@@ -16,7 +16,7 @@ static GuestDisk *any_disk(History *h, Vm *vm)
 static uint64_t any_size(History *h)
 {
     static const uint64_t grains[] = {1, 1, GUEST_SECTOR, 4096, 65536};
-    bool small_clusters = h->repo.info.cluster_size == 4096;
+    bool small_clusters = h->site->repo.info.cluster_size == 4096;
     uint64_t most = rng_chance(&h->rng, 75) ? 300000 : rng_chance(&h->rng, 70) ? 1000000 : small_clusters ? 5000000 : 3000000;
     uint64_t size = align_up(rng_between(&h->rng, 1, most), grains[rng_below(&h->rng, ARRAY_LEN(grains))]);
     if (rng_chance(&h->rng, 10))
@@ -44,7 +44,7 @@ static bool add_disk(History *h, Vm *vm, Err *err)
     history_note(h, "VM %zu gets %s with %" PRIu64 " bytes", vm->index, key, size);
     GuestDisk *d = &vm->disks[vm->len++];
     return guest_init(d, key, HISTORY_DISK_ID + n, size, rng_chance(&h->rng, 88), granularity,
-                      h->repo.info.cluster_size, err);
+                      h->cluster_size, err);
 }
 
 static void remove_disk(History *h, Vm *vm)
@@ -61,13 +61,13 @@ static bool resize(History *h, Vm *vm, Err *err)
 {
     GuestDisk *d = any_disk(h, vm);
     uint64_t before = d->size, size = any_size(h);
-    if (rng_chance(&h->rng, 30)) // by a little
+    bool little = rng_chance(&h->rng, 40), back = rng_chance(&h->rng, little ? 75 : 40);
+    if (little)
         size = before - rng_below(&h->rng, before > 5000 ? 5000 : before);
-    bool back = rng_chance(&h->rng, 40);
     history_note(h, "%s is resized from %" PRIu64 " to %" PRIu64 "%s", d->key, before, size, back ? " and back" : "");
     if (!guest_resize(d, size, err))
         return false;
-    if (rng_chance(&h->rng, 50))
+    if (rng_chance(&h->rng, 40))
         guest_burst(d, &h->rng);
     return !back || guest_resize(d, before, err);
 }
@@ -75,7 +75,7 @@ static bool resize(History *h, Vm *vm, Err *err)
 static bool another_image(History *h, Vm *vm, Err *err)
 {
     GuestDisk *d = any_disk(h, vm);
-    const Point *p = h->len > 0 ? &h->points[rng_below(&h->rng, h->len)] : NULL;
+    const Point *p = h->site->len > 0 ? &h->site->points[rng_below(&h->rng, h->site->len)] : NULL;
     if (!p)
         return true;
     const Reference *ref = &p->disks[rng_below(&h->rng, p->len)];
@@ -122,16 +122,16 @@ static bool guest_event(History *h, Vm *vm, Err *err)
 
 static bool move(History *h, Err *err)
 {
-    char *path = mem_printf(err, "%s/repository%u", h->spec->folder, ++h->moves);
+    char *path = mem_printf(err, "%s/repository%u", h->spec->folder, h->moves++);
     if (!path)
         return false;
     history_note(h, "the repository moves to another folder");
-    if (rename(h->path, path) != 0) {
+    if (rename(h->site->path, path) != 0) {
         free(path);
         return err_set(err, ERR_IO, "rename");
     }
-    free(h->path);
-    h->path = path;
+    free(h->site->path);
+    h->site->path = path;
     h->spec->stats->moves++;
     return history_reopen(h, err);
 }
@@ -140,7 +140,7 @@ static bool restart_hub(History *h, Err *err)
 {
     RepoScan after;
     history_note(h, "the hub starts anew");
-    if (!history_reopen(h, err) || !repo_recover(&h->repo, NULL, 0, &after, err))
+    if (!history_reopen(h, err) || !repo_recover(&h->site->repo, NULL, 0, &after, err))
         return false;
     h->spec->stats->recoveries++;
     repo_scan_clear(&after);
@@ -167,9 +167,9 @@ static bool after_death(History *h, const Record *rec, const char *stem, bool *r
         return false;
     if (rng_chance(&h->rng, 30)) { // the same call again
         *ret_gone = true;
-        return repo_delete(&h->repo, rec, stem, err);
+        return repo_delete(&h->site->repo, rec, stem, err);
     }
-    if (!repo_recover(&h->repo, NULL, 0, &after, err))
+    if (!repo_recover(&h->site->repo, NULL, 0, &after, err))
         return false;
     *ret_gone = !history_find_record(&after, rec->backup_id);
     repo_scan_clear(&after);
@@ -184,7 +184,7 @@ static bool delete_point(History *h, const RepoScan *scan, size_t i, Err *err)
     history_note(h, "delete %s%s%s", rec->backup_id, refused ? ", on which others stand" : "", killed ? ", killed" : "");
     if (killed)
         world_kill_at((unsigned)rng_below(&h->rng, 16));
-    bool ok = gone = repo_delete(&h->repo, rec, scan->stems[i], &why);
+    bool ok = gone = repo_delete(&h->site->repo, rec, scan->stems[i], &why);
     bool died = world_is_dead();
     world_revive();
     if (refused)
@@ -205,9 +205,9 @@ static bool delete_point(History *h, const RepoScan *scan, size_t i, Err *err)
 static bool delete_any(History *h, Err *err)
 {
     RepoScan scan;
-    if (h->len == 0)
+    if (h->site->len == 0)
         return true;
-    if (!check_all(h, false, err) || !repo_scan(&h->repo, &scan, err))
+    if (!check_all(h, false, err) || !repo_scan(&h->site->repo, &scan, err))
         return false;
     size_t i = (size_t)rng_below(&h->rng, scan.len);
     const Point *newest = history_newest(h, (size_t)rng_below(&h->rng, h->vms_len));
@@ -228,8 +228,8 @@ static bool repository_event(History *h, Err *err)
         return move(h, err);
     if (kind < 55)
         return restart_hub(h, err);
-    if (kind < 60 && h->len > 0) {
-        Point *p = history_newest(h, h->points[rng_below(&h->rng, h->len)].vm);
+    if (kind < 60 && h->site->len > 0) {
+        Point *p = history_newest(h, h->site->points[rng_below(&h->rng, h->site->len)].vm);
         history_note(h, "%s becomes suspect", p->id);
         p->suspect = true;
         return true;
@@ -240,7 +240,7 @@ static bool repository_event(History *h, Err *err)
 bool steps_any(History *h, Err *err)
 {
     Vm *vm = &h->vms[rng_below(&h->rng, h->vms_len)];
-    if (vm->len == 0 || (vm->len < HISTORY_DISKS && vm->sequence == 0 && rng_chance(&h->rng, 30)))
+    if (vm->len == 0 || (vm->len < HISTORY_DISKS && h->site->vms[vm->index].sequence == 0 && rng_chance(&h->rng, 30)))
         return add_disk(h, vm, err);
     uint64_t kind = rng_below(&h->rng, 100);
     if (kind < 55) {

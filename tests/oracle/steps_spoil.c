@@ -18,10 +18,10 @@ typedef struct Target { // a disk of a listed point
 
 static bool pick(History *h, Target *t, Err *err)
 {
-    if (!repo_scan(&h->repo, &t->scan, err))
+    if (!repo_scan(&h->site->repo, &t->scan, err))
         return false;
-    if (t->scan.len != h->len)
-        return history_fail(err, "%zu points are listed instead of %zu", t->scan.len, h->len);
+    if (t->scan.len != h->site->len)
+        return history_fail(err, "%zu points are listed instead of %zu", t->scan.len, h->site->len);
     size_t i = (size_t)rng_below(&h->rng, t->scan.len);
     const Point *newest = history_newest(h, (size_t)rng_below(&h->rng, h->vms_len));
     if (newest && rng_chance(&h->rng, 50)) // where it matters most
@@ -103,10 +103,10 @@ static bool verify(History *h, const RepoScan *scan, const Target *t, Err *err)
     if (scan->problems_len > 0)
         return err_set(err, ERR_DAMAGED, "%s", scan->problems[0].error.details);
     const Record *rec = history_find_record((void *)(uintptr_t)scan, t->rec->backup_id);
-    if (!rec || !repo_check_layer(&h->repo, rec, t->disk, REPO_CHECK_FILES, err) ||
-        !repo_chain(&h->repo, rec, t->disk->disk_key, history_find_record, (void *)(uintptr_t)scan, &chain, err))
+    if (!rec || !repo_check_layer(&h->site->repo, rec, t->disk, REPO_CHECK_FILES, err) ||
+        !repo_chain(&h->site->repo, rec, t->disk->disk_key, history_find_record, (void *)(uintptr_t)scan, &chain, err))
         return false;
-    bool ok = reader_open(chain.layers, chain.len, &h->repo.geo, &r, err) && read_all(r, reader_size(r), err);
+    bool ok = reader_open(chain.layers, chain.len, &h->site->repo.geo, &r, err) && read_all(r, reader_size(r), err);
     reader_free(r);
     repo_chain_clear(&chain);
     return ok;
@@ -123,7 +123,7 @@ static bool spoil_and_verify(History *h, const Target *t, const char *path, Err 
         return false;
     memcpy(bytes, kept, n);
     size_t m = spoil(&h->rng, bytes, n, &at);
-    if (!put_file(path, bytes, m, err) || !repo_scan(&h->repo, &scan, err))
+    if (!put_file(path, bytes, m, err) || !repo_scan(&h->site->repo, &scan, err))
         return false;
     bool missed = verify(h, &scan, t, &found);
     repo_scan_clear(&scan);
@@ -136,7 +136,7 @@ static bool spoil_and_verify(History *h, const Target *t, const char *path, Err 
 
 static bool spoil_target(History *h, const Target *t, Err *err)
 {
-    const Repo *r = &h->repo;
+    const Repo *r = &h->site->repo;
     cleanup_free char *hashes = repo_path_disk_file(r, t->rec->context, t->disk->disk_no, t->disk->hashes, err);
     cleanup_free char *image = repo_path_disk_file(r, t->rec->context, t->disk->disk_no, t->disk->image, err);
     cleanup_free char *record = repo_path_record(r, t->rec->context, t->stem, err);
@@ -148,16 +148,16 @@ static bool spoil_target(History *h, const Target *t, Err *err)
         return repair_hashes(h, t, hashes, err);
     if (rng_chance(&h->rng, 40))
         return damage_hashes(h, t, hashes, err);
-    for (size_t i = 0; i < h->len; i++)
-        for (size_t d = 0; d < h->points[i].len; d++)
-            any_hidden = any_hidden || h->points[i].disks[d].hidden;
+    for (size_t i = 0; i < h->site->len; i++)
+        for (size_t d = 0; d < h->site->points[i].len; d++)
+            any_hidden = any_hidden || h->site->points[i].disks[d].hidden;
     return any_hidden || spoil_and_verify(h, t, files[rng_below(&h->rng, ARRAY_LEN(files))], err);
 }
 
 bool steps_spoil(History *h, Err *err)
 {
     Target t = {0};
-    if (h->len == 0)
+    if (h->site->len == 0)
         return true;
     if (!pick(h, &t, err))
         return false;

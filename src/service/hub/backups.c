@@ -100,12 +100,21 @@ static bool insert(Hub *h, const StartRequest *req, StoreBackup *b, const Secret
         !secret_digest(secret_reveal(token), digest, err))
         return false;
     b->repository_id = repository.id;
-    Repo cleanup_repo repo = {0};
-    return hub_repo_open(h, &repository, &repo, err) && mem_replace(&b->vm_id, vm.id, err) &&
-        mem_replace(&b->active_vm, vm.id, err) && mem_replace(&b->vm_name, vm.name, err) &&
+    return mem_replace(&b->vm_id, vm.id, err) && mem_replace(&b->active_vm, vm.id, err) && mem_replace(&b->vm_name, vm.name, err) &&
         mem_replace(&b->status, job_state_name(JOB_PENDING), err) &&
         mem_replace(&b->phase, "waiting for a client", err) && mem_replace(&b->token_digest, digest, err) &&
         choose_parent(h, req, b, err) && free_id(h, b, err) && store_backup_add(h->store, b, err);
+}
+
+// Before the transaction: a share that hangs must not hold the database, and with it everybody else.
+static bool repository_is_there(Hub *h, const StartRequest *req, Err *err)
+{
+    StoreVm cleanup_vm vm = {0};
+    StoreRepository cleanup_repository repository = {0};
+    Repo cleanup_repo repo = {0};
+    return store_vm_find(h->store, req->vm_name, &vm, err) &&
+        store_repository_find(h->store, req->repository, &repository, err) &&
+        hub_repo_open(h, &repository, &repo, err);
 }
 
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
@@ -113,7 +122,7 @@ bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
     StartRequest req = {0};
     StoreBackup cleanup_backup b = {0};
     Secret token = {0};
-    if (!read_request(body, &req, err) || !secret_random(&token, err))
+    if (!read_request(body, &req, err) || !repository_is_there(h, &req, err) || !secret_random(&token, err))
         return false;
     bool ok = store_begin(h->store, err);
     if (ok && !insert(h, &req, &b, &token, err)) {
@@ -185,6 +194,16 @@ bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err)
     return true;
 }
 
+// A commit that waits for its repository is no end: it is tried once more, and then the job has failed. Should the
+// record stand all the same, the next scan finds the point.
+static bool give_up_commit(Hub *h, Running *r, Err *err)
+{
+    Err why = ERR_INIT;
+    if (hub_commit(h, r, &why))
+        return err_set(err, ERR_CONFLICT, "backup %s is completed by now: there is nothing left to cancel", r->id);
+    return hub_job_end(h, r, "failed", "cancelled", why.details, false, err);
+}
+
 bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
 {
     Running *r;
@@ -200,7 +219,9 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
         ok = store_backup_request_cancel(h->store, id, err);
         if (ok && r->cancel_by_ms == 0)
             r->cancel_by_ms = clock_mono_ms() + CANCEL_GRACE_MS;
-    } else if (ok)
+    } else if (ok && state == JOB_COMMITTING)
+        ok = give_up_commit(h, r, err);
+    else if (ok)
         ok = err_set(err, ERR_CONFLICT, "backup %s is %s: there is nothing left to cancel", id, b.status);
     hub_running_unlock(h, r);
     return ok && hub_view_backup_id(h, id, ret, err);
@@ -271,6 +292,13 @@ static bool delete_one(Hub *h, const char *id, Err *err)
         (store_repository_get(h->store, b.repository_id, &row, err) && hub_repo_open(h, &row, &repo, err) &&
          store_disk_list(h->store, id, &disks, &len, err) &&
          hub_record_from_rows(&b, disks, len, "deleted", &repo, &rec, err) && repo_delete(&repo, &rec, b.stem, err));
+    // a deletion that stopped halfway: what is left is no good point
+    Err looking = ERR_INIT;
+    cleanup_free char *record = !ok && repo.path && b.context && b.stem
+        ? repo_path_record(&repo, b.context, b.stem, &looking)
+        : NULL;
+    if (record && !file_exists(record))
+        (void)!store_backup_set_suspect(h->store, id, true, &looking);
     record_clear(&rec);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     return ok && store_backup_remove(h->store, id, err);

@@ -34,9 +34,9 @@ static bool take_change_ids(const Completion *c, StoreDisk *disks, size_t n, Err
             (said && said->tracking && !mem_replace(&disks[i].tracking, said->tracking, err)))
             return false;
         if (said && said->bytes_transferred)
-            disks[i].transferred_bytes = said->bytes_transferred;
+            disks[i].transferred_bytes = MIN(said->bytes_transferred, HUB_BYTES_MAX);
         else if (n == 1 && c->bytes_transferred)
-            disks[i].transferred_bytes = c->bytes_transferred;
+            disks[i].transferred_bytes = MIN(c->bytes_transferred, HUB_BYTES_MAX);
     }
     return true;
 }
@@ -48,7 +48,8 @@ static bool seal(const StoreDisk *d, const CompletionDisk *said, EngineAnswer *r
     EngineAnswer answer;
     if (!d->control)
         return err_set(err, ERR_CONFLICT, "disk %s has no exporter", d->disk_key);
-    if (!exporter_call(d->control, &(EngineRequest){.op = ENGINE_STATUS}, 10000, &answer, err))
+    // an earlier hub's seal may be under way: its answer comes first
+    if (!exporter_call(d->control, &(EngineRequest){.op = ENGINE_STATUS}, SEAL_TIMEOUT_MS, &answer, err))
         return false;
     if (!answer.sealed) {
         EngineRequest req = {.op = ENGINE_SEAL};
@@ -101,7 +102,7 @@ static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *di
     return store_commit(h->store, err);
 }
 
-bool hub_commit(Hub *h, const char *id, Err *err)
+static bool commit(Hub *h, const char *id, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     StoreRepository cleanup_repository row = {0};
@@ -146,6 +147,33 @@ bool hub_commit(Hub *h, const char *id, Err *err)
     return ok;
 }
 
+// Of no use to try again: what was sealed is gone, or is not what was sealed, and the repository is there to tell.
+static bool is_hopeless(Hub *h, const char *id, const Err *why)
+{
+    StoreBackup cleanup_backup b = {0};
+    StoreRepository cleanup_repository row = {0};
+    Repo cleanup_repo repo = {0};
+    Err looking = ERR_INIT;
+    bool lasting = why->code == ERR_NOT_FOUND || why->code == ERR_EXISTS || why->code == ERR_DAMAGED ||
+        why->code == ERR_INVALID || why->code == ERR_TOO_LARGE;
+    return lasting && store_backup_get(h->store, id, &b, &looking) &&
+        store_repository_get(h->store, b.repository_id, &row, &looking) && hub_repo_open(h, &row, &repo, &looking);
+}
+
+bool hub_commit(Hub *h, Running *r, Err *err)
+{
+    if (commit(h, r->id, err)) {
+        r->cancel_by_ms = r->silent_ms = 0;
+        hub_running_stop_exporters(r);
+        log_info("backup completed", LOG_STR("job", r->id));
+        return true;
+    }
+    Err ending = ERR_INIT;
+    if (is_hopeless(h, r->id, err) && !hub_job_end(h, r, "failed", "commit failed", err->details, true, &ending))
+        log_error("a failed job could not be ended", LOG_STR("job", r->id), LOG_ERR(&ending));
+    return false;
+}
+
 static bool answer(const char *id, const char *change_id, json_t **ret, Err *err)
 {
     json_t *o = json_object();
@@ -159,6 +187,13 @@ static bool answer(const char *id, const char *change_id, json_t **ret, Err *err
     }
     *ret = o;
     return true;
+}
+
+// The contract: whatever the hub failed at is 500, with these words.
+static bool failed(Err *err)
+{
+    err->code = ERR_INTERNAL;
+    return err_title(err, "failed to complete backup");
 }
 
 static bool not_completable(const StoreBackup *b, Err *err)
@@ -177,58 +212,66 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
     ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, err) &&
         step_to_committing(h, b, disks, len, err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
-    if (!ok && err->code != ERR_CONFLICT && err->code != ERR_INVALID) {
-        Err ending = ERR_INIT;
-        if (!hub_job_end(h, r, "failed", "sealing failed", err->details, true, &ending))
-            log_error("a failed job could not be ended", LOG_STR("job", b->id), LOG_ERR(&ending));
-        (void)err_title(err, "failed to complete backup");
+    if (ok || err->code == ERR_CONFLICT || err->code == ERR_INVALID)
+        return ok;
+    // What may pass (a database that is locked) is left to a repeated call, and an exporter that died to the supervisor
+    Err ending = ERR_INIT;
+    if (err->code != ERR_UNAVAILABLE && !hub_job_end(h, r, "failed", "sealing failed", err->details, true, &ending))
+        log_error("a failed job could not be ended", LOG_STR("job", b->id), LOG_ERR(&ending));
+    return failed(err);
+}
+
+// Does the call say what is on record? Each disk that it names counts.
+static bool same_change_ids(Hub *h, const StoreBackup *b, const Completion *c, bool *ret_same, Err *err)
+{
+    StoreDisk *disks = NULL;
+    size_t len = 0, named = 0;
+    if (!store_disk_list(h->store, b->id, &disks, &len, err))
+        return false;
+    bool same = len > 0 && disks[0].change_id && strcmp(disks[0].change_id, c->change_id) == 0;
+    for (size_t i = 0; same && i < len; i++) {
+        const CompletionDisk *said = said_of(c, disks[i].disk_id);
+        named += said != NULL;
+        same = !said || (disks[i].change_id && strcmp(disks[i].change_id, said->change_id) == 0);
     }
-    return ok;
+    *ret_same = same && named == c->disks_len;
+    STORE_LIST_FREE(disks, len, store_disk_clear);
+    return true;
 }
 
 static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     JobState state;
-    if (!store_backup_get(h->store, r->id, &b, err) || !job_state_parse(b.status, &state, err))
-        return false;
-    if (state == JOB_COMPLETED)
-        return (b.change_id && strcmp(b.change_id, c->change_id) == 0) ||
-            err_set(err, ERR_CONFLICT, "backup %s is completed with another change ID, %s; nothing was changed", b.id,
-                    b.change_id ? b.change_id : "");
+    bool same = true;
+    if (!store_backup_get(h->store, r->id, &b, err))
+        return err->code == ERR_NOT_FOUND ? false : failed(err);
+    if (!job_state_parse(b.status, &state, err))
+        return failed(err);
+    if (state == JOB_PENDING || state == JOB_FAILED || state == JOB_CANCELLED)
+        return not_completable(&b, err);
     if (state == JOB_RUNNING) {
         if (!seal_and_step(h, r, &b, c, err))
             return false;
-    } else if (state == JOB_COMMITTING) {
-        StoreDisk *disks = NULL;
-        size_t len = 0;
-        if (!store_disk_list(h->store, b.id, &disks, &len, err))
-            return false;
-        bool same = len > 0 && disks[0].change_id && strcmp(disks[0].change_id, c->change_id) == 0;
-        STORE_LIST_FREE(disks, len, store_disk_clear);
-        if (!same)
-            return err_set(err, ERR_CONFLICT, "backup %s is committing with another change ID", b.id);
-    } else {
-        return not_completable(&b, err);
+    } else if (!same_change_ids(h, &b, c, &same, err)) {
+        return failed(err);
+    } else if (!same) {
+        return err_set(err, ERR_CONFLICT, "backup %s is %s with another change ID, %s; nothing was changed", b.id,
+                       b.status, b.change_id ? b.change_id : "not recorded yet");
+    } else if (state == JOB_COMPLETED) {
+        return true;
     }
-    if (!hub_commit(h, r->id, err)) {
-        // it stays committing: a repeated call, or the next start, goes on from here
-        log_error("commit failed; it is tried again", LOG_STR("job", r->id), LOG_ERR(err));
-        if (err->code == ERR_CONFLICT || err->code == ERR_NOT_FOUND || err->code == ERR_INVALID)
-            err->code = ERR_INTERNAL;
-        return err_title(err, "failed to complete backup");
-    }
-    r->cancel_by_ms = 0;
-    hub_running_stop_exporters(r);
-    log_info("backup completed", LOG_STR("job", r->id), LOG_STR("change_id", c->change_id));
-    return true;
+    if (hub_commit(h, r, err))
+        return true;
+    log_error("commit failed", LOG_STR("job", r->id), LOG_ERR(err));
+    return failed(err);
 }
 
 bool hub_job_complete(Hub *h, const char *id, const Completion *c, json_t **ret, Err *err)
 {
     Running *r;
     if (!hub_running_lock(h, id, &r, err)) // a call that runs already is joined here: it is waited for
-        return false;
+        return failed(err);
     bool ok = complete(h, r, c, err);
     hub_running_unlock(h, r);
     return ok && answer(id, c->change_id, ret, err);

@@ -8,13 +8,14 @@
 
 #include <stdio.h>
 
-static bool find_disk(Hub *h, const char *id, const char *disk, StoreDisk *ret, Err *err)
+// by_number: what a user calls a disk; else its key alone, as it is on record.
+static bool find_disk(Hub *h, const char *id, const char *disk, bool by_number, StoreDisk *ret, Err *err)
 {
     StoreDisk *disks = NULL;
     size_t len = 0;
     Err not_a_number = ERR_INIT;
     uint64_t no = UINT64_MAX;
-    bool numeric = num_u64(disk, 0, UINT32_MAX, &no, &not_a_number);
+    bool numeric = by_number && num_u64(disk, 0, UINT32_MAX, &no, &not_a_number);
     if (!store_disk_list(h->store, id, &disks, &len, err))
         return false;
     size_t hit = len;
@@ -47,7 +48,7 @@ static bool view(Hub *h, const StoreExport *e, json_t **ret, Err *err)
     cleanup_free char *uri = NULL;
     Err away = ERR_INIT;
     bool ok = (o != NULL || err_no_memory(err)) && store_backup_get(h->store, e->backup_id, &b, err) &&
-        store_repository_get(h->store, b.repository_id, &r, err) && find_disk(h, e->backup_id, e->disk_key, &d, err) &&
+        store_repository_get(h->store, b.repository_id, &r, err) && find_disk(h, e->backup_id, e->disk_key, false, &d, err) &&
         (uri = exporter_uri(e->socket, e->export_name, err)) && codec_json_set_text(o, "export_id", e->id, err) &&
         codec_json_set_text(o, "backup_id", e->backup_id, err) && codec_json_set_u64(o, "disk_id", d.disk_id, err) &&
         codec_json_set_text(o, "disk_key", d.disk_key, err) && codec_json_set_u64(o, "disk_no", d.disk_no, err) &&
@@ -89,6 +90,19 @@ static bool report_damage(Hub *h, const char *layer_id, const char *disk_key, Er
     return err_set(err, ERR_DAMAGED, "%s; points that rest on it: %s", damage.details, names);
 }
 
+// A point that was deleted while its exporter started is not exported; from here on the row keeps it (safety rule 16).
+static bool add(Hub *h, const StoreExport *e, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    if (!store_begin(h->store, err))
+        return false;
+    if (!store_backup_get(h->store, e->backup_id, &b, err) || !store_export_add(h->store, e, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    return store_commit(h->store, err);
+}
+
 static bool start(Hub *h, const StoreBackup *b, const StoreDisk *d, const char *purpose, StoreExport *ret, Err *err)
 {
     StoreRepository cleanup_repository row = {0};
@@ -122,7 +136,7 @@ static bool start(Hub *h, const StoreBackup *b, const StoreDisk *d, const char *
     ok = ok && mem_replace(&e.id, id, err) && mem_replace(&e.backup_id, b->id, err) &&
         mem_replace(&e.disk_key, d->disk_key, err) && mem_replace(&e.purpose, purpose, err) &&
         mem_replace(&e.socket, x.socket, err) && mem_replace(&e.control, x.control, err) &&
-        mem_replace(&e.export_name, x.export_name, err) && store_export_add(h->store, &e, err);
+        mem_replace(&e.export_name, x.export_name, err) && add(h, &e, err);
     if (ok)
         exporter_clear(&x); // found again by its record
     else
@@ -153,7 +167,7 @@ bool hub_export_start(Hub *h, const json_t *body, json_t **ret, Err *err)
         return false;
     if (strcmp(b.status, "completed") != 0)
         return err_set(err, ERR_CONFLICT, "backup %s is %s: no restore point", id, b.status);
-    bool ok = find_disk(h, id, disk, &d, err) && start(h, &b, &d, purpose, &e, err) && view(h, &e, ret, err);
+    bool ok = find_disk(h, id, disk, true, &d, err) && start(h, &b, &d, purpose, &e, err) && view(h, &e, ret, err);
     if (ok)
         log_info("export started", LOG_STR("export", e.id), LOG_STR("job", id), LOG_STR("disk", d.disk_key),
                  LOG_STR("purpose", purpose));

@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define RUN_LOCK "lock"
+
 // Short, because unix sockets have 108 bytes; the same for the same data folder, because the next hub must find what
 // runs there.
 static bool default_run_dir(const char *data_dir, char **ret, Err *err)
@@ -29,17 +31,40 @@ static bool default_run_dir(const char *data_dir, char **ret, Err *err)
     return *ret != NULL;
 }
 
-// Nobody else may put anything into the folder of the sockets.
-static bool own_run_dir(const char *path, Err *err)
+// Nobody else may put anything into the folder of the sockets, another hub of ours included: it would end what it does
+// not know. Its name has one spelling: sockets on record are compared by it, and clients have working folders of their
+// own.
+static bool own_run_dir(Hub *h, const char *path, Err *err)
 {
     struct stat st;
-    if (strlen(path) > 80)
-        return err_set(err, ERR_USAGE, "the run folder %s is too long for unix sockets; choose a shorter one", path);
+    cleanup_free char *lock = NULL;
+    Err locking = ERR_INIT;
     if (!file_mkdir_p(path, 0700, err))
         return false;
     if (lstat(path, &st) != 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077) != 0)
         return err_set(err, ERR_USAGE, "the run folder %s is not ours alone; remove it, or choose another", path);
+    if (!file_realpath(path, &h->run_dir, err) || !(lock = file_join(h->run_dir, RUN_LOCK, err)))
+        return false;
+    if (strlen(h->run_dir) > 80)
+        return err_set(err, ERR_USAGE, "the run folder %s is too long for unix sockets; choose a shorter one",
+                       h->run_dir);
+    if (!file_lock(lock, &h->run_lock_fd, &locking))
+        return err_set(err, locking.code == ERR_BUSY ? ERR_BUSY : ERR_IO,
+                       "the run folder %s cannot be locked (%s); is another hub using it?", h->run_dir,
+                       locking.details);
     return true;
+}
+
+static void leave_run_dir(Hub *h)
+{
+    Err ignored = ERR_INIT; // a lock file that stays does no harm
+    cleanup_free char *lock = h->run_lock_fd >= 0 ? file_join(h->run_dir, RUN_LOCK, &ignored) : NULL;
+    if (lock)
+        (void)!file_unlink(lock, &ignored);
+    if (lock)
+        (void)rmdir(h->run_dir); // stays where something still runs in it
+    if (h->run_lock_fd >= 0)
+        (void)close(h->run_lock_fd);
 }
 
 // Start times count from the boot: after another one a recorded pid may be anybody's.
@@ -58,7 +83,7 @@ static bool check_boot(Hub *h, Err *err)
 
 static bool open_all(Hub *h, const HubConfig *c, Err *err)
 {
-    cleanup_free char *database = NULL, *lock = NULL;
+    cleanup_free char *database = NULL, *lock = NULL, *run_dir = NULL;
     Err locking = ERR_INIT;
     if (!file_mkdir_p(c->data_dir, 0700, err) || !file_realpath(c->data_dir, &h->data_dir, err) ||
         !(lock = file_join(h->data_dir, "lock", err)))
@@ -71,8 +96,8 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
         !(h->log_dir = file_join(h->data_dir, "log", err)) || !file_mkdir(h->log_dir, 0700, err) ||
         !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->client, c->client, err))
         return false;
-    bool ok = c->run_dir ? mem_replace(&h->run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &h->run_dir, err);
-    return ok && own_run_dir(h->run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
+    bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
+    return ok && own_run_dir(h, run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
         hub_recover(h, err) && hub_supervisor_start(h, err);
 }
 
@@ -81,7 +106,7 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     Hub *h = mem_calloc(1, sizeof(*h), err);
     if (!h)
         return false;
-    h->lock_fd = -1;
+    h->lock_fd = h->run_lock_fd = -1;
     h->max_jobs = config->max_jobs;
     h->chain_limit = config->chain_limit;
     h->lease_s = config->lease_s;
@@ -130,10 +155,9 @@ void hub_close(Hub *h)
         free(r);
     }
     store_close(h->store);
+    leave_run_dir(h);
     if (h->lock_fd >= 0)
-        (void)close(h->lock_fd);
-    if (h->run_dir)
-        (void)rmdir(h->run_dir); // stays where something still runs in it
+        (void)close(h->lock_fd); // last: who gets it finds the rest free
     (void)pthread_cond_destroy(&h->changed);
     (void)pthread_mutex_destroy(&h->lock);
     free(h->data_dir);

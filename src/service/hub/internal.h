@@ -17,20 +17,25 @@ typedef struct Running {
     Exporter *exporters;
     size_t exporters_len;
     int64_t cancel_by_ms; // monotonic; 0: no cancel asked for
+    int64_t silent_ms;    // monotonic: the supervisor found the client silent; 0: it is not
     struct Running *next;
 } Running;
 
 struct Hub {
     Store *store;
-    char *data_dir, *run_dir, *plugin, *client, *url, *log_dir;
+    char *data_dir, *run_dir, *plugin, *client, *log_dir;
+    char *_Atomic url; // NULL until hub_set_url(); the supervisor looks at it
     unsigned max_jobs, chain_limit, lease_s, claim_s, export_idle_s;
-    int lock_fd;
+    int lock_fd, run_lock_fd;
     pthread_mutex_t lock; // of the members below
     pthread_cond_t changed;
     Running *running;
     bool stopping, supervising;
     pthread_t supervisor;
 };
+
+// A number that a client reports for one disk: a job's disks add up to what the database can hold.
+#define HUB_BYTES_MAX ((uint64_t)INT64_MAX / WORK_DISKS_MAX)
 
 // ---- running.c
 bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err) must_check;
@@ -46,9 +51,10 @@ void hub_running_stop_exporters(Running *r);
 void hub_wake(Hub *h); // the supervisor looks at once
 
 // ---- complete.c
-// From committing to completed: files, record, row. Re-runnable after a crash between any two steps. The caller holds
-// the entry.
-bool hub_commit(Hub *h, const char *id, Err *err) must_check;
+// From committing to completed: files, record, row; the exporters end. Re-runnable after a crash between any two steps.
+// A commit that cannot succeed any more (what was sealed is gone) ends the job; after any other error it stays
+// committing. The caller holds the entry.
+bool hub_commit(Hub *h, Running *r, Err *err) must_check;
 
 // ---- supervisor.c
 bool hub_supervisor_start(Hub *h, Err *err) must_check;
@@ -60,9 +66,10 @@ bool hub_recover(Hub *h, Err *err) must_check;
 typedef struct ScanCounts {
     uint64_t added, unchanged;
     json_t *missing; // IDs of points in the catalogue without a record; may be NULL
+    json_t *refused; // problems: records that clash with a point of another repository; may be NULL
 } ScanCounts;
-bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err)
-    must_check;
+bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
+                          ScanCounts *counts, Err *err) must_check;
 
 // ---- points.c
 bool hub_repo_open(Hub *h, const StoreRepository *r, Repo *ret, Err *err) must_check; // ERR_UNAVAILABLE with advice

@@ -208,6 +208,12 @@ bool hub_rows_from_record(const Record *rec, const char *stem, const StoreReposi
     return true;
 }
 
+// Says nothing of what is stored: a disk or a system that fails now, and may not the next time.
+static bool passes(const Err *err)
+{
+    return err_retryable(err->code) || err->code == ERR_IO;
+}
+
 static bool load(Points *p, const char *backup_id, Record **ret, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
@@ -224,9 +230,10 @@ static bool load(Points *p, const char *backup_id, Record **ret, Err *err)
     if (!file_read(path, RECORD_MAX_BYTES, &text, &n, &reading) ||
         !record_decode(text, n, &p->repo->info.hash, r, &reading) ||
         (strcmp(r->backup_id, backup_id) != 0 && !err_set(&reading, ERR_DAMAGED, "it is another point's"))) {
+        record_clear(r);
         free(r);
-        return err_set(err, ERR_DAMAGED, "the commit record %s/%s.json is not what was written: %s", b.context, b.stem,
-                       reading.details);
+        return err_set(err, passes(&reading) ? reading.code : ERR_DAMAGED,
+                       "the commit record %s/%s.json is not what was written: %s", b.context, b.stem, reading.details);
     }
     *ret = r;
     return true;
@@ -272,6 +279,7 @@ void hub_points_clear(Points *p)
 bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, RepoCheckDepth depth, RepoChain *ret,
                     char **ret_layer_backup, Err *err)
 {
+    p->err = ERR_INIT;
     const Record *rec = hub_points_find(p, backup_id);
     if (!rec) {
         *err = p->err;
@@ -281,8 +289,11 @@ bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, Repo
         return false;
     }
     RepoChain chain;
-    if (!repo_chain(p->repo, rec, disk_key, hub_points_find, p, &chain, err))
+    Err why = ERR_INIT;
+    if (!repo_chain(p->repo, rec, disk_key, hub_points_find, p, &chain, &why)) {
+        *err = passes(&p->err) ? p->err : why; // a parent's record that cannot be read now is not missing
         return false;
+    }
     for (size_t i = 0; i < chain.len; i++)
         if (!repo_check_layer(p->repo, chain.records[i], chain.disks[i], depth, err)) {
             Err memory = ERR_INIT; // without memory for the name the damage is still reported

@@ -1,6 +1,7 @@
 // What a hub does at its start, with whatever an earlier one left: completes what was committed, goes on with what
 // runs, ends what cannot go on. Records are read before anything is deleted.
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "service/hub/internal.h"
 
@@ -29,8 +30,12 @@ static bool add_context(Hub *h, const StoreRepository *repository, const Record 
                               .disk_key = rec->disks[i].disk_key,
                               .disk_id = rec->disks[i].disk_id,
                               .disk_no = rec->disks[i].disk_no};
-        if (!store_disk_number_add(h->store, &n, err))
+        // a number that another key has by now: this key gets a new one with its next backup
+        Err taken = ERR_INIT;
+        if (!store_disk_number_add(h->store, &n, &taken) && taken.code != ERR_EXISTS) {
+            *err = taken;
             return false;
+        }
     }
     return true;
 }
@@ -47,25 +52,41 @@ static bool end_exporters(Hub *h, const StoreBackup *b, Err *err)
     return true;
 }
 
+// Nothing to do for a record: its row is completed, or comes to it by itself, or the record was deleted since the scan
+// read it (a deletion takes its row in the same transaction, so this look is the last word).
+static bool nothing_to_add(Hub *h, const Repo *repo, const Record *rec, const char *stem, const StoreBackup *old,
+                           bool *ret_nothing, Err *err)
+{
+    JobState state = JOB_FAILED;
+    if (old->status && !job_state_parse(old->status, &state, err))
+        return false;
+    cleanup_free char *path = repo_path_record(repo, rec->context, stem, err);
+    if (!path)
+        return false;
+    // at the start nobody is at work on a job; later its own commit ends it
+    *ret_nothing =
+        state == JOB_COMPLETED || (!job_state_is_final(state) && h->supervising) || (!old->id && !file_exists(path));
+    return true;
+}
+
 // A record without a completed row: the point exists, whatever the database thought of its job.
-static bool add_point(Hub *h, const StoreRepository *repository, const Record *rec, const char *stem, bool *ret_added,
-                      Err *err)
+static bool add_point(Hub *h, const StoreRepository *repository, const Repo *repo, const Record *rec, const char *stem,
+                      bool *ret_added, Err *err)
 {
     StoreBackup cleanup_backup old = {0}, row = {0};
     StoreDisk *disks = NULL;
     size_t len = 0;
-    bool exists;
-    if (!store_backup_exists(h->store, rec->backup_id, &exists, err))
+    bool exists, nothing;
+    if (!store_backup_exists(h->store, rec->backup_id, &exists, err) ||
+        (exists && !store_backup_get(h->store, rec->backup_id, &old, err)))
         return false;
-    if (exists) {
-        if (!store_backup_get(h->store, rec->backup_id, &old, err))
-            return false;
-        if (old.repository_id != repository->id)
-            return err_set(err, ERR_CONFLICT, "point %s is in another repository too; remove that one first", old.id);
-        if (strcmp(old.status, "completed") == 0) {
-            *ret_added = false;
-            return true;
-        }
+    if (exists && old.repository_id != repository->id)
+        return err_set(err, ERR_CONFLICT, "point %s is in another repository too; remove that one first", old.id);
+    if (!nothing_to_add(h, repo, rec, stem, &old, &nothing, err))
+        return false;
+    if (nothing) {
+        *ret_added = false;
+        return true;
     }
     bool ok = hub_rows_from_record(rec, stem, repository, &row, &disks, &len, err) &&
         // the client may still repeat its `complete`: its token stays good
@@ -78,15 +99,36 @@ static bool add_point(Hub *h, const StoreRepository *repository, const Record *r
     return ok && add_context(h, repository, rec, err);
 }
 
-static bool add_points(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err)
+static bool refuse_point(const Record *rec, const char *stem, const Err *why, json_t *refused, Err *err)
+{
+    log_error("a record is not taken into the catalogue", LOG_STR("job", rec->backup_id), LOG_ERR(why));
+    if (!refused)
+        return true;
+    cleanup_free char *path = mem_printf(err, "%s/%s.json", rec->context, stem);
+    json_t *o = path ? json_object() : NULL;
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "path", path, err) &&
+        codec_json_set_text(o, "error", err_short(why), err) && codec_json_set_text(o, "details", why->details, err);
+    return codec_json_push(refused, o, err) && ok;
+}
+
+static bool add_points(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
+                       ScanCounts *counts, Err *err)
 {
     for (size_t i = 0; i < scan->len; i++) {
+        const Record *rec = &scan->records[i];
         bool added = false;
-        if (!add_point(h, repository, &scan->records[i], scan->stems[i], &added, err))
-            return err_context(err, "record of %s", scan->records[i].backup_id);
+        Err why = ERR_INIT;
+        if (!add_point(h, repository, repo, rec, scan->stems[i], &added, &why)) {
+            // one that clashes with another repository's point keeps nobody else out
+            if (why.code == ERR_CONFLICT && refuse_point(rec, scan->stems[i], &why, counts->refused, err))
+                continue;
+            if (err->code == ERR_NONE)
+                *err = why;
+            return err_context(err, "record of %s", rec->backup_id);
+        }
         if (added) {
             counts->added++;
-            log_info("point taken into the catalogue", LOG_STR("job", scan->records[i].backup_id));
+            log_info("point taken into the catalogue", LOG_STR("job", rec->backup_id));
         } else {
             counts->unchanged++;
         }
@@ -95,31 +137,44 @@ static bool add_points(Hub *h, const StoreRepository *repository, const RepoScan
 }
 
 // Points that the catalogue lists and the repository does not hold: they stay listed, as suspect, and are named.
-static bool mark_missing(Hub *h, const StoreRepository *repository, const RepoScan *scan, json_t *missing, Err *err)
+static bool mark_missing(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
+                         json_t *missing, Err *err)
 {
-    StoreBackup *points = NULL;
+    StoreBackup *rows = NULL;
     size_t len = 0;
-    if (!store_backup_points(h->store, repository->id, NULL, &points, &len, err))
+    if (!store_backup_points(h->store, repository->id, NULL, &rows, &len, err))
         return false;
+    Points points = {.hub = h, .repo = repo};
     bool ok = true;
     for (size_t i = 0; ok && i < len; i++) {
-        if (known_stem(scan, points[i].id))
+        // one that was completed after the scan had read its folder is there now
+        if (known_stem(scan, rows[i].id) || hub_points_find(&points, rows[i].id))
             continue;
-        log_error("a listed point has no readable record", LOG_STR("job", points[i].id));
-        ok = store_backup_set_suspect(h->store, points[i].id, true, err) &&
-            (!missing || codec_json_push(missing, json_string(points[i].id), err));
+        log_error("a listed point has no readable record", LOG_STR("job", rows[i].id), LOG_ERR(&points.err));
+        ok = store_backup_set_suspect(h->store, rows[i].id, true, err) &&
+            (!missing || codec_json_push(missing, json_string(rows[i].id), err));
     }
-    STORE_LIST_FREE(points, len, store_backup_clear);
+    hub_points_clear(&points);
+    STORE_LIST_FREE(rows, len, store_backup_clear);
     return ok;
 }
 
-bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const RepoScan *scan, ScanCounts *counts, Err *err)
+static bool update_catalogue(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
+                             ScanCounts *counts, Err *err)
+{
+    StoreRepository cleanup_repository still = {0};
+    return store_repository_get(h->store, repository->id, &still, err) && // not removed since the scan began
+        add_points(h, repository, repo, scan, counts, err) &&
+        mark_missing(h, repository, repo, scan, counts->missing, err);
+}
+
+bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
+                          ScanCounts *counts, Err *err)
 {
     ScanCounts unused = {0};
-    counts = counts ? counts : &unused;
     if (!store_begin(h->store, err))
         return false;
-    if (!add_points(h, repository, scan, counts, err) || !mark_missing(h, repository, scan, counts->missing, err)) {
+    if (!update_catalogue(h, repository, repo, scan, counts ? counts : &unused, err)) {
         store_rollback(h->store);
         return false;
     }
@@ -167,7 +222,7 @@ static bool recover_job(Hub *h, const StoreBackup *b, Err *err)
         // everything that is needed is on record and on disk, the exporters are not; if its repository is away, the
         // supervisor tries again
         ok = end_exporters(h, b, err);
-        if (!ok || !hub_commit(h, b->id, &why))
+        if (!ok || !hub_commit(h, r, &why))
             log_error("an interrupted commit could not be finished yet", LOG_STR("job", b->id), LOG_ERR(&why));
         else
             log_info("an interrupted commit was finished", LOG_STR("job", b->id));
@@ -182,26 +237,35 @@ static bool recover_job(Hub *h, const StoreBackup *b, Err *err)
     return ok;
 }
 
+// The other repositories, and the API, do not wait for one that has a problem: that is logged, and a scan names it.
 static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBackup *jobs, size_t jobs_len, Err *err)
 {
     Repo cleanup_repo repo = {0};
     RepoScan scan = {0};
-    Err away = ERR_INIT;
+    Err away = ERR_INIT, cleaning = ERR_INIT, updating = ERR_INIT;
     if (!hub_repo_open(h, row, &repo, &away)) {
         log_warn("repository not available", LOG_STR("name", row->name), LOG_ERR(&away));
         return true;
     }
     const char **keep = mem_calloc(jobs_len, sizeof(*keep), err);
     size_t keep_len = 0;
-    for (size_t i = 0; keep && i < jobs_len; i++)
+    if (!keep)
+        return false;
+    for (size_t i = 0; i < jobs_len; i++)
         if (jobs[i].attempt)
             keep[keep_len++] = jobs[i].attempt;
-    bool ok = keep && repo_recover(&repo, keep, keep_len, &scan, err) && hub_catalogue_update(h, row, &scan, NULL, err);
+    bool scanned = repo_recover(&repo, keep, keep_len, &scan, &cleaning);
+    if (!scanned) {
+        log_error("what a repository's jobs left cannot be removed", LOG_STR("name", row->name), LOG_ERR(&cleaning));
+        scanned = repo_scan(&repo, &scan, &updating);
+    }
+    if (!scanned || !hub_catalogue_update(h, row, &repo, &scan, NULL, &updating))
+        log_error("repository not taken into the catalogue", LOG_STR("name", row->name), LOG_ERR(&updating));
     for (size_t i = 0; i < scan.problems_len; i++)
         log_error("damaged record", LOG_STR("path", scan.problems[i].path), LOG_ERR(&scan.problems[i].error));
     repo_scan_clear(&scan);
     free(keep);
-    return ok;
+    return true;
 }
 
 static bool recover_exports(Hub *h, Err *err)
@@ -225,31 +289,41 @@ static bool recover_exports(Hub *h, Err *err)
     return ok;
 }
 
+// Sockets of a job's exporters, added to a list that owns its texts.
+static bool add_sockets(Hub *h, const char *id, char ***list, size_t *len, Err *err)
+{
+    StoreDisk *disks = NULL;
+    size_t n = 0;
+    if (!store_disk_list(h->store, id, &disks, &n, err))
+        return false;
+    char **more = reallocarray(*list, *len + n + 1, sizeof(*more));
+    if (more)
+        *list = more;
+    for (size_t i = 0; more && i < n; i++)
+        if (disks[i].socket)
+            more[(*len)++] = mem_take(disks[i].socket);
+    STORE_LIST_FREE(disks, n, store_disk_clear);
+    return more != NULL || err_no_memory(err);
+}
+
 // Run folders that no job and no export owns, and the exporters in them.
 static bool sweep(Hub *h, Err *err)
 {
     StoreBackup *jobs = NULL;
     StoreExport *exports = NULL;
-    size_t jobs_len = 0, exports_len = 0, n = 0, cap = 0;
-    const char **keep = NULL;
-    StoreDisk *disks[64];
-    size_t disks_len[64], lists = 0;
+    size_t jobs_len = 0, exports_len = 0, n = 0;
+    char **keep = NULL;
     bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
-        store_export_list(h->store, &exports, &exports_len, err);
-    cap = exports_len + 64 * 256;
-    ok = ok && (keep = mem_calloc(cap, sizeof(*keep), err));
+        store_export_list(h->store, &exports, &exports_len, err) &&
+        (keep = mem_calloc(exports_len, sizeof(*keep), err));
     for (size_t i = 0; ok && i < exports_len; i++)
-        keep[n++] = exports[i].socket;
-    for (size_t i = 0; ok && i < jobs_len && lists < ARRAY_LEN(disks); i++) {
-        ok = store_disk_list(h->store, jobs[i].id, &disks[lists], &disks_len[lists], err);
-        for (size_t k = 0; ok && k < disks_len[lists] && n < cap; k++)
-            if (disks[lists][k].socket)
-                keep[n++] = disks[lists][k].socket;
-        lists += ok;
-    }
-    ok = ok && exporter_sweep(h->run_dir, keep, n, err);
-    for (size_t i = 0; i < lists; i++)
-        STORE_LIST_FREE(disks[i], disks_len[i], store_disk_clear);
+        if (exports[i].socket)
+            keep[n++] = mem_take(exports[i].socket);
+    for (size_t i = 0; ok && i < jobs_len; i++)
+        ok = add_sockets(h, jobs[i].id, &keep, &n, err);
+    ok = ok && exporter_sweep(h->run_dir, (const char *const *)keep, n, err);
+    for (size_t i = 0; i < n; i++)
+        free(keep[i]);
     free(keep);
     STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
     STORE_LIST_FREE(exports, exports_len, store_export_clear);

@@ -1,6 +1,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/num.h"
 #include "base/str.h"
 #include "domain/name.h"
 #include "service/hub/internal.h"
@@ -61,6 +62,10 @@ static bool parse(const json_t *body, const char **ret_name, const char **ret_pa
         !codec_json_text_opt(body, "hash_algorithm", 32, &algorithm, err) || !name_check("name", *ret_name, err) ||
         !hash_algorithm_parse(algorithm ? algorithm : "xxh3-128", ret_algorithm, err))
         return false;
+    Err not_a_number = ERR_INIT;
+    uint64_t number;
+    if (num_u64(*ret_name, 0, UINT64_MAX, &number, &not_a_number)) // a later repository's ID would take its place
+        return err_set(err, ERR_INVALID, "name \"%s\" is a number, as IDs are; choose another", *ret_name);
     if (!present)
         cluster_size = 65536;
     if (cluster_size < 4096 || (cluster_size & (cluster_size - 1)) != 0)
@@ -87,6 +92,8 @@ bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     }
     if (!open_or_create(path, cluster_size, algorithm, &repo, err))
         return false;
+    if (!str_is_utf8(repo.path, strlen(repo.path)))
+        return err_set(err, ERR_INVALID, "path \"%s\" leads to a folder whose name is not UTF-8", path);
     r.created_us = clock_utc_us();
     r.cluster_size = repo.info.cluster_size;
     if (!mem_replace(&r.name, name, err) || !mem_replace(&r.path, repo.path, err) ||
@@ -146,6 +153,24 @@ static bool busy(Hub *h, int64_t repository_id, Err *err)
     return !any || err_set(err, ERR_BUSY, "a job writes to this repository; wait for it, or cancel it");
 }
 
+static bool being_read(Hub *h, int64_t repository_id, Err *err)
+{
+    StoreExport *exports = NULL;
+    size_t len = 0;
+    if (!store_export_list(h->store, &exports, &len, err))
+        return false;
+    const char *reader = NULL;
+    for (size_t i = 0; !reader && i < len; i++) {
+        StoreBackup cleanup_backup b = {0};
+        Err gone = ERR_INIT;
+        if (store_backup_get(h->store, exports[i].backup_id, &b, &gone) && b.repository_id == repository_id)
+            reader = exports[i].id;
+    }
+    bool ok = !reader || err_set(err, ERR_BUSY, "a point in it is being read (export %s); end that first", reader);
+    STORE_LIST_FREE(exports, len, store_export_clear);
+    return ok;
+}
+
 bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *err)
 {
     StoreRepository cleanup_repository r = {0};
@@ -153,7 +178,7 @@ bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *er
     if (!store_begin(h->store, err))
         return false;
     if (!store_repository_find(h->store, repository, &r, err) || !busy(h, r.id, err) ||
-        !store_repository_remove(h->store, r.id, err)) {
+        !being_read(h, r.id, err) || !store_repository_remove(h->store, r.id, err)) {
         store_rollback(h->store);
         return false;
     }
@@ -182,7 +207,7 @@ static bool scan_answer(const StoreRepository *r, const RepoScan *scan, const St
 {
     char id[24];
     (void)snprintf(id, sizeof(id), "%lld", (long long)r->id);
-    json_t *o = json_object(), *problems = json_array(), *orphans = json_array();
+    json_t *o = json_object(), *problems = json_incref(counts->refused), *orphans = json_array();
     bool ok = (o && problems && orphans) || err_no_memory(err);
     for (size_t i = 0; ok && i < scan->problems_len; i++) {
         json_t *p = json_object();
@@ -213,13 +238,15 @@ bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err)
     RepoScan scan = {0};
     StoreBackup *jobs = NULL;
     size_t jobs_len = 0;
-    ScanCounts counts = {.missing = json_array()};
-    bool ok = (counts.missing != NULL || err_no_memory(err)) && store_repository_find(h->store, repository, &r, err) &&
-        hub_repo_open(h, &r, &repo, err) && repo_scan(&repo, &scan, err) &&
-        hub_catalogue_update(h, &r, &scan, &counts, err) && store_backup_active(h->store, &jobs, &jobs_len, err) &&
+    ScanCounts counts = {.missing = json_array(), .refused = json_array()};
+    bool ok = ((counts.missing && counts.refused) || err_no_memory(err)) &&
+        store_repository_find(h->store, repository, &r, err) && hub_repo_open(h, &r, &repo, err) &&
+        repo_scan(&repo, &scan, err) && hub_catalogue_update(h, &r, &repo, &scan, &counts, err) &&
+        store_backup_active(h->store, &jobs, &jobs_len, err) &&
         scan_answer(&r, &scan, jobs, jobs_len, &counts, ret, err);
     STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
     repo_scan_clear(&scan);
     json_decref(counts.missing);
+    json_decref(counts.refused);
     return ok;
 }

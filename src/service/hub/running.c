@@ -1,5 +1,6 @@
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/str.h"
 #include "service/hub/internal.h"
 
 // The entry of a job, made where there is none. The caller holds h->lock.
@@ -57,7 +58,8 @@ void hub_running_unlock(Hub *h, Running *r)
     (void)pthread_mutex_lock(&h->lock);
     r->locked = false;
     r->users--;
-    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_by_ms == 0) {
+    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_by_ms == 0 &&
+        r->silent_ms == 0) {
         Running **link = &h->running;
         while (*link != r)
             link = &(*link)->next;
@@ -109,7 +111,7 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
     bool ended = false;
     if (!store_backup_get(h->store, r->id, &b, err))
         return false;
-    r->cancel_by_ms = 0;
+    r->cancel_by_ms = r->silent_ms = 0;
     stop_client(r, keep_client);
     hub_running_stop_exporters(r);
 
@@ -120,7 +122,13 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
          !hub_repo_open(h, &row, &repo, &aborting) || !repo_abort(&repo, b.context, b.stem, b.attempt, &aborting)))
         log_warn("partial images of a job could not be removed; a later start does", LOG_STR("job", r->id),
                  LOG_ERR(&aborting));
-    if (!store_backup_end(h->store, r->id, status, error, details, clock_utc_us(), &ended, err))
+    // the API shows these for as long as the row is there: bytes that are no text must not get in
+    cleanup_free char *title = mem_strdup(error, err), *text = title ? mem_strdup(details, err) : NULL;
+    if (!text)
+        return false;
+    str_make_utf8(title);
+    str_make_utf8(text);
+    if (!store_backup_end(h->store, r->id, status, title, text, clock_utc_us(), &ended, err))
         return false;
     if (ended)
         log_info("job ended", LOG_STR("job", r->id), LOG_STR("status", status), LOG_STR("error", error),

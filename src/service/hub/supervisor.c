@@ -12,6 +12,7 @@
 
 #define TICK_MS 500
 #define EXPORT_LOOK_MS 5000
+#define HEARTBEAT_MS 4000 // a client that lives is heard within it
 
 static bool spawn_client(Hub *h, Running *r, const StoreBackup *b, Err *err)
 {
@@ -74,7 +75,8 @@ static bool end(Hub *h, Running *r, const char *status, const char *error, const
 static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *running, Err *err)
 {
     char details[256];
-    if (b->client_pid > 0 && client_died(r)) {
+    // no client in the entry, but one on record: ending the job did not come to its end the last time
+    if (b->client_pid > 0 && (r->client.pid == 0 || client_died(r))) {
         (void)snprintf(details, sizeof(details), "the client ended before it claimed the job; see %s/%s.client.log",
                        h->log_dir, b->vm_id);
         return end(h, r, "failed", "client failed", details, err);
@@ -107,11 +109,17 @@ static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
         r->cancel_by_ms = clock_mono_ms() + TICK_MS; // asked for in an earlier hub's time
     if (b->cancel_requested && clock_mono_ms() > r->cancel_by_ms)
         return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
-    if (clock_utc_us() - b->last_seen_us > (int64_t)h->lease_s * 1000000) {
-        (void)snprintf(details, sizeof(details), "nothing was heard from the client for %u s", h->lease_s);
-        return end(h, r, "failed", "client silent", details, err);
+    if (clock_utc_us() - b->last_seen_us <= (int64_t)h->lease_s * 1000000) {
+        r->silent_ms = 0;
+        return true;
     }
-    return true;
+    // It may be us who were held up (a stopped process, a long deletion), or the clock was set: let it speak first
+    if (r->silent_ms == 0)
+        r->silent_ms = clock_mono_ms();
+    if (clock_mono_ms() - r->silent_ms < HEARTBEAT_MS)
+        return true;
+    (void)snprintf(details, sizeof(details), "nothing was heard from the client for %u s", h->lease_s);
+    return end(h, r, "failed", "client silent", details, err);
 }
 
 static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
@@ -129,8 +137,7 @@ static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
         ok = look_at_running(h, r, &b, err);
     else if (ok && strcmp(b.status, "committing") == 0) {
         Err why = ERR_INIT; // logged when it began; the repository may be back by now
-        if (hub_commit(h, id, &why))
-            hub_running_stop_exporters(r);
+        (void)!hub_commit(h, r, &why);
     }
     hub_running_unlock(h, r);
     return ok;
@@ -156,28 +163,37 @@ static void look_at_jobs(Hub *h)
     STORE_LIST_FREE(jobs, len, store_backup_clear);
 }
 
+// The n-th job whose client has ended, and that nobody is at work on; NULL if there are not so many.
+static char *ended_client(Hub *h, unsigned n)
+{
+    char *id = NULL;
+    Err memory = ERR_INIT; // the next round sees it again
+    (void)pthread_mutex_lock(&h->lock);
+    for (Running *r = h->running; r && !id; r = r->next)
+        if (!r->locked && r->users == 0 && r->client.pid > 0 && !proc_alive(&r->client) && n-- == 0)
+            id = mem_strdup(r->id, &memory);
+    (void)pthread_mutex_unlock(&h->lock);
+    return id;
+}
+
 // Clients of jobs that are over: reaped here, so that none stays as a zombie.
 static void reap(Hub *h)
 {
-    for (;;) {
-        char *id = NULL;
-        Err err = ERR_INIT;
-        (void)pthread_mutex_lock(&h->lock);
-        for (Running *r = h->running; r && !id; r = r->next)
-            if (!r->locked && r->users == 0 && r->client.pid > 0 && !proc_alive(&r->client))
-                id = mem_strdup(r->id, &err);
-        (void)pthread_mutex_unlock(&h->lock);
-        Running *r;
+    for (unsigned n = 0;;) {
+        cleanup_free char *id = ended_client(h, n);
         if (!id)
             return;
-        bool job_is_over = false;
-        if (hub_backup_is_final(h, id, &job_is_over, &err) && job_is_over && hub_running_lock(h, id, &r, &err)) {
-            (void)!client_died(r);
-            hub_running_unlock(h, r);
+        Running *r;
+        Err looking = ERR_INIT, err = ERR_INIT;
+        bool over = false;
+        if (!hub_backup_is_final(h, id, &over, &looking))
+            over = looking.code == ERR_NOT_FOUND; // deleted since
+        if (!over || !hub_running_try(h, id, &r, &err) || !r) {
+            n++; // looked after as a job, or in the next round
+            continue;
         }
-        free(id);
-        if (!job_is_over)
-            return; // looked after as a job
+        (void)!client_died(r);
+        hub_running_unlock(h, r);
     }
 }
 

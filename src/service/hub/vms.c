@@ -81,7 +81,7 @@ static bool view(Hub *h, const StoreVm *v, bool registered, json_t **ret, Err *e
     StoreBackup *last = NULL;
     size_t last_len = 0;
     json_t *source = NULL, *excluded = NULL, *o = json_object(), *last_view = json_null();
-    StoreBackupFilter filter = {.vm_name = v->name, .limit = 1};
+    StoreBackupFilter filter = {.vm_id = v->id, .limit = 1}; // by identity: names come and go
     bool ok = (o != NULL || err_no_memory(err)) && store_vm_points(h->store, v->id, &points, err) &&
         store_backup_list(h->store, &filter, &last, &last_len, &total, err) &&
         (!v->source || codec_json_parse(v->source, strlen(v->source), SOURCE_JSON_MAX, &source, err)) &&

@@ -120,6 +120,7 @@ typedef struct Plan { // of one announce call
     StoreDisk *disks;
     size_t disks_len;
     EngineConfig *configs; // same index
+    bool begun;            // past the checks that change nothing
 } Plan;
 
 static void plan_clear(Plan *p)
@@ -178,6 +179,10 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool
     Err damage = ERR_INIT;
     bool intact =
         parent && hub_chain_open(&p->points, p->b.parent_id, a->disk_key, REPO_CHECK_HASHES, &chain, NULL, &damage);
+    // a backing file is a sibling: there is none in another folder, as after a scan of what an earlier catalogue held
+    if (intact && (strcmp(chain.records[0]->context, p->b.context) != 0 || chain.disks[0]->disk_no != d->disk_no))
+        intact = err_set(&damage, ERR_CONFLICT, "the previous backup's image lies in another folder, %s/disk-%u",
+                         chain.records[0]->context, chain.disks[0]->disk_no);
     ChainReason reason;
     ChainInput in = {
         .full_requested = strcmp(p->b.reason, chain_reason_name(CHAIN_REQUESTED)) == 0,
@@ -262,16 +267,34 @@ static bool check_space(const Plan *p, const Announce *a, Err *err)
                 want, p->repository.name, have);
 }
 
+// An increment lies beside its parent. A folder that somebody removed is replaced by a new one.
+static bool choose_context(Plan *p, Err *err)
+{
+    StoreBackup cleanup_backup parent = {0};
+    cleanup_free char *existing = NULL;
+    Err gone = ERR_INIT;
+    if (p->b.parent_id ? !store_backup_get(p->h->store, p->b.parent_id, &parent, err)
+                       : !store_context_get(p->h->store, p->b.repository_id, p->b.vm_id, &existing, err))
+        return false;
+    if (parent.context)
+        existing = mem_take(parent.context);
+    if (existing &&
+        !repo_context(&p->repo, existing, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, &gone) &&
+        gone.code != ERR_NOT_FOUND) {
+        *err = gone;
+        return false;
+    }
+    return (p->b.context ||
+            repo_context(&p->repo, NULL, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, err)) &&
+        store_context_set(p->h->store, p->b.repository_id, p->b.vm_id, p->b.context, err);
+}
+
 static bool plan_context(Plan *p, const Announce *a, Err *err)
 {
-    cleanup_free char *existing = NULL;
     unsigned char random[4];
     char attempt[9], slug[NAME_SLUG];
     json_t *left_out = json_array();
-    bool ok = (left_out != NULL || err_no_memory(err)) &&
-        store_context_get(p->h->store, p->b.repository_id, p->b.vm_id, &existing, err) &&
-        repo_context(&p->repo, existing, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, err) &&
-        store_context_set(p->h->store, p->b.repository_id, p->b.vm_id, p->b.context, err) &&
+    bool ok = (left_out != NULL || err_no_memory(err)) && choose_context(p, err) &&
         uuid_random_bytes(random, sizeof(random), err);
     for (size_t i = 0; ok && i < a->left_out_len; i++)
         ok = codec_json_push(left_out, json_string(a->left_out[i]), err);
@@ -289,6 +312,24 @@ static bool plan_context(Plan *p, const Announce *a, Err *err)
     return ok;
 }
 
+// What a record may not hold: one number for two disks (given by the source here, by us there), or sizes whose sum
+// nobody can note.
+static bool check_disks(Plan *p, Err *err)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < p->disks_len; i++) {
+        const StoreDisk *d = &p->disks[i];
+        if (!add_u64(total, d->size, &total) || total > INT64_MAX)
+            return err_set(err, ERR_INVALID, "the disks' sizes are out of range");
+        for (size_t k = 0; k < i; k++)
+            if (p->disks[k].disk_id == d->disk_id)
+                return err_set(err, ERR_INVALID, "disks %s and %s have the same disk_id, %llu", p->disks[k].disk_key,
+                               d->disk_key, (unsigned long long)d->disk_id);
+    }
+    p->b.total_bytes = total;
+    return true;
+}
+
 static bool plan_disks(Plan *p, const Announce *a, Err *err)
 {
     StoreBackup cleanup_backup parent = {0};
@@ -300,13 +341,12 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
         (!p->b.parent_id ||
          (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
           store_disk_list(p->h->store, p->b.parent_id, &rows, &rows_len, err)));
-    p->b.total_bytes = 0;
     for (size_t i = 0; ok && i < a->disks_len; i++) {
         ok = plan_disk(p, &a->disks[i], row_of(rows, rows_len, a->disks[i].disk_key), parent.suspect, err);
         all_full = all_full && ok && p->configs[i].mode == DISK_FULL;
-        p->b.total_bytes += a->disks[i].size;
     }
     STORE_LIST_FREE(rows, rows_len, store_disk_clear);
+    ok = ok && check_disks(p, err);
     if (ok && all_full && strcmp(p->b.backup_type, "incremental") == 0) // asked for, and not to be had: say why
         ok = mem_replace(&p->b.reason, p->disks[0].reason, err) &&
             mem_replace(&p->b.reason_text, p->disks[0].reason_text, err) && mem_replace(&p->b.parent_id, NULL, err);
@@ -371,6 +411,7 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
     if (announced > 0)
         return err_set(err, ERR_CONFLICT, "the disks of backup %s were announced already", p->b.id);
     p->points = (Points){.hub = p->h, .repo = &p->repo};
+    p->begun = true;
     bool ok = store_repository_get(p->h->store, p->b.repository_id, &p->repository, err) &&
         hub_repo_open(p->h, &p->repository, &p->repo, err) && check_space(p, a, err) && plan_context(p, a, err) &&
         plan_disks(p, a, err) && insert_disks(p, err) && start_exporters(p, answer, err);
@@ -390,8 +431,7 @@ bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer 
         announce_answer_clear(&answer);
         // a job that could not be set up is over; a refused second announcement changes nothing
         Err ending = ERR_INIT;
-        if (err->code != ERR_CONFLICT && err->code != ERR_NOT_FOUND &&
-            !hub_job_end(h, p.running, "failed", err_short(err), err->details, true, &ending))
+        if (p.begun && !hub_job_end(h, p.running, "failed", err_short(err), err->details, true, &ending))
             log_error("a failed job could not be ended", LOG_STR("job", id), LOG_ERR(&ending));
     } else {
         for (size_t i = 0; i < p.disks_len; i++)
@@ -421,10 +461,10 @@ bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, Work
         const WorkProgressDisk *d = &progress->disks[i];
         StoreDisk row = {.backup_id = b.id,
                          .disk_id = d->disk_id,
-                         .done_bytes = d->done_bytes,
-                         .transferred_bytes = d->transferred_bytes,
-                         .zero_bytes = d->zero_bytes,
-                         .changed_bytes = d->changed_bytes};
+                         .done_bytes = MIN(d->done_bytes, HUB_BYTES_MAX),
+                         .transferred_bytes = MIN(d->transferred_bytes, HUB_BYTES_MAX),
+                         .zero_bytes = MIN(d->zero_bytes, HUB_BYTES_MAX),
+                         .changed_bytes = MIN(d->changed_bytes, HUB_BYTES_MAX)};
         if (!store_disk_set_progress(h->store, &row, err))
             return false;
     }

@@ -395,6 +395,8 @@ static void test_adopt(void **state)
     assert_false(proc_alive(&p));
     Proc zombie = PROC_NONE;
     assert_fails(proc_adopt(pid, start_time, &zombie, &err), &err, ERR_NOT_FOUND);
+    // A child that is known by its record alone has nobody else who would reap it.
+    assert_int_equal(waitpid(pid, NULL, WNOHANG), -1);
     assert_ok(proc_wait(&p, SOON, NULL, &err), &err);
     // Reaped through one hold, the other knows.
     int status = 0;

@@ -98,6 +98,9 @@ static void test_utf8(void **state)
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
         if (str_is_utf8(bad[i], strlen(bad[i])))
             fail_msg("bad[%zu] was accepted", i);
+    char mixed[] = "a\xff\xc3\xbc\xe2\x82";
+    str_make_utf8(mixed);
+    assert_string_equal(mixed, "a?\xc3\xbc??");
     assert_false(str_is_utf8("a\0b", 3));
     assert_true(str_is_utf8("\xc3\xa9\xc3", 2));
     assert_false(str_is_utf8("\xc3\xa9", 1)); // never looks behind n

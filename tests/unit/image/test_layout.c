@@ -94,7 +94,7 @@ static void foreign(void **state)
     char longest[600];
     memset(longest, 'a', sizeof longest);
     memcpy(longest, "backup-", 7);
-    strcpy(longest + sizeof longest - 8, "-1.json");
+    memcpy(longest + sizeof longest - 8, "-1.json", 8);
     assert_false(layout_parse(longest, &n));
 }
 

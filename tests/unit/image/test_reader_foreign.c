@@ -200,11 +200,9 @@ static void foreign_chain(void **state, Foreign *f, bool subclusters, UnitRandom
     foreign_add(state, f, "b.qcow2");
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
         subclusters ? "extended_l2=on,compression_type=zstd" : "compression_type=zstd", "-F",
-        "qcow2", "-b", "b.qcow2", unit_path(state, "c.qcow2"), "2500096");
-    scribble(unit_path(state, "c.qcow2"), 2500096, 30, random);
-    // Its last cluster ends within. What lies below goes on: it may show through, and QEMU copies it when it writes
-    // a part of a whole cluster.
-    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 2490368 512", unit_path(state, "c.qcow2"));
+        "qcow2", "-b", "b.qcow2", unit_path(state, "c.qcow2"), "2490368");
+    scribble(unit_path(state, "c.qcow2"), 2490368, 30, random);
+    // It ends with a cluster: behind an end within one our layers hold zeros, and QEMU's may hold anything.
     foreign_add(state, f, "c.qcow2");
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F",
         "qcow2", "-b", "c.qcow2", unit_path(state, "d.qcow2"), "3500032");

@@ -352,7 +352,7 @@ static void repository_info(void **state)
                         .hash = xxh,
                         .created_us = 1700000000000000},
                    back;
-    strcpy(i.uuid, "11111111-2222-4333-8444-555555555555");
+    memcpy(i.uuid, "11111111-2222-4333-8444-555555555555", sizeof i.uuid);
     char *text;
     assert_ok(repository_info_encode(&i, &text, &err), &err);
     size_t n = strlen(text);

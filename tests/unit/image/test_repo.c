@@ -285,10 +285,10 @@ static void commit_refuses(void **state)
     p.rec.disks[1].hashes_digest.bytes[0] ^= 1;
     assert_fails(repo_commit(&r, &p.rec, p.stem, p.attempt, &err), &err, ERR_DAMAGED);
     p.rec.disks[1].hashes_digest.bytes[0] ^= 1;
-    strcpy(uuid, p.rec.repository_uuid);
+    memcpy(uuid, p.rec.repository_uuid, strlen(p.rec.repository_uuid) + 1);
     p.rec.repository_uuid[0] = p.rec.repository_uuid[0] == '0' ? '1' : '0';
     assert_fails(repo_commit(&r, &p.rec, p.stem, p.attempt, &err), &err, ERR_INVALID);
-    strcpy(p.rec.repository_uuid, uuid);
+    memcpy(p.rec.repository_uuid, uuid, strlen(uuid) + 1);
     assert_ok(repo_scan(&r, &s, &err), &err);
     assert_int_equal(s.len, 0);
     repo_scan_clear(&s);

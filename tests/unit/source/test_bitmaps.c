@@ -2,9 +2,9 @@
 
 #include "source/qemu/bitmaps.h"
 
-#define REPO  "11111111-1111-4111-8111-111111111111"
-#define VM    "22222222-2222-4222-8222-222222222222"
-#define LINE  "33333333-3333-4333-8333-333333333333"
+#define REPO "11111111-1111-4111-8111-111111111111"
+#define VM "22222222-2222-4222-8222-222222222222"
+#define LINE "33333333-3333-4333-8333-333333333333"
 #define OTHER "44444444-4444-4444-8444-444444444444"
 #define FRESH "55555555-5555-4555-8555-555555555555"
 #define NAME(line, n) "sendense." REPO "." VM "." line "." #n
@@ -16,7 +16,7 @@ typedef struct Case {
     const char *bitmaps; // node name[flags]…: r recording, i inconsistent, b busy, z empty, o another line
     const char *parent;  // change ID
     bool untracked;
-    uint64_t size; // 0: as the parent's
+    uint64_t size;    // 0: as the parent's
     const char *lost; // a word of the reason; NULL: tracked
     uint64_t first, last;
 } Case;
@@ -34,9 +34,9 @@ static json_t *nodes_of(const char *text)
         unsigned long n = strtoul(slash + 1, &end, 10);
         char name[BITMAPS_NAME];
         bitmaps_name(&owner, strchr(end, 'o') ? OTHER : LINE, n, name);
-        json_t *bitmap = json_pack("{s:s, s:b, s:b, s:b, s:i, s:i}", "name", name, "recording", strchr(end, 'r') != NULL,
-                                   "persistent", 1, "busy", strchr(end, 'b') != NULL, "granularity", 65536, "count",
-                                   strchr(end, 'z') ? 0 : 65536);
+        json_t *bitmap = json_pack("{s:s, s:b, s:b, s:b, s:i, s:i}", "name", name, "recording",
+                                   strchr(end, 'r') != NULL, "persistent", 1, "busy", strchr(end, 'b') != NULL,
+                                   "granularity", 65536, "count", strchr(end, 'z') ? 0 : 65536);
         if (strchr(end, 'i'))
             (void)json_object_set_new(bitmap, "inconsistent", json_true());
         (void)json_array_append_new(nodes, json_pack("{s:s, s:[o]}", "node-name", word, "dirty-bitmaps", bitmap));
@@ -167,9 +167,10 @@ static void test_answers_that_are_none(void **state)
     }
     BitmapVec v = {0};
     Err err = ERR_INIT;
-    json_t *odd = json_loads("[{\"node-name\": \"n\", \"dirty-bitmaps\": {\"name\": 1}}, {\"node-name\": \"m\", "
-                             "\"dirty-bitmaps\": [5, {\"name\": []}, {\"name\": \"" NAME(LINE, 1) "\", \"count\": -5}]}]",
-                             0, NULL);
+    json_t *odd =
+        json_loads("[{\"node-name\": \"n\", \"dirty-bitmaps\": {\"name\": 1}}, {\"node-name\": \"m\", "
+                   "\"dirty-bitmaps\": [5, {\"name\": []}, {\"name\": \"" NAME(LINE, 1) "\", \"count\": -5}]}]",
+                   0, NULL);
     assert_ok(bitmaps_collect(odd, &owner, &v, &err), &err);
     assert_int_equal(v.len, 1);
     assert_int_equal(v.items[0].count, 0);

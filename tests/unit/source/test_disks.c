@@ -4,10 +4,12 @@
 #include "source/qemu/scratch.h"
 #include "source/qemu/sweep.h"
 
-#define IMAGE(size) "\"image\": {\"filename\": \"/d\", \"format\": \"qcow2\", \"virtual-size\": " #size \
-                    ", \"actual-size\": 4096, \"format-specific\": {\"data\": {\"compat\": \"1.1\"}}}"
-#define INSERTED(node, size) "\"inserted\": {\"node-name\": \"" node "\", \"ro\": false, \"drv\": \"qcow2\", " \
-                             "\"backing_file_depth\": 0, " IMAGE(size) "}"
+#define IMAGE(size)                                                                     \
+    "\"image\": {\"filename\": \"/d\", \"format\": \"qcow2\", \"virtual-size\": " #size \
+    ", \"actual-size\": 4096, \"format-specific\": {\"data\": {\"compat\": \"1.1\"}}}"
+#define INSERTED(node, size)                                                          \
+    "\"inserted\": {\"node-name\": \"" node "\", \"ro\": false, \"drv\": \"qcow2\", " \
+    "\"backing_file_depth\": 0, " IMAGE(size) "}"
 #define DISK(qdev, node) "{\"qdev\": \"" qdev "\", \"removable\": false, " INSERTED(node, 1048576) "}"
 
 static bool read_disks(const char *text, GuestDiskVec *v, json_t **keep, Err *err)
@@ -23,9 +25,11 @@ static void test_keys(void **state)
     GuestDiskVec v = {0};
     Err err = ERR_INIT;
     json_t *keep;
-    assert_ok(read_disks("[" DISK("/machine/peripheral/disk0/virtio-backend", "n0") ", " DISK("scsi1", "n1") ", "
-                         DISK("/machine/peripheral/disk10", "n2") ", "
-                         DISK("/machine/unattached/device[7]", "#block123") "]", &v, &keep, &err), &err);
+    assert_ok(
+        read_disks("[" DISK("/machine/peripheral/disk0/virtio-backend", "n0") ", " DISK("scsi1", "n1") ", " DISK(
+                       "/machine/peripheral/disk10", "n2") ", " DISK("/machine/unattached/device[7]", "#block123") "]",
+                   &v, &keep, &err),
+        &err);
     static const char *const keys[] = {"disk0", "scsi1", "disk10", "unattached/device[7]"};
     assert_int_equal(v.len, 4);
     for (size_t i = 0; i < 4; i++)
@@ -44,12 +48,19 @@ static void test_what_is_no_disk(void **state)
     GuestDiskVec v = {0};
     Err err = ERR_INIT;
     json_t *keep;
-    assert_ok(read_disks("[{\"device\": \"job\", " INSERTED("n", 512) "}," // no guest's device
-                         "{\"qdev\": \"cd\", \"removable\": true, " INSERTED("n", 512) "},"
-                         "{\"qdev\": \"empty\", \"removable\": false},"
-                         "{\"qdev\": \"ro\", \"inserted\": {\"node-name\": \"n\", \"ro\": true, " IMAGE(512) "}},"
-                         "{\"qdev\": \"nothing\", " INSERTED("n", 0) "},"
-                         "7]", &v, &keep, &err), &err);
+    assert_ok(
+        read_disks(
+            "[{\"device\": \"job\", " INSERTED(
+                "n", 512) "}," // no guest's device
+                          "{\"qdev\": \"cd\", \"removable\": true, " INSERTED(
+                              "n", 512) "},"
+                                        "{\"qdev\": \"empty\", \"removable\": false},"
+                                        "{\"qdev\": \"ro\", \"inserted\": {\"node-name\": \"n\", \"ro\": true, " IMAGE(
+                                            512) "}},"
+                                                 "{\"qdev\": \"nothing\", " INSERTED("n", 0) "},"
+                                                                                             "7]",
+            &v, &keep, &err),
+        &err);
     assert_int_equal(v.len, 0);
     json_decref(keep);
 }
@@ -85,9 +96,11 @@ static void test_answers_that_are_none(void **state)
     } cases[] = {
         {"{}", ERR_PROTOCOL},
         {"[{\"qdev\": \"d\", \"inserted\": {}}]", ERR_PROTOCOL},
-        {"[{\"qdev\": \"d\", \"inserted\": {\"node-name\": \"n\", \"image\": {\"filename\": \"f\", \"virtual-size\": -1}}}]",
+        {"[{\"qdev\": \"d\", \"inserted\": {\"node-name\": \"n\", "
+         "\"image\": {\"filename\": \"f\", \"virtual-size\": -1}}}]",
          ERR_PROTOCOL},
-        {"[{\"qdev\": \"d\", \"inserted\": {\"node-name\": \"n\", \"image\": {\"filename\": \"f\", \"virtual-size\": \"1\"}}}]",
+        {"[{\"qdev\": \"d\", \"inserted\": {\"node-name\": \"n\", "
+         "\"image\": {\"filename\": \"f\", \"virtual-size\": \"1\"}}}]",
          ERR_PROTOCOL},
         {"[" DISK("/machine/peripheral/d/a", "n") "," DISK("/machine/peripheral/d/b", "m") "]", ERR_CONFLICT},
         {"[" DISK("/machine/peripheral/", "n") "]", ERR_INVALID},

@@ -157,6 +157,60 @@ static void test_illegal_transitions_are_impossible(void **state)
         }
 }
 
+// A heartbeat that came late changed the rows of a job that was committing: the next try of its commit wrote another
+// record than the one that stood, and never succeeded.
+static void test_late_progress_changes_nothing(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreDisk d = {.backup_id = (char *)"backup-v-1",
+                   .disk_key = (char *)"disk-0",
+                   .disk_id = 2000,
+                   .mode = (char *)"full",
+                   .transferred_bytes = 5};
+    StoreBackup b = {0};
+    bool done;
+    add("backup-v-1", "running", 1);
+    assert_ok(store_disk_add(fx.store, &d, &err), &err);
+    for (unsigned i = 0; i < 2; i++) {
+        d.transferred_bytes = 7 + i;
+        assert_ok(store_disk_set_progress(fx.store, &d, &err), &err);
+        assert_ok(store_backup_set_progress(fx.store, "backup-v-1", &err), &err);
+        StoreDisk *rows = NULL;
+        size_t len = 0;
+        assert_ok(store_disk_list(fx.store, "backup-v-1", &rows, &len, &err), &err);
+        assert_int_equal(rows[0].transferred_bytes, 7); // of the first round
+        STORE_LIST_FREE(rows, len, store_disk_clear);
+        assert_ok(store_backup_get(fx.store, "backup-v-1", &b, &err), &err);
+        assert_int_equal(b.bytes_transferred, 7);
+        store_backup_clear(&b);
+        if (i == 0)
+            assert_ok(store_backup_step(fx.store, "backup-v-1", "running", "committing", &done, &err), &err);
+    }
+}
+
+// A VM's backups were found by its name, and so another VM's that once had the name.
+static void test_list_by_identity(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreBackup other = job("backup-v-1", "completed", 1), *rows = NULL;
+    other.vm_id = (char *)"other-id";
+    assert_ok(store_backup_add(fx.store, &other, &err), &err);
+    add("backup-v-2", "completed", 2);
+    StoreBackupFilter by_id = {.vm_id = "other-id", .limit = 10}, by_name = {.vm_name = "v", .limit = 10};
+    size_t len = 0;
+    uint64_t total = 0;
+    assert_ok(store_backup_list(fx.store, &by_id, &rows, &len, &total, &err), &err);
+    assert_int_equal(len, 1);
+    assert_int_equal(total, 1);
+    assert_string_equal(rows[0].id, "backup-v-1");
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+    assert_ok(store_backup_list(fx.store, &by_name, &rows, &len, &total, &err), &err);
+    assert_int_equal(len, 2);
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+}
+
 static void test_newest_goes_by_sequence_among_completed(void **state)
 {
     (void)state;
@@ -204,7 +258,8 @@ static void test_disk_numbers_are_given_once(void **state)
     uint64_t id, no;
     assert_ok(store_disk_id_pick(fx.store, "v-id", "a", &id, &err), &err);
     assert_int_equal(id, 2000);
-    StoreDiskNumber n = {.repository_id = fx.repository, .vm_id = (char *)"v-id", .disk_key = (char *)"a", .disk_id = id};
+    StoreDiskNumber n = {
+        .repository_id = fx.repository, .vm_id = (char *)"v-id", .disk_key = (char *)"a", .disk_id = id};
     assert_ok(store_disk_number_add(fx.store, &n, &err), &err);
     assert_fails(store_disk_number_add(fx.store, &n, &err), &err, ERR_EXISTS);
     assert_ok(store_disk_id_pick(fx.store, "v-id", "b", &id, &err), &err);
@@ -255,8 +310,9 @@ static void test_newer_database_is_refused(void **state)
     store_close(fx.store);
     fx.store = NULL;
     assert_ok(db_sqlite_open(fx.path, &db, &err), &err);
-    assert_ok(db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (9999, 'x')", DB_NO_ARGS, NULL, &err),
-              &err);
+    assert_ok(
+        db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (9999, 'x')", DB_NO_ARGS, NULL, &err),
+        &err);
     db->ops->close(db);
     assert_fails(store_open_sqlite(fx.path, &other, &err), &err, ERR_UNSUPPORTED);
 }
@@ -296,6 +352,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_one_job_a_vm, setup, teardown),
         cmocka_unit_test_setup_teardown(test_conditional_step_tells_whether_it_was_taken, setup, teardown),
         cmocka_unit_test_setup_teardown(test_illegal_transitions_are_impossible, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_late_progress_changes_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_list_by_identity, setup, teardown),
         cmocka_unit_test_setup_teardown(test_newest_goes_by_sequence_among_completed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rollback_and_nesting, setup, teardown),
         cmocka_unit_test_setup_teardown(test_disk_numbers_are_given_once, setup, teardown),

@@ -184,8 +184,8 @@ static void test_requests_out_of_bounds_do_not_start(void **state)
 static void test_errors_of_the_server_arrive(void **state)
 {
     (void)state;
-    Child *c = SERVE("--filter=error", "memory", "1M", "error-pread=EIO", "error-pread-rate=100%", "error-pwrite=ENOSPC",
-                     "error-pwrite-rate=100%", "error-zero=EIO", "error-zero-rate=100%");
+    Child *c = SERVE("--filter=error", "memory", "1M", "error-pread=EIO", "error-pread-rate=100%",
+                     "error-pwrite=ENOSPC", "error-pwrite-rate=100%", "error-zero=EIO", "error-zero-rate=100%");
     Blocks *b = open_end(c, 2);
     Err err = ERR_INIT;
     char p[512] = {0};
@@ -465,7 +465,8 @@ int main(void)
         cmocka_unit_test(test_abort_completes_everything),
         cmocka_unit_test_setup_teardown(test_handshake_has_a_deadline, unit_folder_setup, unit_folder_teardown),
         cmocka_unit_test_setup_teardown(test_server_that_dies, unit_folder_setup, unit_folder_teardown),
-        cmocka_unit_test_setup_teardown(test_lost_connections_are_opened_again, unit_folder_setup, unit_folder_teardown),
+        cmocka_unit_test_setup_teardown(test_lost_connections_are_opened_again, unit_folder_setup,
+                                        unit_folder_teardown),
         cmocka_unit_test(test_map_is_complete_and_clipped),
         cmocka_unit_test(test_a_hole_is_no_zero),
         cmocka_unit_test(test_contexts_must_be_granted),

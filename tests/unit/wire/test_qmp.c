@@ -22,15 +22,15 @@ static void greet(int fd)
         fake_say(fd, "{\"return\": {}, \"id\": 1}\r\n");
 }
 
-#define WITH(serve)                                    \
-    FakeMonitor m;                                     \
-    Err err = ERR_INIT;                                \
-    Qmp *q = NULL;                                     \
-    fake_start(&m, state, serve);                      \
+#define WITH(serve)               \
+    FakeMonitor m;                \
+    Err err = ERR_INIT;           \
+    Qmp *q = NULL;                \
+    fake_start(&m, state, serve); \
     assert_ok(qmp_open(m.path, 5000, kept, &q, &err), &err)
 
-#define DONE         \
-    qmp_free(q);     \
+#define DONE     \
+    qmp_free(q); \
     fake_stop(&m)
 
 static void serve_mute(int fd)
@@ -76,8 +76,8 @@ static void test_greetings_that_are_none(void **state)
     const struct {
         void (*serve)(int fd);
         ErrCode code;
-    } cases[] = {{serve_mute, ERR_BUSY},      {serve_wrong, ERR_PROTOCOL},       {serve_array, ERR_PROTOCOL},
-                 {serve_ssh, ERR_PROTOCOL},   {serve_closed, ERR_UNAVAILABLE},   {serve_endless, ERR_TOO_LARGE}};
+    } cases[] = {{serve_mute, ERR_BUSY},    {serve_wrong, ERR_PROTOCOL},     {serve_array, ERR_PROTOCOL},
+                 {serve_ssh, ERR_PROTOCOL}, {serve_closed, ERR_UNAVAILABLE}, {serve_endless, ERR_TOO_LARGE}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         FakeMonitor m;
         Err err = ERR_INIT;
@@ -96,8 +96,11 @@ static void serve_pretty(int fd)
 {
     greet(fd);
     while (hear(fd))
-        fake_say(fd, "{\r\n    \"return\": {\r\n        \"a\\\"}{\": \"}]\\\\\",\r\n        \"n\": [\r\n            1\r\n        ]\r\n"
-                     "    },\r\n    \"id\": 2\r\n}\r\n");
+        fake_say(
+            fd,
+            "{\r\n    \"return\": {\r\n"
+            "        \"a\\\"}{\": \"}]\\\\\",\r\n        \"n\": [\r\n            1\r\n        ]\r\n"
+            "    },\r\n    \"id\": 2\r\n}\r\n");
 }
 
 static void test_pretty_answers(void **state)
@@ -209,8 +212,10 @@ static void serve_events(int fd)
     greet(fd);
     if (!hear(fd))
         return;
-    fake_say(fd, "{\"event\": \"RTC_CHANGE\", \"data\": {}}{\"event\": \"JOB_STATUS_CHANGE\", \"data\": {\"id\": \"a\"}}\r\n"
-                 "{\"return\": {}, \"id\": 2}\r\n{\"event\": \"JOB_STATUS_CHANGE\"}\r\n");
+    fake_say(
+        fd,
+        "{\"event\": \"RTC_CHANGE\", \"data\": {}}{\"event\": \"JOB_STATUS_CHANGE\", \"data\": {\"id\": \"a\"}}\r\n"
+        "{\"return\": {}, \"id\": 2}\r\n{\"event\": \"JOB_STATUS_CHANGE\"}\r\n");
     if (hear(fd))
         fake_say(fd, "{\"return\": {}, \"id\": 3}\r\n");
 }
@@ -273,8 +278,8 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, unit_folder_setup, unit_folder_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_greetings_that_are_none), TEST(test_pretty_answers), TEST(test_refusals),
-        TEST(test_late_answer_is_passed_over), TEST(test_flood), TEST(test_events_are_kept_in_order),
+        TEST(test_greetings_that_are_none),    TEST(test_pretty_answers), TEST(test_refusals),
+        TEST(test_late_answer_is_passed_over), TEST(test_flood),          TEST(test_events_are_kept_in_order),
         TEST(test_descriptors_are_passed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
