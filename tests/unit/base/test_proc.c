@@ -241,7 +241,10 @@ static void test_signals_are_reset(void **state)
     assert_int_equal(pthread_sigmask(SIG_SETMASK, &set, &old), 0);
     cleanup_free char *out = output_of("signals", NULL, NULL);
     assert_int_equal(pthread_sigmask(SIG_SETMASK, &old, &now), 0);
-    assert_string_equal(out, "SigBlk:\t0000000000000000 SigIgn:\t0000000000000000");
+    // 32 and 33 are the C library's own: it lets nobody reset them, and a parent may have left them ignored
+    static const char none[] = "SigBlk:\t0000000000000000 SigIgn:\t";
+    assert_true(strncmp(out, none, sizeof(none) - 1) == 0);
+    assert_true((strtoull(out + sizeof(none) - 1, NULL, 16) & ~(3ULL << 31)) == 0);
     assert_true(sigismember(&now, SIGTERM) == 1 && sigismember(&now, SIGUSR2) == 1 &&
                 sigismember(&now, SIGINT) == 0);
     (void)sigaction(SIGPIPE, &old_pipe, NULL);
