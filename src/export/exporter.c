@@ -272,6 +272,16 @@ void exporter_stop(Exporter *x)
     exporter_clear(x);
 }
 
+// The exporter is known by its folder alone, as where a hub was killed between starting and noting it.
+static void sweep_folder(const char *folder)
+{
+    Err memory = ERR_INIT;
+    cleanup_free char *config_arg = mem_printf(&memory, CONFIG_ARG, folder);
+    remove_folder(folder); // first: one that has not read its configuration yet then ends by itself
+    if (config_arg)
+        proc_stop_by_argument(config_arg, STOP_MS);
+}
+
 void exporter_stop_recorded(int64_t pid, uint64_t start, const char *socket, const char *control)
 {
     Exporter x = EXPORTER_NONE;
@@ -286,7 +296,7 @@ void exporter_stop_recorded(int64_t pid, uint64_t start, const char *socket, con
     Err memory = ERR_INIT;
     cleanup_free char *folder = slash ? mem_printf(&memory, "%.*s", (int)(slash - socket), socket) : NULL;
     if (folder)
-        remove_folder(folder);
+        sweep_folder(folder); // also where it is there, and could only not be taken hold of
 }
 
 void exporter_clear(Exporter *x)
@@ -297,16 +307,6 @@ void exporter_clear(Exporter *x)
     free(x->control);
     free(x->export_name);
     *x = EXPORTER_NONE;
-}
-
-// A hub that is killed between starting an exporter and noting it leaves one that no record names.
-static void sweep_folder(const char *folder)
-{
-    Err memory = ERR_INIT;
-    cleanup_free char *config_arg = mem_printf(&memory, CONFIG_ARG, folder);
-    remove_folder(folder); // first: one that has not read its configuration yet then ends by itself
-    if (config_arg)
-        proc_stop_by_argument(config_arg, STOP_MS);
 }
 
 bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err)

@@ -269,8 +269,13 @@ HANDLER(backup_complete)
     // the contract: the body is checked before the job is looked up
     if (!completion_decode(text, n, &c, err))
         return false;
-    bool ok = check_token(req, ctx, BACKUP, false, err) && hub_job_complete(hub(ctx), BACKUP, &c, &ret->body, err);
+    bool ok = check_token(req, ctx, BACKUP, false, err) &&
+        from_body(hub_job_complete(hub(ctx), BACKUP, &c, &ret->body, err), err);
     completion_clear(&c);
+    if (!ok && err_http(err->code) >= 500) { // the contract's one word for whatever the hub failed at
+        err->code = ERR_INTERNAL;
+        (void)err_title(err, "failed to complete backup");
+    }
     return ok;
 }
 

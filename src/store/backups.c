@@ -84,8 +84,7 @@ bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
 bool store_backup_count_running(Store *s, uint64_t *ret, Err *err)
 {
     int64_t n;
-    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE status IN ('running', 'committing')", DB_NO_ARGS, 0,
-                      &n, err))
+    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE status = 'running'", DB_NO_ARGS, 0, &n, err))
         return false;
     *ret = (uint64_t)n;
     return true;

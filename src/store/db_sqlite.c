@@ -22,7 +22,7 @@ static DbSqlite *self(Db *db)
 
 static bool fail(DbSqlite *db, const char *what, Err *err)
 {
-    int rc = sqlite3_errcode(db->handle);
+    int rc = sqlite3_errcode(db->handle), more = sqlite3_extended_errcode(db->handle);
     ErrCode code = ERR_INTERNAL;
     if (rc == SQLITE_FULL)
         code = ERR_NO_SPACE;
@@ -32,7 +32,7 @@ static bool fail(DbSqlite *db, const char *what, Err *err)
         code = ERR_IO;
     else if (rc == SQLITE_NOMEM)
         code = ERR_NO_MEMORY;
-    else if (rc == SQLITE_CONSTRAINT)
+    else if (more == SQLITE_CONSTRAINT_UNIQUE || more == SQLITE_CONSTRAINT_PRIMARYKEY)
         code = ERR_EXISTS;
     else if (rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB)
         code = ERR_DAMAGED;

@@ -119,7 +119,7 @@ bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err) must_che
 bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
                        Err *err) must_check;                                                 // newest first
 bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // not final
-bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check; // active, without the pending
+bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check; // without those that commit
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
                          Err *err) must_check; // completed ones; vm_id NULL: all; oldest first by sequence

@@ -49,7 +49,9 @@ def test_killed(moment, victim, make_hub, place):
         if moment == "linked":
             stage.heal_database()
         backup = stage.settle(backup_id)
-        assert backup["status"] == ENDS[moment][victim], backup
+        assert backup["status"] == ENDS[moment][victim], (
+            f"{backup['status']}: {backup['error']}: {backup['details']}\n{stage.client_log()}\n"
+            f"{stage.hub.log[-4000:]}")
         if backup["status"] == "failed":
             assert backup["error"] and backup["details"], backup
         stage.prove()

@@ -299,7 +299,7 @@ def test_only_the_right_name_is_served(chain):
 
 def test_what_is_offered(chain):
     e = chain.ingest(CLUSTER + 1)
-    info = json.loads(run("nbdinfo", "--json", e.uri).stdout)["exports"][0]
+    info = json.loads(run("nbdinfo", "--no-content", "--json", e.uri).stdout)["exports"][0]
     assert info["export-size"] == CLUSTER + 1 and not info["is_read_only"]
     assert [info[f"block_size_{x}"] for x in ("minimum", "preferred", "maximum")] == [1, CLUSTER, 32 * MIB]
     for what in ("can_flush", "can_fua", "can_multi_conn", "can_zero", "can_trim"):
@@ -314,7 +314,7 @@ def test_served_extents_and_no_writes(place, chain):
     entries = json.loads(run("nbdinfo", "--map", "--json", serve.uri).stdout)
     assert [(x["offset"], x["length"], x["type"]) for x in entries] == \
         [(0, MIB, 3), (MIB, MIB, 0), (2 * MIB, 6 * MIB, 3)]
-    assert json.loads(run("nbdinfo", "--json", serve.uri).stdout)["exports"][0]["is_read_only"]
+    assert json.loads(run("nbdinfo", "--no-content", "--json", serve.uri).stdout)["exports"][0]["is_read_only"]
     assert serve.ask("seal")["code"] == "unsupported"
 
 

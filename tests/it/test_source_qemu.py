@@ -336,6 +336,16 @@ def test_resized(rig, disk):
     assert rig.modes(rig.backup())[disk] == 'tracked'
 
 
+@pytest.mark.parametrize('disk', [0, 1])
+def test_resized_within_the_last_granule(rig, disk):
+    """The witness keeps its bit, and no bitmap shows what a raw disk has lost."""
+    rig.vm.write(disk, SIZE - GRAIN, GRAIN, 0x11)
+    rig.backup()
+    rig.vm.resize(disk, SIZE - 512)
+    rig.vm.resize(disk, SIZE)
+    assert rig.modes(rig.backup())[disk] == 'tracked'
+
+
 @pytest.mark.parametrize('harm, words', [
     ('remove', 'missing'), ('disable', 'disabled by somebody'), ('witness', 'resized'), ('twice', 'twice')])
 def test_users_break_bitmaps(rig, harm, words):

@@ -90,8 +90,8 @@ static bool freeze_disk(Job *j, GuestDisk *g, const BitmapsOwner *owner, Err *er
     if (!d->ref.bytes)
         return false;
     memcpy(d->ref.bytes, g->bytes, g->size);
-    return merkle_root(&j->h->site->repo.info.hash, j->h->site->repo.info.cluster_size, d->ref.bytes, d->ref.size, &d->ref.root,
-                       err);
+    return merkle_root(&j->h->site->repo.info.hash, j->h->site->repo.info.cluster_size, d->ref.bytes, d->ref.size,
+                       &d->ref.root, err);
 }
 
 static bool freeze(Job *j, Err *err)
@@ -201,7 +201,8 @@ static bool flip_byte(Job *j, Err *err)
 {
     const JobDisk *d = &j->disks[0];
     uint8_t byte;
-    uint64_t at = j->h->site->repo.info.cluster_size + rng_below(&j->h->rng, d->summary.image_bytes - j->h->site->repo.info.cluster_size);
+    uint64_t at = j->h->site->repo.info.cluster_size +
+        rng_below(&j->h->rng, d->summary.image_bytes - j->h->site->repo.info.cluster_size);
     cleanup_free char *path = repo_path_disk_file(&j->h->site->repo, j->at->context, d->no, d->image, err);
     if (!path)
         return false;
@@ -309,8 +310,8 @@ bool backup_run(History *h, Vm *vm, Err *err)
     j->at = &h->site->vms[vm->index];
     j->full_requested = rng_chance(&h->rng, 7);
     j->kill = rng_chance(&h->rng, 35) ? (JobKill)rng_between(&h->rng, KILL_FROZEN, JOB_KILLS - 1) : KILL_NONE;
-    history_note(h, "backup of VM %zu to repository %zu at %" PRId64 "%s; %s", vm->index, (size_t)(h->site - h->sites), h->now_us / 1000000,
-                 j->full_requested ? ", full" : "", job_kill_name(j->kill));
+    history_note(h, "backup of VM %zu to repository %zu at %" PRId64 "%s; %s", vm->index, (size_t)(h->site - h->sites),
+                 h->now_us / 1000000, j->full_requested ? ", full" : "", job_kill_name(j->kill));
     h->spec->stats->backups++;
     bool ok = run(j, &killed, err);
     if (ok && killed) {

@@ -197,13 +197,24 @@ static bool end_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *
 // ---- opening
 
 static const BlocksOps source_ops = {
-    .name = "frozen view", .read = end_read, .extents = end_extents, .fds = end_fds,
-    .dispatch = end_dispatch, .abort = end_abort, .free = end_free,
+    .name = "frozen view",
+    .read = end_read,
+    .extents = end_extents,
+    .fds = end_fds,
+    .dispatch = end_dispatch,
+    .abort = end_abort,
+    .free = end_free,
 };
 
 static const BlocksOps sink_ops = {
-    .name = "engine", .write = end_write, .zero = end_zero, .flush = end_flush, .fds = end_fds,
-    .dispatch = end_dispatch, .abort = end_abort, .free = end_free,
+    .name = "engine",
+    .write = end_write,
+    .zero = end_zero,
+    .flush = end_flush,
+    .fds = end_fds,
+    .dispatch = end_dispatch,
+    .abort = end_abort,
+    .free = end_free,
 };
 
 static End *end_new(const BlocksOps *ops, const GuestView *view, uint32_t cluster_size, EndsRun *run, Err *err)
@@ -262,8 +273,7 @@ bool ends_coverage(Blocks *sink, Coverage *ret, Err *err)
     End *e = end_of(sink);
     Coverage c = {0};
     for (uint64_t at = 0; at < sink->size; at += e->cluster_size)
-        if (e->passed[at / e->cluster_size] &&
-            !coverage_add(&c, at, MIN(e->cluster_size, sink->size - at), err))
+        if (e->passed[at / e->cluster_size] && !coverage_add(&c, at, MIN(e->cluster_size, sink->size - at), err))
             return false;
     coverage_end(&c);
     *ret = c;

@@ -24,7 +24,7 @@ typedef struct EndsRun {
     EndsFailure failure;
     unsigned fail_at; // the number of the request that fails, from 1
     unsigned requests;
-    bool failed;             // it did
+    bool failed; // it did
     atomic_bool *cancel;
     const GuestDisk *live;
     void (*meanwhile)(void *ctx); // the guest goes on
@@ -32,8 +32,8 @@ typedef struct EndsRun {
     unsigned noise; // percent of requests that reach the engine in an odd way
 } EndsRun;
 
-bool ends_source(const GuestView *view, bool with_changes, uint32_t cluster_size, EndsRun *run, Blocks **ret,
-                 Err *err) must_check;
+bool ends_source(const GuestView *view, bool with_changes, uint32_t cluster_size, EndsRun *run, Blocks **ret, Err *err)
+    must_check;
 bool ends_sink(Writer *w, const GuestView *view, DiskMode mode, uint32_t cluster_size, EndsRun *run, Blocks **ret,
                Err *err) must_check;
 // What the sink gave to the engine.

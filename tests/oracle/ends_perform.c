@@ -95,19 +95,14 @@ static bool put_somehow(End *e, const EndsRequest *r, Err *err)
     if (!rng_chance(e->run->rng, e->run->noise))
         return put(e, r, r->offset, r->offset + r->length, err);
     switch (rng_below(e->run->rng, 6)) {
-    case 0:
-        return put_pieces(e, r, e->mode == DISK_FULL ? 1 : e->cluster_size, err);
-    case 1:
-        return put_after_garbage(e, r, err);
-    case 2:
-        return put(e, r, r->offset, r->offset + r->length, err) && put_pieces(e, r, e->cluster_size, err);
-    case 3:
-        return probe_part(e, r, err) && put(e, r, r->offset, r->offset + r->length, err);
-    case 4:
-        return r->zero ? put_zeros_as_data(e, r, err) : put(e, r, r->offset, r->offset + r->length, err);
+    case 0: return put_pieces(e, r, e->mode == DISK_FULL ? 1 : e->cluster_size, err);
+    case 1: return put_after_garbage(e, r, err);
+    case 2: return put(e, r, r->offset, r->offset + r->length, err) && put_pieces(e, r, e->cluster_size, err);
+    case 3: return probe_part(e, r, err) && put(e, r, r->offset, r->offset + r->length, err);
+    case 4: return r->zero ? put_zeros_as_data(e, r, err) : put(e, r, r->offset, r->offset + r->length, err);
     default:
         return put(e, r, r->offset, r->offset + r->length, err) &&
-               (e->mode != DISK_FULL || e->run->plant != ENDS_HONEST || read_back(e, r, err));
+            (e->mode != DISK_FULL || e->run->plant != ENDS_HONEST || read_back(e, r, err));
     }
 }
 

@@ -20,8 +20,8 @@ typedef struct GuestDisk {
     uint64_t id;
     uint64_t size;
     uint8_t *bytes;
-    uint8_t *map; // GuestMap, one for each sector
-    bool tracks;  // this kind of source has dirty bitmaps
+    uint8_t *map;          // GuestMap, one for each sector
+    bool tracks;           // this kind of source has dirty bitmaps
     uint64_t cluster_size; // of the repositories: zeros that only the map knows come in whole ones
     Tracker tracker;
 } GuestDisk;

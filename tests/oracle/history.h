@@ -33,7 +33,8 @@ const char *history_plant_name(HistoryPlant p);
 bool history_plant_parse(const char *name, HistoryPlant *ret, Err *err) must_check;
 
 typedef struct HistoryStats { // over all histories: what was exercised
-    uint64_t histories, backups, points, refused, deletes, moves, recoveries, disks_checked, qemu_checks, restores, flips;
+    uint64_t histories, backups, points, refused, deletes, moves, recoveries, disks_checked, qemu_checks, restores,
+        flips;
     uint64_t modes[3], reasons[CHAIN_REASONS], kills[16];
 } HistoryStats;
 
@@ -51,7 +52,7 @@ typedef struct Reference { // a disk of a point
     char key[GUEST_KEY];
     uint64_t size;
     uint8_t *bytes;
-    Hash root; // from the bytes alone
+    Hash root;    // from the bytes alone
     char *hidden; // bytes of its .hashes, which was damaged; NULL: it is as it was written
     size_t hidden_len;
 } Reference;
@@ -74,7 +75,7 @@ typedef struct Vm {
 } Vm;
 
 typedef struct VmAt { // what the hub's database has of a VM in a repository
-    char *context; // NULL: none yet
+    char *context;    // NULL: none yet
     uint64_t sequence;
     unsigned numbers[HISTORY_KEYS]; // of the folder of each key; from 1, 0: none
 } VmAt;
@@ -99,7 +100,7 @@ typedef struct History {
     size_t vms_len;
     Site sites[HISTORY_SITES];
     size_t sites_len;
-    Site *site; // the one that this step is about
+    Site *site;            // the one that this step is about
     uint32_t cluster_size; // the larger one's
     StrBuf trace;
 } History;

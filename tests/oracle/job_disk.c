@@ -191,18 +191,12 @@ static void meanwhile(void *ctx)
 static EndsPlant plant_of(const History *h)
 {
     switch (h->spec->plant) {
-    case PLANT_SKIP_ZERO_WRITE:
-        return ENDS_SKIP_ZERO;
-    case PLANT_DROP_LAST_WRITE:
-        return ENDS_DROP_LAST;
-    case PLANT_HOLE_AS_ZERO:
-        return ENDS_HOLE_AS_ZERO;
-    case PLANT_THAWED_VIEW:
-        return ENDS_THAWED;
-    case PLANT_RESIZE_BLIND:
-        return ENDS_RESIZE_BLIND;
-    default:
-        return ENDS_HONEST;
+    case PLANT_SKIP_ZERO_WRITE: return ENDS_SKIP_ZERO;
+    case PLANT_DROP_LAST_WRITE: return ENDS_DROP_LAST;
+    case PLANT_HOLE_AS_ZERO: return ENDS_HOLE_AS_ZERO;
+    case PLANT_THAWED_VIEW: return ENDS_THAWED;
+    case PLANT_RESIZE_BLIND: return ENDS_RESIZE_BLIND;
+    default: return ENDS_HONEST;
     }
 }
 
@@ -244,8 +238,13 @@ bool job_disk_copy(Job *j, JobDisk *d, bool *ret_killed, Err *err)
     uint32_t cluster = h->site->repo.info.cluster_size;
     cleanup_blocks Blocks *from = NULL, *to = NULL;
     atomic_bool cancel = false;
-    EndsRun run = {.rng = &h->rng, .plant = plant_of(h), .cancel = &cancel, .live = d->guest, .meanwhile = meanwhile,
-                   .meanwhile_ctx = j, .noise = d->noise};
+    EndsRun run = {.rng = &h->rng,
+                   .plant = plant_of(h),
+                   .cancel = &cancel,
+                   .live = d->guest,
+                   .meanwhile = meanwhile,
+                   .meanwhile_ctx = j,
+                   .noise = d->noise};
     if (j->kill == KILL_REQUEST) {
         run.failure = (EndsFailure)rng_between(&h->rng, ENDS_FAIL_START, ENDS_CANCEL);
         run.fail_at = (unsigned)rng_between(&h->rng, 1, rng_chance(&h->rng, 50) ? 5 : 40);
@@ -263,7 +262,7 @@ bool job_disk_copy(Job *j, JobDisk *d, bool *ret_killed, Err *err)
                       .in_flight = (unsigned)rng_between(&h->rng, 1, 8),
                       .cancel = &cancel};
     if (j->kill == KILL_WRITE)
-        world_kill_at((unsigned)rng_below(&h->rng, 20));
+        world_kill_at((unsigned)rng_below(&h->rng, rng_chance(&h->rng, 60) ? 5 : 30));
     MoverResult result = {0};
     Err why = ERR_INIT;
     bool copied = mover_copy(&spec, &result, &why);
@@ -313,22 +312,18 @@ static bool judge_summary(Job *j, JobDisk *d, Err *err)
     const Reference *parent = d->mode == DISK_FULL ? NULL : reference_of(j->h, j->parent->backup_id, d->guest->key);
     count_clusters(d, parent, j->h->site->repo.info.cluster_size, &stored, &zeroed);
     if (d->noise == 0 && (s->stored_clusters != stored || s->zeroed_clusters != zeroed))
-        return history_fail(err, "%s: %" PRIu64 " clusters stored and %" PRIu64 " zeroed instead of %" PRIu64
-                            " and %" PRIu64, d->guest->key, s->stored_clusters, s->zeroed_clusters, stored, zeroed);
+        return history_fail(
+            err, "%s: %" PRIu64 " clusters stored and %" PRIu64 " zeroed instead of %" PRIu64 " and %" PRIu64,
+            d->guest->key, s->stored_clusters, s->zeroed_clusters, stored, zeroed);
     return true;
 }
 
 static WriterExpect lie_about(Job *j, WriterExpect e)
 {
     switch (rng_below(&j->h->rng, 3)) {
-    case 0:
-        e.bytes += rng_chance(&j->h->rng, 50) ? 1 : UINT64_MAX;
-        break;
-    case 1:
-        e.extents++;
-        break;
-    default:
-        e.digest ^= UINT64_C(1) << rng_below(&j->h->rng, 64);
+    case 0: e.bytes += rng_chance(&j->h->rng, 50) ? 1 : UINT64_MAX; break;
+    case 1: e.extents++; break;
+    default: e.digest ^= UINT64_C(1) << rng_below(&j->h->rng, 64);
     }
     return e;
 }
@@ -342,15 +337,15 @@ bool job_disk_seal(Job *j, JobDisk *d, bool lie, bool *ret_killed, Err *err)
     if (lie)
         expect = lie_about(j, expect);
     if (j->kill == KILL_SEALING)
-        world_kill_at((unsigned)rng_below(&h->rng, 12));
+        world_kill_at((unsigned)rng_below(&h->rng, 9));
     bool ok = writer_seal(d->writer, say ? &expect : NULL, &d->summary, &d->digest, &why);
     bool died = world_is_dead();
     world_revive();
     *ret_killed = !ok;
     if (lie) {
         h->spec->stats->refused++;
-        return (!ok && why.code == ERR_CONFLICT) || history_fail(err, "a wrong coverage of %s was not refused: %s",
-                                                                 d->guest->key, ok ? "sealed" : why.details);
+        return (!ok && why.code == ERR_CONFLICT) ||
+            history_fail(err, "a wrong coverage of %s was not refused: %s", d->guest->key, ok ? "sealed" : why.details);
     }
     if (ok && died)
         return history_fail(err, "%s was sealed although a write or a sync failed", d->guest->key);

@@ -18,11 +18,11 @@ static bool fill_disk(const Job *j, const JobDisk *d, RecordDisk *r, Err *err)
     r->hashes_digest = d->digest;
     bool full = d->mode == DISK_FULL;
     return mem_replace(&r->disk_key, d->guest->key, err) && mem_replace(&r->label, "", err) &&
-           mem_replace(&r->backing_identity, d->guest->key, err) &&
-           mem_replace(&r->reason_text, d->view.lost, err) && mem_replace(&r->change_id, d->view.change_id, err) &&
-           mem_replace(&r->parent_backup_id, full ? NULL : j->base->backup_id, err) &&
-           mem_replace(&r->image, d->image, err) && mem_replace(&r->hashes, d->hashes_name, err) &&
-           mem_replace(&r->backing_name, full ? NULL : d->backing_name, err);
+        mem_replace(&r->backing_identity, d->guest->key, err) && mem_replace(&r->reason_text, d->view.lost, err) &&
+        mem_replace(&r->change_id, d->view.change_id, err) &&
+        mem_replace(&r->parent_backup_id, full ? NULL : j->base->backup_id, err) &&
+        mem_replace(&r->image, d->image, err) && mem_replace(&r->hashes, d->hashes_name, err) &&
+        mem_replace(&r->backing_name, full ? NULL : d->backing_name, err);
 }
 
 bool job_record_make(Job *j, Err *err)

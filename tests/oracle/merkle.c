@@ -19,8 +19,7 @@ static void digest(const HashSpec *spec, uint8_t *room, size_t n, uint8_t *out)
     }
 }
 
-bool merkle_root(const HashSpec *spec, uint32_t cluster_size, const uint8_t *bytes, uint64_t size, Hash *ret,
-                 Err *err)
+bool merkle_root(const HashSpec *spec, uint32_t cluster_size, const uint8_t *bytes, uint64_t size, Hash *ret, Err *err)
 {
     static const char label[] = "sendense-root-1";
     size_t width = spec->algorithm == HASH_SHA256 ? 32 : 16, leaves = cluster_size / 8;

@@ -4,5 +4,5 @@
 
 #include "image/hash.h"
 
-bool merkle_root(const HashSpec *spec, uint32_t cluster_size, const uint8_t *bytes, uint64_t size, Hash *ret,
-                 Err *err) must_check;
+bool merkle_root(const HashSpec *spec, uint32_t cluster_size, const uint8_t *bytes, uint64_t size, Hash *ret, Err *err)
+    must_check;

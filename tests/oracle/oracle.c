@@ -49,18 +49,24 @@ static void print_tail(const char *trace)
 }
 
 // *ret_wrong: the history failed.
-static bool run_one(const Options *o, uint64_t seed, HistoryPlant plant, HistoryStats *stats, bool quiet, bool *ret_wrong,
-                    Err *err)
+static bool run_one(const Options *o, uint64_t seed, HistoryPlant plant, HistoryStats *stats, bool quiet,
+                    bool *ret_wrong, Err *err)
 {
     Err wrong = ERR_INIT;
     StrBuf trace = {0};
     cleanup_free char *folder = mem_printf(err, "%s/%016" PRIx64, o->folder, seed);
     if (!folder || !file_mkdir(folder, 0700, err))
         return false;
-    (void)snprintf(dying, sizeof dying, "oracle: ended in the history of seed %" PRIu64 " (--steps=%" PRIu64 ", fault: %s)\n",
-                   seed, o->steps, history_plant_name(plant));
-    HistorySpec spec = {.seed = seed, .steps = (unsigned)o->steps, .qemu = (unsigned)o->qemu, .plant = plant,
-                        .folder = folder, .verbose = o->verbose, .stats = stats};
+    (void)snprintf(dying, sizeof dying,
+                   "oracle: ended in the history of seed %" PRIu64 " (--steps=%" PRIu64 ", fault: %s)\n", seed,
+                   o->steps, history_plant_name(plant));
+    HistorySpec spec = {.seed = seed,
+                        .steps = (unsigned)o->steps,
+                        .qemu = (unsigned)o->qemu,
+                        .plant = plant,
+                        .folder = folder,
+                        .verbose = o->verbose,
+                        .stats = stats};
     *ret_wrong = !history_run(&spec, &trace, &wrong);
     if (*ret_wrong && !quiet) {
         printf("FAILED: seed %" PRIu64 ": %s\n", seed, wrong.details);
@@ -117,13 +123,13 @@ static bool run_expecting(const Options *o, int *ret_exit, Err *err)
             continue;
         if (!run_one(o, o->seed + i, PLANT_NONE, &ignored, false, &wrong_anyway, err))
             return false;
-        printf("%s: found in history %" PRIu64 " of seed %" PRIu64 "%s\n", history_plant_name(o->plant), i + 1,
-               o->seed, wrong_anyway ? ", which fails without it too" : "");
+        printf("%s: found in history %" PRIu64 " of seed %" PRIu64 "%s\n", history_plant_name(o->plant), i + 1, o->seed,
+               wrong_anyway ? ", which fails without it too" : "");
         *ret_exit = wrong_anyway;
         return true;
     }
-    printf("FAILED: %s was not found in %" PRIu64 " histories from seed %" PRIu64 " on\n",
-           history_plant_name(o->plant), o->histories, o->seed);
+    printf("FAILED: %s was not found in %" PRIu64 " histories from seed %" PRIu64 " on\n", history_plant_name(o->plant),
+           o->histories, o->seed);
     *ret_exit = 1;
     return true;
 }
@@ -191,8 +197,8 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < 5; i++)
         (void)signal((int[]){SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGTERM}[i], on_signal);
     bool ok = opt_parse(argc, argv, table, false, &args, &err) &&
-              (args.len == 0 || err_set(&err, ERR_USAGE, "no arguments are expected")) &&
-              (!o.plant_name || history_plant_parse(o.plant_name, &o.plant, &err));
+        (args.len == 0 || err_set(&err, ERR_USAGE, "no arguments are expected")) &&
+        (!o.plant_name || history_plant_parse(o.plant_name, &o.plant, &err));
     if (ok && o.help) {
         opt_print_help(table);
         status = 0;

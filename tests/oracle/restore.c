@@ -40,7 +40,10 @@ static void point_abort(Blocks *b)
 }
 
 static const BlocksOps point_ops = {
-    .name = "point", .read = point_read, .extents = point_extents, .abort = point_abort,
+    .name = "point",
+    .read = point_read,
+    .extents = point_extents,
+    .abort = point_abort,
 };
 
 static bool copy(History *h, Reader *r, Blocks *to, Err *err)
@@ -76,7 +79,8 @@ static bool to_file(History *h, Reader *r, const Reference *ref, const char *pat
     if (!sink_file_open(&spec, &to, err) || !copy(h, r, to, err) || !sink_file_finish(to, err) ||
         !file_read(path, 1u << 30, &bytes, &n, err))
         return false;
-    return (n == ref->size && memcmp(bytes, ref->bytes, n) == 0) || history_fail(err, "the restored file is not the disk");
+    return (n == ref->size && memcmp(bytes, ref->bytes, n) == 0) ||
+        history_fail(err, "the restored file is not the disk");
 }
 
 static bool to_image(History *h, Reader *r, const Reference *ref, const char *path, Err *err)
@@ -84,7 +88,7 @@ static bool to_image(History *h, Reader *r, const Reference *ref, const char *pa
     cleanup_blocks Blocks *to = NULL;
     SinkImageSpec spec = {.path = path, .size = ref->size, .cluster_size = h->site->repo.info.cluster_size};
     return sink_image_open(&spec, &to, err) && copy(h, r, to, err) && sink_image_finish(to, err) &&
-           check_by_qemu(h, path, ref, err);
+        check_by_qemu(h, path, ref, err);
 }
 
 bool restore_check(History *h, Reader *r, const Reference *ref, Err *err)
@@ -94,14 +98,9 @@ bool restore_check(History *h, Reader *r, const Reference *ref, Err *err)
         return false;
     bool ok;
     switch (rng_below(&h->check_rng, 3)) {
-    case 0:
-        ok = to_hasher(h, r, ref, err);
-        break;
-    case 1:
-        ok = to_file(h, r, ref, path, err);
-        break;
-    default:
-        ok = to_image(h, r, ref, path, err);
+    case 0: ok = to_hasher(h, r, ref, err); break;
+    case 1: ok = to_file(h, r, ref, path, err); break;
+    default: ok = to_image(h, r, ref, path, err);
     }
     (void)unlink(path);
     h->spec->stats->restores++;

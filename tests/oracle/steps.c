@@ -17,7 +17,10 @@ static uint64_t any_size(History *h)
 {
     static const uint64_t grains[] = {1, 1, GUEST_SECTOR, 4096, 65536};
     bool small_clusters = h->site->repo.info.cluster_size == 4096;
-    uint64_t most = rng_chance(&h->rng, 75) ? 300000 : rng_chance(&h->rng, 70) ? 1000000 : small_clusters ? 5000000 : 3000000;
+    uint64_t most = rng_chance(&h->rng, 75) ? 300000
+        : rng_chance(&h->rng, 70)           ? 1000000
+        : small_clusters                    ? 5000000
+                                            : 3000000;
     uint64_t size = align_up(rng_between(&h->rng, 1, most), grains[rng_below(&h->rng, ARRAY_LEN(grains))]);
     if (rng_chance(&h->rng, 10))
         size++;
@@ -43,8 +46,7 @@ static bool add_disk(History *h, Vm *vm, Err *err)
     uint32_t granularity = granularities[rng_below(&h->rng, ARRAY_LEN(granularities))];
     history_note(h, "VM %zu gets %s with %" PRIu64 " bytes", vm->index, key, size);
     GuestDisk *d = &vm->disks[vm->len++];
-    return guest_init(d, key, HISTORY_DISK_ID + n, size, rng_chance(&h->rng, 88), granularity,
-                      h->cluster_size, err);
+    return guest_init(d, key, HISTORY_DISK_ID + n, size, rng_chance(&h->rng, 88), granularity, h->cluster_size, err);
 }
 
 static void remove_disk(History *h, Vm *vm)
@@ -61,9 +63,9 @@ static bool resize(History *h, Vm *vm, Err *err)
 {
     GuestDisk *d = any_disk(h, vm);
     uint64_t before = d->size, size = any_size(h);
-    bool little = rng_chance(&h->rng, 40), back = rng_chance(&h->rng, little ? 75 : 40);
+    bool little = rng_chance(&h->rng, 50), back = rng_chance(&h->rng, little ? 85 : 40);
     if (little)
-        size = before - rng_below(&h->rng, before > 5000 ? 5000 : before);
+        size = before - rng_below(&h->rng, before > 700 ? 700 : before);
     history_note(h, "%s is resized from %" PRIu64 " to %" PRIu64 "%s", d->key, before, size, back ? " and back" : "");
     if (!guest_resize(d, size, err))
         return false;
@@ -87,31 +89,31 @@ static bool guest_event(History *h, Vm *vm, Err *err)
 {
     GuestDisk *d = any_disk(h, vm);
     uint64_t kind = rng_below(&h->rng, 100);
-    if (kind < 20)
+    if (kind < 32)
         return resize(h, vm, err);
-    if (kind < 26)
+    if (kind < 37)
         return another_image(h, vm, err);
-    if (kind < 40) {
+    if (kind < 47) {
         bool persistent = rng_chance(&h->rng, 70);
         history_note(h, "the guest of VM %zu crashes", vm->index);
         for (size_t i = 0; i < vm->len; i++)
             tracker_crash(&vm->disks[i].tracker, persistent);
         return true;
     }
-    if (kind < 55) {
+    if (kind < 60) {
         history_note(h, "%s: %s", d->key, tracker_tamper(&d->tracker, &h->rng));
         return true;
     }
-    if (kind < 68) {
+    if (kind < 70) {
         history_note(h, "%s: external snapshot", d->key);
         return tracker_snapshot(&d->tracker, err);
     }
-    if (kind < 80) {
+    if (kind < 82) {
         history_note(h, "%s: the snapshot is committed", d->key);
         tracker_commit(&d->tracker);
         return true;
     }
-    if (kind < 92)
+    if (kind < 93)
         return add_disk(h, vm, err);
     if (vm->len > 1)
         remove_disk(h, vm);
@@ -136,15 +138,38 @@ static bool move(History *h, Err *err)
     return history_reopen(h, err);
 }
 
+// What a database that is rebuilt from the commit records knows of a VM.
+static bool rebuild_database(History *h, const RepoScan *scan, const Vm *vm, Err *err)
+{
+    VmAt *at = &h->site->vms[vm->index];
+    const char *context = NULL;
+    free(mem_take(at->context));
+    *at = (VmAt){0};
+    for (size_t i = 0; i < scan->len; i++) {
+        const Record *r = &scan->records[i];
+        if (!str_eq(r->vm_id, vm->id))
+            continue;
+        at->sequence = MAX(at->sequence, r->sequence);
+        context = r->context;
+        for (size_t d = 0; d < r->disks_len; d++)
+            at->numbers[r->disks[d].disk_id - HISTORY_DISK_ID] = r->disks[d].disk_no + 1;
+        history_find(h, r->backup_id)->suspect = false;
+    }
+    return !context || (at->context = mem_strdup(context, err)) != NULL;
+}
+
 static bool restart_hub(History *h, Err *err)
 {
     RepoScan after;
-    history_note(h, "the hub starts anew");
+    bool lost = rng_chance(&h->rng, 25), ok = true;
+    history_note(h, "the hub starts anew%s", lost ? ", with an empty database" : "");
     if (!history_reopen(h, err) || !repo_recover(&h->site->repo, NULL, 0, &after, err))
         return false;
+    for (size_t i = 0; lost && ok && i < h->vms_len; i++)
+        ok = rebuild_database(h, &after, &h->vms[i], err);
     h->spec->stats->recoveries++;
     repo_scan_clear(&after);
-    return true;
+    return ok;
 }
 
 static bool has_child(const RepoScan *scan, const char *id)
@@ -181,7 +206,8 @@ static bool delete_point(History *h, const RepoScan *scan, size_t i, Err *err)
     const Record *rec = &scan->records[i];
     bool refused = has_child(scan, rec->backup_id), killed = rng_chance(&h->rng, 30), gone;
     Err why = ERR_INIT;
-    history_note(h, "delete %s%s%s", rec->backup_id, refused ? ", on which others stand" : "", killed ? ", killed" : "");
+    history_note(h, "delete %s%s%s", rec->backup_id, refused ? ", on which others stand" : "",
+                 killed ? ", killed" : "");
     if (killed)
         world_kill_at((unsigned)rng_below(&h->rng, 16));
     bool ok = gone = repo_delete(&h->site->repo, rec, scan->stems[i], &why);
@@ -189,7 +215,7 @@ static bool delete_point(History *h, const RepoScan *scan, size_t i, Err *err)
     world_revive();
     if (refused)
         return (!ok && (why.code == ERR_CONFLICT || died)) ||
-               history_fail(err, "%s was deleted, and others stand on it: %s", rec->backup_id, why.details);
+            history_fail(err, "%s was deleted, and others stand on it: %s", rec->backup_id, why.details);
     if (!ok && !died)
         return err_set(err, why.code, "deleting %s: %s", rec->backup_id, why.details);
     if (died && !after_death(h, rec, scan->stems[i], &gone, err))

@@ -122,15 +122,19 @@ static bool spoil_and_verify(History *h, const Target *t, const char *path, Err 
     if (!file_read(path, 1u << 28, &kept, &n, err) || !(bytes = mem_calloc(1, n, err)))
         return false;
     memcpy(bytes, kept, n);
-    size_t m = spoil(&h->rng, bytes, n, &at);
-    if (!put_file(path, bytes, m, err) || !repo_scan(&h->site->repo, &scan, err))
+    bool removed = rng_chance(&h->rng, 15);
+    size_t m = removed ? 0 : spoil(&h->rng, bytes, n, &at);
+    if (!(removed ? file_unlink(path, err) : put_file(path, bytes, m, err)) || !repo_scan(&h->site->repo, &scan, err))
         return false;
     bool missed = verify(h, &scan, t, &found);
     repo_scan_clear(&scan);
     h->spec->stats->flips++;
     if (missed)
         return history_fail(err, "a verify does not find %s, %s at %" PRIu64 " of %zu bytes", strrchr(path, '/') + 1,
-                            m == n ? "changed" : "cut", at, n);
+                            removed      ? "removed"
+                                : m == n ? "changed"
+                                         : "cut",
+                            at, n);
     return put_file(path, kept, n, err);
 }
 

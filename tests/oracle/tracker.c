@@ -132,12 +132,8 @@ const char *tracker_tamper(Tracker *t, Rng *rng)
     size_t i = (size_t)rng_below(rng, t->len);
     TrackerBitmap *b = &t->bitmaps[i];
     switch (rng_below(rng, 6)) {
-    case 0:
-        b->inconsistent = true;
-        return "a bitmap becomes inconsistent";
-    case 1:
-        b->busy = !b->busy;
-        return "a bitmap is busy, or not any more";
+    case 0: b->inconsistent = true; return "a bitmap becomes inconsistent";
+    case 1: b->busy = !b->busy; return "a bitmap is busy, or not any more";
     case 2:
         // Only once: nobody can see that a bitmap was disabled and enabled again.
         b->recording = b->tampered ? b->recording : !b->recording;
@@ -154,9 +150,7 @@ const char *tracker_tamper(Tracker *t, Rng *rng)
                 t->len--;
         }
         return "a bitmap is there twice";
-    default:
-        bitmap_drop(t, i);
-        return "a bitmap is removed";
+    default: bitmap_drop(t, i); return "a bitmap is removed";
     }
 }
 
@@ -170,9 +164,9 @@ static json_t *describe_node(const Tracker *t, const char *node)
             continue;
         for (size_t g = 0; g < b->granules; g++)
             count += b->bits[g] ? (json_int_t)t->granularity : 0;
-        if (json_array_append_new(bitmaps, json_pack("{s:s, s:I, s:b, s:b, s:b}", "name", b->name, "count",
-                                                     count, "recording", b->recording, "busy", b->busy,
-                                                     "inconsistent", b->inconsistent)) != 0)
+        if (json_array_append_new(bitmaps,
+                                  json_pack("{s:s, s:I, s:b, s:b, s:b}", "name", b->name, "count", count, "recording",
+                                            b->recording, "busy", b->busy, "inconsistent", b->inconsistent)) != 0)
             return NULL;
     }
     return json_pack("{s:s, s:o}", "node-name", node, "dirty-bitmaps", bitmaps);

@@ -1,5 +1,6 @@
-// What a hypervisor's dirty bitmaps do, modelled after QEMU's: bitmaps sit on block nodes, record while enabled, are cut
-// and extended with the disk (and lose what is cut), and break when QEMU does not end cleanly. The client's part (names,
+// What a hypervisor's dirty bitmaps do, modelled after QEMU's: bitmaps sit on block nodes, record while enabled, are
+// cut and extended with the disk (and lose what is cut), and break when QEMU does not end cleanly. The client's part
+// (names,
 // lines, what may be merged) is the product's own src/source/qemu/bitmaps.c, fed with what this model answers.
 #pragma once
 

@@ -5,6 +5,7 @@
 #include "domain/name.h"
 #include "service/hub/internal.h"
 
+#include <signal.h>
 #include <stdio.h>
 
 #define CANCEL_GRACE_MS 3000
@@ -100,8 +101,8 @@ static bool insert(Hub *h, const StartRequest *req, StoreBackup *b, const Secret
         !secret_digest(secret_reveal(token), digest, err))
         return false;
     b->repository_id = repository.id;
-    return mem_replace(&b->vm_id, vm.id, err) && mem_replace(&b->active_vm, vm.id, err) && mem_replace(&b->vm_name, vm.name, err) &&
-        mem_replace(&b->status, job_state_name(JOB_PENDING), err) &&
+    return mem_replace(&b->vm_id, vm.id, err) && mem_replace(&b->active_vm, vm.id, err) &&
+        mem_replace(&b->vm_name, vm.name, err) && mem_replace(&b->status, job_state_name(JOB_PENDING), err) &&
         mem_replace(&b->phase, "waiting for a client", err) && mem_replace(&b->token_digest, digest, err) &&
         choose_parent(h, req, b, err) && free_id(h, b, err) && store_backup_add(h->store, b, err);
 }
@@ -113,8 +114,7 @@ static bool repository_is_there(Hub *h, const StartRequest *req, Err *err)
     StoreRepository cleanup_repository repository = {0};
     Repo cleanup_repo repo = {0};
     return store_vm_find(h->store, req->vm_name, &vm, err) &&
-        store_repository_find(h->store, req->repository, &repository, err) &&
-        hub_repo_open(h, &repository, &repo, err);
+        store_repository_find(h->store, req->repository, &repository, err) && hub_repo_open(h, &repository, &repo, err);
 }
 
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
@@ -198,9 +198,11 @@ bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err)
 // record stand all the same, the next scan finds the point.
 static bool give_up_commit(Hub *h, Running *r, Err *err)
 {
-    Err why = ERR_INIT;
-    if (hub_commit(h, r, &why))
-        return err_set(err, ERR_CONFLICT, "backup %s is completed by now: there is nothing left to cancel", r->id);
+    Err why = ERR_INIT, away = ERR_INIT;
+    bool stands = false;
+    if (hub_commit(h, r, &why) || (hub_point_stands(h, r->id, &stands, &away) && stands))
+        return err_set(err, ERR_CONFLICT, "the point of backup %s is there by now: there is nothing left to cancel",
+                       r->id);
     return hub_job_end(h, r, "failed", "cancelled", why.details, false, err);
 }
 
@@ -215,8 +217,11 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
     if (ok && state == JOB_PENDING)
         ok = hub_job_end(h, r, "cancelled", "cancelled", "cancelled before a client had claimed it", false, err);
     else if (ok && state == JOB_RUNNING) {
-        // the client sees it in the answer to its next progress report; the supervisor ends what does not listen
+        // a client of ours is told by a signal, any other sees it in the answer to its next progress report; the
+        // supervisor ends what does not listen
         ok = store_backup_request_cancel(h->store, id, err);
+        if (ok)
+            proc_signal(&r->client, SIGTERM);
         if (ok && r->cancel_by_ms == 0)
             r->cancel_by_ms = clock_mono_ms() + CANCEL_GRACE_MS;
     } else if (ok && state == JOB_COMMITTING)
@@ -294,9 +299,8 @@ static bool delete_one(Hub *h, const char *id, Err *err)
          hub_record_from_rows(&b, disks, len, "deleted", &repo, &rec, err) && repo_delete(&repo, &rec, b.stem, err));
     // a deletion that stopped halfway: what is left is no good point
     Err looking = ERR_INIT;
-    cleanup_free char *record = !ok && repo.path && b.context && b.stem
-        ? repo_path_record(&repo, b.context, b.stem, &looking)
-        : NULL;
+    cleanup_free char *record =
+        !ok && repo.path && b.context && b.stem ? repo_path_record(&repo, b.context, b.stem, &looking) : NULL;
     if (record && !file_exists(record))
         (void)!store_backup_set_suspect(h->store, id, true, &looking);
     record_clear(&rec);

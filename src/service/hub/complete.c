@@ -1,5 +1,6 @@
 // Completion: the moment a restore point comes to be (safety rules 14 and 15).
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "service/hub/internal.h"
 
@@ -102,7 +103,8 @@ static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *di
     return store_commit(h->store, err);
 }
 
-static bool commit(Hub *h, const char *id, Err *err)
+// *ret_files: it is the files that failed, before the point existed.
+static bool commit(Hub *h, const char *id, bool *ret_files, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     StoreRepository cleanup_repository row = {0};
@@ -130,6 +132,7 @@ static bool commit(Hub *h, const char *id, Err *err)
                       : err_set(err, ERR_INTERNAL, "backup %s has no disks", id);
     ok = ok && hub_record_from_rows(&b, disks, len, source_type, &repo, &rec, err) &&
         repo_commit(&repo, &rec, b.stem, b.attempt, err);
+    *ret_files = !ok;
     // now the point exists; the database follows
     if (ok && store_begin(h->store, err)) {
         if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err)) {
@@ -147,29 +150,41 @@ static bool commit(Hub *h, const char *id, Err *err)
     return ok;
 }
 
-// Of no use to try again: what was sealed is gone, or is not what was sealed, and the repository is there to tell.
-static bool is_hopeless(Hub *h, const char *id, const Err *why)
+bool hub_point_stands(Hub *h, const char *id, bool *ret_stands, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     StoreRepository cleanup_repository row = {0};
     Repo cleanup_repo repo = {0};
+    cleanup_free char *path = NULL;
+    if (!store_backup_get(h->store, id, &b, err) || !store_repository_get(h->store, b.repository_id, &row, err) ||
+        !hub_repo_open(h, &row, &repo, err) || !(path = repo_path_record(&repo, b.context, b.stem, err)))
+        return false;
+    *ret_stands = file_exists(path);
+    return true;
+}
+
+// Of no use to try again: what was sealed is gone, or is not what was sealed, and the repository is there to tell.
+static bool is_hopeless(Hub *h, const char *id, const Err *why)
+{
     Err looking = ERR_INIT;
+    bool stands = true;
     bool lasting = why->code == ERR_NOT_FOUND || why->code == ERR_EXISTS || why->code == ERR_DAMAGED ||
         why->code == ERR_INVALID || why->code == ERR_TOO_LARGE;
-    return lasting && store_backup_get(h->store, id, &b, &looking) &&
-        store_repository_get(h->store, b.repository_id, &row, &looking) && hub_repo_open(h, &row, &repo, &looking);
+    return lasting && hub_point_stands(h, id, &stands, &looking) && !stands;
 }
 
 bool hub_commit(Hub *h, Running *r, Err *err)
 {
-    if (commit(h, r->id, err)) {
+    bool files = false;
+    if (commit(h, r->id, &files, err)) {
         r->cancel_by_ms = r->silent_ms = 0;
         hub_running_stop_exporters(r);
         log_info("backup completed", LOG_STR("job", r->id));
         return true;
     }
     Err ending = ERR_INIT;
-    if (is_hopeless(h, r->id, err) && !hub_job_end(h, r, "failed", "commit failed", err->details, true, &ending))
+    if (files && is_hopeless(h, r->id, err) &&
+        !hub_job_end(h, r, "failed", "commit failed", err->details, true, &ending))
         log_error("a failed job could not be ended", LOG_STR("job", r->id), LOG_ERR(&ending));
     return false;
 }
@@ -207,7 +222,7 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
     StoreDisk *disks = NULL;
     size_t len = 0;
     if (!store_disk_list(h->store, b->id, &disks, &len, err))
-        return false;
+        return failed(err);
     bool ok = len > 0 || err_set(err, ERR_CONFLICT, "no disk of backup %s was announced: nothing was backed up", b->id);
     ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, err) &&
         step_to_committing(h, b, disks, len, err);

@@ -48,7 +48,8 @@ static bool view(Hub *h, const StoreExport *e, json_t **ret, Err *err)
     cleanup_free char *uri = NULL;
     Err away = ERR_INIT;
     bool ok = (o != NULL || err_no_memory(err)) && store_backup_get(h->store, e->backup_id, &b, err) &&
-        store_repository_get(h->store, b.repository_id, &r, err) && find_disk(h, e->backup_id, e->disk_key, false, &d, err) &&
+        store_repository_get(h->store, b.repository_id, &r, err) &&
+        find_disk(h, e->backup_id, e->disk_key, false, &d, err) &&
         (uri = exporter_uri(e->socket, e->export_name, err)) && codec_json_set_text(o, "export_id", e->id, err) &&
         codec_json_set_text(o, "backup_id", e->backup_id, err) && codec_json_set_u64(o, "disk_id", d.disk_id, err) &&
         codec_json_set_text(o, "disk_key", d.disk_key, err) && codec_json_set_u64(o, "disk_no", d.disk_no, err) &&

@@ -55,6 +55,8 @@ void hub_wake(Hub *h); // the supervisor looks at once
 // A commit that cannot succeed any more (what was sealed is gone) ends the job; after any other error it stays
 // committing. The caller holds the entry.
 bool hub_commit(Hub *h, Running *r, Err *err) must_check;
+// Has a job's record its final name? ERR_UNAVAILABLE where the repository is away.
+bool hub_point_stands(Hub *h, const char *id, bool *ret_stands, Err *err) must_check;
 
 // ---- supervisor.c
 bool hub_supervisor_start(Hub *h, Err *err) must_check;

@@ -177,8 +177,8 @@ bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *er
     char id[24];
     if (!store_begin(h->store, err))
         return false;
-    if (!store_repository_find(h->store, repository, &r, err) || !busy(h, r.id, err) ||
-        !being_read(h, r.id, err) || !store_repository_remove(h->store, r.id, err)) {
+    if (!store_repository_find(h->store, repository, &r, err) || !busy(h, r.id, err) || !being_read(h, r.id, err) ||
+        !store_repository_remove(h->store, r.id, err)) {
         store_rollback(h->store);
         return false;
     }

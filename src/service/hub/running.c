@@ -58,8 +58,7 @@ void hub_running_unlock(Hub *h, Running *r)
     (void)pthread_mutex_lock(&h->lock);
     r->locked = false;
     r->users--;
-    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_by_ms == 0 &&
-        r->silent_ms == 0) {
+    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_by_ms == 0 && r->silent_ms == 0) {
         Running **link = &h->running;
         while (*link != r)
             link = &(*link)->next;
@@ -87,7 +86,9 @@ void hub_running_stop_exporters(Running *r)
     r->exporters_len = 0;
 }
 
-static void stop_client(Running *r, bool keep)
+#define CLIENT_TERM_MS 4000
+
+static void stop_client(Running *r, bool keep, int term_ms)
 {
     if (r->client.pid == 0)
         return;
@@ -96,7 +97,7 @@ static void stop_client(Running *r, bool keep)
     if (!keep || !proc_wait(&r->client, 0, &status, &ignored)) {
         if (keep)
             return; // it is on its way out: the supervisor reaps it
-        proc_stop(&r->client, 4000);
+        proc_stop(&r->client, term_ms);
     }
     proc_clear(&r->client);
     r->client = PROC_NONE;
@@ -112,7 +113,7 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
     if (!store_backup_get(h->store, r->id, &b, err))
         return false;
     r->cancel_by_ms = r->silent_ms = 0;
-    stop_client(r, keep_client);
+    stop_client(r, keep_client, b.cancel_requested ? 0 : CLIENT_TERM_MS); // a cancel has asked it already
     hub_running_stop_exporters(r);
 
     // the partial images go before the row says so; a repository that is away now is cleaned when it is back

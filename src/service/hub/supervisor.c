@@ -154,7 +154,9 @@ static void look_at_jobs(Hub *h)
         return;
     }
     for (size_t i = 0; i < len; i++)
-        running += strcmp(jobs[i].status, "pending") != 0 || jobs[i].client_pid > 0;
+        // a commit may wait for its repository for days: it keeps nobody else's job from running
+        running += strcmp(jobs[i].status, "running") == 0 ||
+            (strcmp(jobs[i].status, "pending") == 0 && jobs[i].client_pid > 0);
     for (size_t i = 0; i < len; i++) {
         Err each = ERR_INIT;
         if (!look_at_job(h, jobs[i].id, &running, &each) && each.code != ERR_NOT_FOUND)

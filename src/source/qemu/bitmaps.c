@@ -132,7 +132,7 @@ bool bitmaps_witness(const BitmapVec *all, const char *node, const char *line)
     LineInput in = {.all = all, .node = node};
     Line ignored;
     const Bitmap *b = find_one(&in, line, 0, &ignored);
-    return b && b->count > 0;
+    return b && !b->recording && b->count > 0; // one that somebody enabled has other bits, too
 }
 
 static bool follow(const LineInput *in, const char *line, Line *l)

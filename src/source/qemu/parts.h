@@ -67,4 +67,4 @@ bool watch_check(QemuSource *v, Err *err) must_check;
 bool watch_broken(QemuSource *v, Err *err); // true: broken, and why
 
 // frozen.c: an end that fails as soon as the view is broken. Takes inner.
-bool frozen_blocks(QemuSource *v, Blocks *inner, Blocks **ret, Err *err) must_check;
+bool frozen_blocks(QemuSource *v, Blocks *inner, bool with_changes, Blocks **ret, Err *err) must_check;

@@ -131,7 +131,7 @@ static bool qemu_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret,
         b->ops->free(b);
         return err_set(err, ERR_CONFLICT, "disk %s changed its size", d->key);
     }
-    return frozen_blocks(v, b, ret, err);
+    return frozen_blocks(v, b, with_changes, ret, err);
 }
 
 static bool qemu_intact(Source *s, Err *err)

@@ -1,5 +1,7 @@
 """A proxy between the client and the hub that holds chosen calls: the moments in which something is killed."""
 
+import select
+import socket
 import threading
 
 from lib.proxy import Proxy, _Handler
@@ -25,7 +27,14 @@ class Gate(Proxy):
 
             def forward(self):
                 gate.pass_through(self.path, False)
-                super().forward()
+                if self.peer_is_gone():     # killed meanwhile: it never sent this
+                    self.close_connection = True
+                else:
+                    super().forward()
+
+            def peer_is_gone(self):
+                readable = select.select([self.connection], [], [], 0)[0]
+                return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
             def pass_on(self, response):
                 gate.pass_through(self.path, True)

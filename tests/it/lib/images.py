@@ -113,7 +113,7 @@ def random_content(rng, size):
 
 
 def random_range(rng, size, step=1):
-    """(offset, length) below size, often at the edges of clusters and at the disk's end; None: the disk is too small."""
+    """(offset, length) below size, often at the edges of clusters and at the disk's end; None: too small a disk."""
     clusters = -(-size // CLUSTER)
     at = rng.randrange(clusters) * CLUSTER
     length = rng.choice((CLUSTER, CLUSTER, 2 * CLUSTER, 5 * CLUSTER, 4096, SECTOR, rng.randrange(1, CLUSTER)))

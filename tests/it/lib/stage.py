@@ -3,17 +3,18 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
-import threading
 
 from lib import faults
 from lib.cli import Cli
 from lib.gate import Gate
 from lib.history import History, partial_files, wait_for
 from lib.hub import BIN
+from lib.vm import check_qemu_is_clean, contents_now, make_vm
 from lib.world import World
 
 MIB = 1 << 20
@@ -30,10 +31,15 @@ class NbdServer:
         self.socket, self.path = str(socket), path
         filters = [a for a in arguments if a.startswith("--")]
         parameters = [a for a in arguments if not a.startswith("--")]
-        self.process = subprocess.Popen(["nbdkit", "-f", "-r", "-t", "16", "-U", self.socket, *filters, "file", str(path),
+        self.process = subprocess.Popen(["nbdkit", "-f", "-r", "-t", "16", "-U", self.socket, *filters, "file",
+                                         str(path),
                                          *parameters], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.uri = f"nbd+unix:///?socket={self.socket}"
         wait_for(lambda: os.path.exists(self.socket), "nbdkit listens", 10)
+
+    def bytes_read(self):
+        with open(f"/proc/{self.process.pid}/io", encoding="ascii") as f:
+            return int(f.readline().split()[1])
 
     def pause(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -62,11 +68,11 @@ class Stage(History):
             hub.command = lambda: [*prefix, *plain()]
         super().__init__(hub, Cli(hub.url, cwd=place), place, "pgtest1")
         self.wrapper = wrapper
-        self.filters = filters      # of the first disk's server
+        self.filters = filters      # of the first disk's server, behind the slow one
         self.rate = place / "rate"
         self.servers = []
         self.stopped = []
-        self.gate = self.world = None
+        self.gate = self.world = self.obstacle = self.blocker = None
 
     def __enter__(self):
         self.hub.start()
@@ -95,7 +101,7 @@ class Stage(History):
                 f.write(self.random.randbytes(DATA if path == self.paths[0] else 65536))
                 f.truncate(SIZE)
         slow = ("--filter=rate", f"rate-file={self.rate}", "burstiness=0.05")
-        self.servers = [NbdServer(self.folder / f"s{n}", path, *(() if n else (*self.filters, *slow)))
+        self.servers = [NbdServer(self.folder / f"s{n}", path, *(() if n else (*slow, *self.filters)))
                         for n, path in enumerate(self.paths)]
         self.api.post("/vms", {"name": self.vm_name, "source": {
             "type": "file", "disks": [{"uri": s.uri} for s in self.servers]}}).expect(201)
@@ -178,21 +184,17 @@ class Stage(History):
         return self.at_written(DATA // 2)
 
     def at_written(self, least):
-        """The source is held once so many bytes are in the image."""
+        """The source is held once it has given so many bytes."""
         self.slow()
+        before = self.servers[0].bytes_read()
         backup_id = self.start("main")
-        wait_for(lambda: self.written() >= least, f"{least} bytes are written")
+        wait_for(lambda: self.servers[0].bytes_read() - before >= least and self.partial_images(), f"{least} bytes")
         self.hold_source()
         assert self.show(backup_id)["status"] == "running"
         return backup_id
 
-    def written(self):
-        total = 0
-        for path in partial_files(self.repositories["main"]):
-            if "disk-0" in path.parts and ".qcow2." in path.name:
-                with contextlib.suppress(FileNotFoundError):
-                    total += max(0, path.stat().st_size - 65536)
-        return total
+    def partial_images(self):
+        return [p for p in partial_files(self.repositories["main"]) if "disk-0" in p.parts and ".qcow2." in p.name]
 
     def at_sealing(self):
         """The hub asks an exporter to seal, and it does not answer."""
@@ -205,11 +207,11 @@ class Stage(History):
         return backup_id
 
     def at_committing(self):
-        """Sealed, and then the repository's share is away."""
+        """Sealed, and the record cannot be written: what has its temporary name is a folder."""
         backup_id = self.at_copied()
-        path = self.repositories["main"]
-        os.rename(path, f"{path}.away")
-        path.mkdir()
+        row, = self.world.sql("SELECT context, stem, attempt FROM backup_jobs WHERE id = ?", backup_id)
+        self.obstacle = self.repositories["main"] / row["context"] / f"{row['stem']}.json.partial-{row['attempt']}"
+        (self.obstacle / "full").mkdir(parents=True)
         self.gate.open()
         wait_for(lambda: self.show(backup_id)["status"] == "committing", "the job is committing")
         return backup_id
@@ -239,10 +241,9 @@ class Stage(History):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         self.stopped = []
-        path = self.repositories.get("main")
-        if path and os.path.exists(f"{path}.away"):
-            path.rmdir()
-            os.rename(f"{path}.away", path)
+        if self.obstacle:
+            shutil.rmtree(self.obstacle)
+            self.obstacle = None
 
     def heal_database(self):
         self.sql("DROP TRIGGER IF EXISTS no_completion")
@@ -255,30 +256,36 @@ class Stage(History):
     # ---- harm
 
     def kill(self, backup_id, victim):
-        """'hub', 'client', 'exporter', or several with a + between."""
+        """'hub', 'client', 'exporter', or several with a + between; returns when they are dead."""
         for one in victim.split("+"):
             if one == "hub":
                 self.hub.kill()
-            elif one == "client":
-                # the wrapper that has not become the client yet has its own name
-                pid = faults.client_pid(self.world, backup_id)
-                assert (faults.signal_if(pid, "sendense-backup-client") or faults.signal_if(pid, str(self.wrapper))
-                        or self.status_without_hub(backup_id) == "completed")
-            else:
-                pids = faults.exporter_pids(self.world, backup_id)
-                assert pids and all(faults.signal_if(pid, "nbdkit") for pid in pids[:1])
+                continue
+            pid = faults.client_pid(self.world, backup_id) if one == "client" else \
+                faults.exporter_pids(self.world, backup_id)[0]
+            # the client's wrapper, which has not become the client yet, has its own name
+            words = ("sendense-backup-client", str(self.wrapper)) if one == "client" else ("nbdkit",)
+            hit = any(faults.signal_if(pid, word) for word in words)
+            assert hit or self.status_without_hub(backup_id) == "completed", f"{one} is not there"
+            wait_for(lambda: process_state(pid) in (None, "Z"), f"the end of {one}")
 
     def status_without_hub(self, backup_id):
         return self.world.sql("SELECT status FROM backup_jobs WHERE id = ?", backup_id)[0]["status"]
 
     def settle(self, backup_id):
         """What was held goes on, what was killed is started again; the job, once it is over."""
-        self.go()
         if not self.hub.running:
             self.hub.start()
-        if getattr(self, "blocker", None):
+        self.go()
+        if self.blocker:
             self.cli.run("cancel", self.blocker)
         return self.note("main", self.wait_final(backup_id), self.references_then)
+
+    def prove_after_go(self):
+        self.go()
+        if self.blocker:
+            self.cli.run("cancel", self.blocker)
+        self.prove()
 
     def prove(self):
         """All is well: the next increment is right, every point verifies and restores, nothing is left."""
@@ -300,7 +307,72 @@ def process_state(pid):
         return None
 
 
-def in_background(function, *args):
-    thread = threading.Thread(target=function, args=args)
-    thread.start()
-    return thread
+class QemuStage(Stage):
+    """The same with a VM in QEMU that the test writes to. `scratch`: the folder for scratch images."""
+
+    def __init__(self, make_hub, place, seed=1, prefix=(), scratch=None):
+        super().__init__(make_hub, place, seed, prefix=prefix)
+        self.scratch = scratch or place
+        self.vm = None
+
+    def __exit__(self, *args):
+        super().__exit__(*args)
+        if self.vm:
+            self.vm.close()
+
+    def prepare(self):
+        self.add_repository("main")
+        self.vm = make_vm(self.folder, [(fmt, self.random.randbytes(DATA).ljust(16 * MIB, b"\0"))
+                                        for fmt in ("qcow2", "raw")])
+        self.api.post("/vms", {"name": self.vm_name, "source": {
+            "type": "qemu", "qmp": self.vm.qmp_path, "scratch": str(self.scratch)}}).expect(201)
+
+    def own_processes(self):
+        return {self.vm.process.pid}
+
+    def references_now(self):
+        return {key: self.references.of(content) for key, content in contents_now(self.vm, self.folder).items()}
+
+    def change(self):
+        for n in range(2):
+            for _ in range(20):
+                self.vm.write(n, self.random.randrange(255) * 65536, 65536, self.random.randrange(1, 256))
+
+    def at_copying(self):
+        """An exporter is stopped when it has something, and before it has all. Some tries: the copy is fast."""
+        for _ in range(20):
+            self.references_then = self.references_now()
+            backup_id = self.start("main", "full")
+            wait_for(lambda: faults.exporter_pids(self.world, backup_id)[:1] > [0], "the exporter is there")
+            pid = faults.exporter_pids(self.world, backup_id)[0]
+            while self.show(backup_id)["status"] == "running":
+                if any(p.stat().st_blocks for p in self.partial_images()):
+                    os.kill(pid, signal.SIGSTOP)
+                    break
+            if self.show(backup_id)["phase"] == "copying":
+                self.stopped.append(pid)
+                return backup_id
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            self.note("main", self.wait_final(backup_id), self.references_then)
+        raise AssertionError("a copy was never caught")
+
+    def kill(self, backup_id, victim):
+        if victim != "guest":
+            super().kill(backup_id, victim)
+            return
+        self.vm.kill()
+        self.vm.start()
+
+    def prove(self, lost=False):
+        """As for any stage; and QEMU is clean, and tracking works, or is lost with a reason."""
+        self.check_nothing_left()
+        check_qemu_is_clean(self.vm, self.folder)
+        for _ in range(2):
+            self.change()
+            backup = self.backup("main", self.references_now())
+            expected = ("compare", "tracking_lost") if lost else ("tracked", "")
+            assert {(d["mode"], d["reason"]) for d in backup["disks"]} == {expected}, (backup, self.client_log())
+            lost = False
+        self.check_everything()
+        check_qemu_is_clean(self.vm, self.folder)

@@ -92,6 +92,7 @@ static void test_resolution(void **state)
         {"no witness", "top/3r", LINE "/3", .lost = "may have been resized"},
         {"witness without its bit", "top/0z top/3r", LINE "/3", .lost = "may have been resized"},
         {"witness inconsistent", "top/0i top/3r", LINE "/3", .lost = "may have been resized"},
+        {"witness enabled by somebody", "top/0r top/3r", LINE "/3", .lost = "may have been resized"},
         {"witness elsewhere", "below/0 top/3r", LINE "/3", .lost = "may have been resized"},
         {"too many", "top/0 top/1 top/20r", LINE "/1", .lost = "19 backups in a row"},
         {"a huge sequence elsewhere", "top/0 top/1r below/9223372036854775807", LINE "/1", .lost = "in a row"},

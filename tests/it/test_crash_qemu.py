@@ -1,0 +1,101 @@
+"""kill -9 of guest, client, hub and exporter at the moments of a backup of a VM in QEMU.
+
+Beyond what test_crash.py looks at: nothing of a backup stays in QEMU, the guest goes on writing and is never left
+frozen, and the next increment is right: tracked where the bitmaps are still there, by comparison where they are not.
+"""
+
+import os
+import random
+
+import pytest
+
+from lib import faults
+from lib.stage import MIB, QemuStage
+from lib.vm import Guest, check_qemu_is_clean, make_disk
+from lib.history import wait_for
+from test_faults import ended, own_mounts
+
+# moment: {victim: how the job must end}
+ENDS = {
+    "started": {"guest": "failed"},
+    "announcing": {"guest": "failed", "client": "failed", "hub": "completed"},
+    "announced": {"guest": "failed", "client": "failed", "hub+client": "failed"},
+    "copying": {"guest": "failed", "client": "failed", "exporter": "failed"},
+    "copied": {"guest": "completed", "client": "failed", "hub": "completed"},
+    "answered": {"guest": "completed", "client": "completed"},
+    "done": {"guest": "completed", "client": "completed"},
+}
+
+
+@pytest.mark.parametrize("moment, victim", [(m, v) for m, victims in ENDS.items() for v in victims])
+def test_killed(moment, victim, make_hub, place):
+    with QemuStage(make_hub, place) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach(moment)
+        stage.vm.qmp("stop")        # flushes: whether QEMU loses what a guest did not flush is not the matter
+        stage.kill(backup_id, victim)
+        backup = stage.settle(backup_id)
+        if (moment, victim) == ("started", "guest"):
+            # a QEMU that is back in time is as good as the one before
+            assert backup["status"] == "completed"
+        else:
+            assert backup["status"] == ENDS[moment][victim], (backup["error"], backup["details"], stage.client_log())
+        # bitmaps of a QEMU that crashed are inconsistent or gone; the backup that came after it has new ones
+        stage.prove(lost=victim == "guest" and moment != "started")
+
+
+def test_scratch_full(make_hub, place):
+    """The guest overwrites more than the scratch folder holds: the backup gives way, the guest's writes do not fail."""
+    scratch = place / "scratch"
+    scratch.mkdir()
+    with QemuStage(make_hub, place, prefix=own_mounts((scratch, 24)), scratch=scratch) as stage:
+        first = stage.first()
+        backup_id = stage.reach("announced")
+        for n in range(2):
+            for at in range(0, 16):
+                stage.vm.write(n, at * MIB, MIB, 0x5a)      # raises if the guest's write fails
+        backup = ended(stage, backup_id, "failed") if stage.go() is None else None
+        assert "scratch" in backup["details"] or "space" in backup["details"], backup
+        stage.check_point(first["backup_id"])
+        stage.prove()
+
+
+def test_guest_is_never_left_frozen(make_hub, place):
+    """A running Linux, whose file system is frozen for each backup; the client is killed again and again."""
+    rng = random.Random(int(os.environ.get("ORACLE_SEED", "1")))
+    disk = place / "root.qcow2"
+    make_disk(disk, "qcow2", 48 * MIB)
+    hub = make_hub(environment={"SENDENSE_TEST_PLACE": str(place)})
+    with Guest(place / "vm", [(disk, "qcow2")]) as guest:
+        from lib.cli import Cli
+        from lib.world import World
+        world, cli = World(hub, place), Cli(hub.url, cwd=place)
+        cli.ok("repo", "add", "main", "--path", place / "repository")
+        cli.ok("vm", "add", "linux", "--qmp", guest.qmp_path, "--agent", guest.agent_path, "--scratch", place)
+        cli.ok("backup", "linux", "--repo", "main")
+        for _ in range(5):
+            backup_id = cli.ok("backup", "linux", "--repo", "main", "--detach").strip()
+            wait_for(lambda: faults.client_pid(world, backup_id), "the client is started")
+            faults.pass_time(rng, 0.4)
+            faults.kill_one(world, backup_id, "client")
+            world.api.wait_status(backup_id, {"failed", "completed"})
+            wait_for(lambda: guest.agent("guest-fsfreeze-status") == "thawed", "the guest is thawed", 20)
+            guest.sh("date > /mnt/a/date; sync")
+            check_qemu_is_clean(guest, place)
+        guest.sh("echo last > /mnt/a/file")
+        last = cli.json("backup", "linux", "--repo", "main")
+        assert last["consistency"] == "application", last
+        assert [d["mode"] for d in last["disks"]] == ["tracked"], last
+        cli.ok("verify", "--repo", "main")
+        cli.ok("restore", last["backup_id"], "--disk", "0", "--to", place / "restored.raw")
+        check_file_system(place / "restored.raw", "/file", b"last\n")
+
+
+def check_file_system(path, name, content):
+    import subprocess
+    environ = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+    clean = subprocess.run(["e2fsck", "-fn", str(path)], capture_output=True, env=environ, check=False)
+    assert clean.returncode == 0, clean.stdout
+    shown = subprocess.run(["debugfs", "-R", f"cat {name}", str(path)], capture_output=True, env=environ, check=True)
+    assert shown.stdout == content

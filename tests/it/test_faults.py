@@ -1,0 +1,344 @@
+"""What goes wrong around a backup without anybody being killed: no space, read errors, silence, locks, cancels.
+
+Each time: the job ends, in time, and says why; what is listed is right; nothing is left; the next backup is right.
+"""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from lib import faults
+from lib.cli import Cli
+from lib.history import partial_files, wait_for
+from lib.stage import MIB, Stage
+
+CANCEL_SECONDS = 5
+
+
+def ended(stage, backup_id, status, *words):
+    backup = stage.wait_final(backup_id)
+    said = f"{backup['error']}: {backup['details']}"
+    assert backup["status"] == status, f"{said}\n{stage.client_log()}"
+    assert not words or any(word in said.lower() for word in words), said
+    return backup
+
+
+# ---- space
+
+def own_mounts(*mounts):
+    """Starts a command in a mount namespace of its own, with a small filesystem at each folder: (folder, MiB)."""
+    script = "".join(f"mount -t tmpfs -o size={size}m none '{folder}' && " for folder, size in mounts)
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *user, "--mount", "sh", "-c", f"{script} exec \"$@\"", "sh"]
+
+
+class SmallStage(Stage):
+    """The repository's filesystem is small, and seen by the hub (and its children) alone."""
+
+    def __init__(self, make_hub, place, size):
+        folder = place / "small"
+        folder.mkdir()
+        super().__init__(make_hub, place, prefix=own_mounts((folder, size)))
+
+    def seen(self, path):
+        return f"/proc/{self.hub.process.pid}/root{path}"
+
+    def add_repository(self, name, **more):
+        path = self.folder / "small" / name
+        self.api.post("/repositories", {"name": name, "path": str(path)}).expect(201)
+        self.order[name] = []
+        # our own view of it, for all that looks for files
+        self.repositories[name] = self.folder / "view"
+        self.repositories[name].symlink_to(self.seen(path))
+
+    def fill(self, leave):
+        """Leaves so many bytes."""
+        space = os.statvfs(self.seen(self.folder / "small"))
+        left = space.f_bavail * space.f_frsize - leave
+        with open(self.seen(self.folder / "small" / "filler"), "wb", buffering=0) as f, suppress(OSError):
+            while left > 0:
+                left -= f.write(bytes(min(left, MIB)))
+
+    def empty(self):
+        os.unlink(self.seen(self.folder / "small" / "filler"))
+
+    def path_of(self, image):
+        return self.seen(image)
+
+    def check_point_with_stock_tools(self, backup_id):
+        """The backing files' paths are of another mount namespace."""
+
+
+def test_full_repository(make_hub, place):
+    with SmallStage(make_hub, place, 112) as stage:
+        first = stage.first()
+        stage.change()
+
+        stage.fill(leave=20 * MIB)      # too little to begin with
+        backup = ended(stage, stage.start("main"), "failed", "space")
+        assert "no space" in backup["error"], backup
+        assert not partial_files(stage.repositories["main"])
+        stage.empty()
+
+        backup_id = stage.reach("announced")
+        stage.fill(leave=MIB)
+        stage.go()
+        backup = ended(stage, backup_id, "failed", "space")
+        assert not partial_files(stage.repositories["main"])
+        stage.check_listed()
+        stage.check_point(first["backup_id"])   # needs no space
+        stage.empty()
+
+        backup_id = stage.reach("copied")       # the hashes are still to be written: there may be room, or not
+        stage.fill(leave=0)
+        backup = stage.settle(backup_id)
+        assert backup["status"] == "completed" or "space" in backup["details"].lower(), backup
+        stage.empty()
+        stage.prove()
+
+
+# ---- the source
+
+def test_read_error(make_hub, place):
+    trigger = place / "broken"
+    filters = ("--filter=error", "error-pread=EIO", "error-pread-rate=100%", f"error-pread-file={trigger}")
+    with Stage(make_hub, place, filters=filters) as stage:
+        stage.first()
+        stage.change()
+        trigger.touch()
+        backup = ended(stage, stage.start("main"), "failed", "input/output", "i/o", "read")
+        assert "disk-0" in backup["details"], backup
+        trigger.unlink()
+
+        backup_id = stage.reach("half done")
+        trigger.touch()
+        stage.go()
+        ended(stage, backup_id, "failed", "input/output", "i/o", "read")
+        trigger.unlink()
+        stage.prove()
+
+
+def test_slow_source(make_hub, place):
+    """A source that answers late is waited for, and heartbeats go on: longer than the lease."""
+    with Stage(make_hub, place, options=["--lease=2"]) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach("half done")
+        until = time.monotonic() + 5
+        wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "running",
+                 "the lease is over", 10)
+        assert stage.show(backup_id)["status"] == "running"
+        assert stage.settle(backup_id)["status"] == "completed"
+        stage.prove()
+
+
+# ---- silence
+
+def test_client_silent(make_hub, place):
+    with Stage(make_hub, place, options=["--lease=2"]) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach("half done")
+        pid = faults.client_pid(stage.world, backup_id)
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        ended(stage, backup_id, "failed", "client silent")
+        assert 1 < time.monotonic() - began < 15
+        stage.prove_after_go()
+
+
+@pytest.mark.parametrize("moment, deaf", [("queued", None), ("opening", None), ("half done", None),
+                                          ("half done", "client"),
+                                          ("half done", "exporter"), ("copied", None), ("sealing", None)])
+def test_cancel(moment, deaf, make_hub, place):
+    """Within five seconds, also when client or exporter do not listen any more."""
+    with Stage(make_hub, place, options=["--max-jobs=1"] if moment == "queued" else []) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach(moment)
+        if deaf:
+            pid = faults.client_pid(stage.world, backup_id) if deaf == "client" else \
+                faults.exporter_pids(stage.world, backup_id)[0]
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        stage.cli.ok("cancel", backup_id, timeout=30)
+        wait_for(lambda: stage.show(backup_id)["status"] != "running", "the job is over", 30)
+        took = time.monotonic() - began
+        ended(stage, backup_id, "cancelled")
+        assert took < CANCEL_SECONDS + 1, took
+        stage.check_listed()
+        stage.prove_after_go()
+
+
+def test_cancel_what_is_over(make_hub, place):
+    with Stage(make_hub, place) as stage:
+        first = stage.first()
+        refused = stage.cli.run("cancel", first["backup_id"])
+        assert refused.status == 1 and "completed" in refused.err
+
+
+@pytest.mark.parametrize("moment, status", [("committing", "failed"), ("linked", "completed")])
+def test_cancel_a_commit_that_hangs(moment, status, make_hub, place):
+    """It can be given up until its record is there."""
+    with Stage(make_hub, place) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach(moment)
+        assert stage.cli.run("cancel", backup_id).status == (0 if status == "failed" else 1)
+        stage.heal_database()
+        assert stage.settle(backup_id)["status"] == status
+        stage.hub.restart()
+        stage.prove()
+
+
+# ---- the hub's own ground
+
+def test_database_locked_during_complete(make_hub, place):
+    """The call fails or waits, nothing is lost, and the client's repetition records the point."""
+    with Stage(make_hub, place) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach("copied")
+        database = sqlite3.connect(stage.hub.database, isolation_level=None)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            stage.go()
+            wait_for(lambda: "Storing ChangeID" in stage.client_log().rpartition("job claimed")[2], "complete is said")
+            # longer than any busy timeout would be a long test: half a second shows that nothing is half done
+            until = time.monotonic() + 0.5
+            wait_for(lambda: time.monotonic() > until, "a while")
+            assert stage.status_without_hub(backup_id) == "running"
+            database.execute("ROLLBACK")
+        finally:
+            database.close()
+        assert stage.settle(backup_id)["status"] == "completed"
+        stage.prove()
+
+
+def test_row_that_cannot_be_written(make_hub, place):
+    """The record is there and the row is not: the client's repetition, not a restart, completes it."""
+    with Stage(make_hub, place) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach("linked")
+        calls = [e for e in stage.gate.exchanges if e[1].endswith("/complete")]
+        wait_for(lambda: any(e[2] == 500 for e in stage.gate.exchanges if e[1].endswith("/complete")), "a 500")
+        assert stage.status_without_hub(backup_id) == "committing", calls
+        stage.heal_database()
+        assert stage.settle(backup_id)["status"] == "completed"
+        assert "Successfully stored ChangeID in SHA database" in stage.client_log()
+        stage.prove()
+
+
+def test_repository_away(make_hub, place):
+    """An unmounted share is an empty folder: no job starts, none completes, nothing is written to it or forgotten."""
+    with Stage(make_hub, place) as stage:
+        stage.first()
+        stage.change()
+        path = stage.repositories["main"]
+        backup_id = stage.reach("copied")
+        os.rename(path, f"{path}.away")
+        path.mkdir()
+        stage.go()
+        ended(stage, backup_id, "failed")
+        body = {"vm_name": "pgtest1", "repository_id": "main"}
+        assert stage.api.post("/backups", body).status in (500, 503)
+        assert stage.api.post("/repositories/main/scan").status in (500, 503)
+        assert not stage.api.get("/repositories/main").expect(200)["available"]
+        stage.check_listed()
+        stage.hub.restart()         # and it stays away
+        stage.check_listed()
+        assert os.listdir(path) == []
+        path.rmdir()
+        os.rename(f"{path}.away", path)
+        stage.hub.restart()
+        assert not partial_files(path)
+        stage.prove()
+
+
+def test_restore_killed(make_hub, place):
+    """What a killed restore leaves is no disk, and its export ends by itself."""
+    with Stage(make_hub, place, options=["--export-idle=1"]) as stage:
+        first = stage.first()
+        target = place / "restored.raw"
+        thread = threading.Thread(
+            target=lambda: stage.cli.run("restore", first["backup_id"], "--disk", "0", "--to", target))
+        export = wait_export_stopped(stage, thread)
+        pid = wait_for(lambda: cli_pid(target), "the restore runs")
+        os.kill(pid, signal.SIGKILL)
+        thread.join()
+        os.kill(export, signal.SIGCONT)
+        assert not target.exists()
+        refused = stage.cli.run("delete", first["backup_id"])
+        wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends", 15)
+        assert refused.status == 1 or "deleted" in refused.out
+        for path in place.glob("restored.raw*"):
+            path.unlink()
+
+
+def wait_export_stopped(stage, thread):
+    """Starts the restore and stops its exporter as soon as it is there, so that it cannot end; the exporter's pid."""
+    thread.start()
+    row = wait_for(lambda: stage.world.sql("SELECT pid FROM exports"), "the export is there")[0]
+    os.kill(row["pid"], signal.SIGSTOP)
+    return row["pid"]
+
+
+def cli_pid(target):
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid() and f"restore" in (line := faults.command_line(name)) \
+                and str(target) in line:
+            return int(name)
+    return None
+
+
+# ---- two hubs
+
+def test_two_hubs_one_data_folder(make_hub, place):
+    """Refused, also while the first one only left its children behind."""
+    with Stage(make_hub, place) as stage:
+        stage.first()
+        second = make_hub("second", start=False)
+        second.data = stage.hub.data
+        with pytest.raises(AssertionError, match="another hub"):
+            second.start()
+
+
+def test_two_hubs_one_repository(make_hub, place):
+    """There is no fencing between them: but whatever either lists is right, and neither removes what is the other's."""
+    with Stage(make_hub, place) as stage:
+        first = stage.first()
+        other_hub = make_hub("second")
+        other = Cli(other_hub.url, cwd=place)
+        other.ok("repo", "add", "main", "--path", stage.repositories["main"])
+        assert other.json("repo", "scan", "main")["added"] == 1
+        vm_id = stage.api.get("/vms/pgtest1").expect(200)["vm_id"]
+        other_hub.api.post("/vms", {"name": "pgtest1", "adopt": vm_id, "source": {
+            "type": "file", "disks": [{"uri": s.uri} for s in stage.servers]}}).expect(201)
+
+        stage.change()
+        backup_id = stage.reach("copied")               # ours is half way,
+        references = stage.references_now()
+        theirs = other.json("backup", "pgtest1", "--repo", "main")      # and theirs runs from start to end
+        assert theirs["status"] == "completed" and theirs["parent_id"] == first["backup_id"]
+        other_hub.restart()                             # recovery takes ours for left over, and that is its right
+        backup = stage.settle(backup_id)
+        for hub, cli in ((stage.hub, stage.cli), (other_hub, other)):
+            cli.json("repo", "scan", "main")
+            cli.ok("verify", "--repo", "main")
+        stage.points[theirs["backup_id"]] = references
+        for backup_id in {theirs["backup_id"], *([backup["backup_id"]] if backup["status"] == "completed" else [])}:
+            stage.check_point(backup_id)
+        # each goes on from the newest that it knows
+        stage.change()
+        references = stage.references_now()
+        ours = stage.cli.json("backup", "pgtest1", "--repo", "main")
+        assert ours["status"] == "completed"
+        stage.points[ours["backup_id"]] = references
+        stage.check_point(ours["backup_id"])
+        stage.cli.ok("verify", "--repo", "main")

@@ -1,0 +1,408 @@
+"""Faults that the hub once had, each with its story in one line."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from lib import system
+from lib.api import quote
+from lib.hub import FINAL, HubError
+from lib.job import Job, change_id, coverage, disk, nbdcopy
+from lib.world import MIB, World
+
+
+def same_bytes(image, point):
+    subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(image), point], check=True,
+                   capture_output=True)
+
+
+def change(image, text=b"changed" * 1000):
+    with open(image, "r+b") as f:
+        f.seek(MIB)
+        f.write(text)
+
+
+def image_of(job):
+    return job.show()["disks"][0]["image"]
+
+
+class Away:
+    """The repository is not there for a while, as on a share that is not mounted."""
+
+    def __init__(self, world):
+        self.info = os.path.join(world.repository["path"], "repository.json")
+
+    def __enter__(self):
+        os.rename(self.info, self.info + ".away")
+
+    def __exit__(self, *_):
+        os.rename(self.info + ".away", self.info)
+
+
+# ---- commits
+
+def test_a_commit_waits_for_its_repository(world, vm):
+    """The status was whatever had failed (404, 422, 503, 507), where the contract has 500."""
+    job = world.written_job(vm)
+    with Away(world):
+        job.complete(job.change).expect(500, "failed to complete backup")
+        assert job.show()["status"] == "committing"
+        job.complete(job.change).expect(500, "failed to complete backup")
+        job.complete(change_id()).expect(409)
+    assert world.api.wait_status(job.id, FINAL, deadline=15)["status"] == "completed"
+    job.complete(job.change).expect(200)
+    same_bytes(vm, image_of(job))
+
+
+def test_a_late_heartbeat_does_not_spoil_a_commit(world, vm):
+    """It changed the rows that the record is made of: a second try of the commit met "another hub's" record."""
+    job = world.written_job(vm)
+    with Away(world):
+        job.complete(job.change, world.done(job, 4 * MIB), bytes_transferred=4711).expect(500)
+        assert job.progress("completing", transferred_bytes=7, done_bytes=9)["status"] == "committing"
+    shown = world.api.wait_status(job.id, FINAL, deadline=15)
+    assert (shown["status"], shown["bytes_transferred"]) == ("completed", 4711)
+
+
+def test_a_commit_that_waits_can_be_given_up(world, vm):
+    """It could be neither cancelled nor deleted, and its VM not backed up, for as long as the repository was away."""
+    job = world.written_job(vm)
+    with Away(world):
+        job.complete(job.change).expect(500)
+        shown = world.api.post(f"{job.path}/cancel").expect(202)
+        assert shown["status"] == "failed" and "repository" in shown["details"]
+        job.complete(job.change).expect(409)
+    assert world.backup(vm).show()["status"] == "completed"
+
+
+def test_a_commit_that_cannot_succeed_fails(world, vm):
+    """It was tried for ever when what had been sealed was gone, and its VM was never backed up again."""
+    job = world.written_job(vm)
+    with Away(world):
+        job.complete(job.change).expect(500)
+        for folder, _, names in os.walk(world.repository["path"]):
+            for name in names:
+                if ".hashes.partial-" in name:
+                    os.unlink(os.path.join(folder, name))
+    shown = world.api.wait_status(job.id, FINAL, deadline=15)
+    assert (shown["status"], shown["error"]) == ("failed", "commit failed")
+    assert world.backup(vm).show()["status"] == "completed"
+
+
+def test_complete_again_with_another_disks_change_id(world):
+    """Only the first disk's change ID was compared."""
+    world.add_vm("two", sizes=(MIB, MIB), seed=5)
+    job = world.job("two")
+    job.claim()
+    changes = {"disk-0": change_id(), "disk-1": change_id()}
+    disks = job.announce([disk(key, MIB, c) for key, c in changes.items()])
+    for n, d in enumerate(disks.values()):
+        nbdcopy(world.folder / f"vm-5-{n}.raw", d["uri"])
+    done = [{"disk_id": d["disk_id"], "change_id": changes[key], "tracking": "none", **coverage([(0, MIB)])}
+            for key, d in disks.items()]
+    job.complete(changes["disk-0"], done).expect(200)
+    before = world.sql("SELECT * FROM backup_disks")
+    job.complete(changes["disk-0"], done).expect(200)
+    job.complete(changes["disk-0"]).expect(200)
+    job.complete(changes["disk-0"], [done[0], {**done[1], "change_id": change_id()}]).expect(409)
+    job.complete(changes["disk-0"], [done[0], {**done[1], "disk_id": 4711}]).expect(409)
+    assert world.sql("SELECT * FROM backup_disks") == before
+
+
+def test_complete_with_huge_numbers(world):
+    """Bytes that no database can add up made a row that broke every list, and a record that no hub could start with."""
+    _, paths = world.add_vm("two", sizes=(MIB, MIB), seed=5)
+    job = world.job("two")
+    job.claim()
+    changes = [change_id(), change_id()]
+    disks = job.announce([disk(f"disk-{n}", MIB, c) for n, c in enumerate(changes)])
+    huge = 2 ** 63 - 1
+    job.progress(done_bytes=huge, transferred_bytes=huge, zero_bytes=huge, changed_bytes=huge)
+    for path, d in zip(paths, disks.values()):
+        nbdcopy(path, d["uri"])
+    done = [{"disk_id": d["disk_id"], "change_id": c, "bytes_transferred": huge, "tracking": "none",
+             **coverage([(0, MIB)])} for d, c in zip(disks.values(), changes)]
+    job.complete(changes[0], done, bytes_transferred=huge).expect(200)
+    assert job.show()["bytes_transferred"] > 0
+    world.api.get("/backups").expect(200)
+    world.hub.restart()
+    assert world.api.post(f"/repositories/{world.repository_id}/scan").expect(200)["problems"] == []
+
+
+# ---- announcing
+
+def test_two_disks_of_one_number(world):
+    """One that the source gave and one that the hub gave: no record can hold that, and the commit failed for ever."""
+    world.add_vm("two", sizes=(MIB, MIB), seed=5)
+    job = world.job("two")
+    job.claim()
+    body = {"disks": [disk("a", MIB, change_id()), disk("b", MIB, change_id(), disk_id=2000)], "left_out": [],
+            "consistency": "crash", "consistency_detail": None}
+    job.call("disks", body).expect(400)
+    assert job.show()["status"] == "failed"
+    world.api.get("/backups").expect(200)
+
+
+def test_sizes_that_do_not_add_up(world, vm):
+    """The sum of the sizes wrapped around, and the job's row broke every list."""
+    job = world.job()
+    job.claim()
+    body = {"disks": [disk(f"disk-{n}", 1 << 56, change_id(), estimated_bytes=0) for n in range(200)], "left_out": [],
+            "consistency": "crash", "consistency_detail": None}
+    answer = job.call("disks", body)
+    assert answer.status >= 400, answer
+    world.api.get("/backups").expect(200)
+    assert job.show()["status"] == "failed"
+
+
+def test_announce_without_nbdkit(make_hub, place):
+    """404 for the program was taken for a job that there is not: the job went on without exporters."""
+    world = World(make_hub(environment={"PATH": str(place)}), place)
+    world.add_repository()
+    world.add_vm()
+    job = world.job()
+    job.claim()
+    answer = job.call("disks", {"disks": [disk("disk-0", 4 * MIB, change_id())], "left_out": [],
+                                "consistency": "crash", "consistency_detail": None})
+    assert answer.status >= 400 and "nbdkit" in answer.json["details"], answer
+    shown = job.show()
+    assert shown["status"] == "failed" and "nbdkit" in shown["details"]
+
+
+# ---- a repository that holds more than the catalogue knew
+
+def forget_and_take_back(world):
+    """The repository leaves the catalogue and comes back, without its points."""
+    time.sleep(1.1)     # IDs have a second in them, and those of forgotten points are free
+    world.api.delete(f"/repositories/{world.repository_id}").expect(200)
+    world.repository = world.api.post("/repositories", {"name": "again", "path": world.repository["path"]}).expect(201)
+
+
+@pytest.mark.parametrize("how", ["scan", "restart"])
+def test_an_increment_lies_beside_its_parent(world, vm, how):
+    """A scan of older points moved the VM to their folder: the next increment's backing file was not beside it."""
+    world.backup(vm)
+    forget_and_take_back(world)
+    for _ in range(2):
+        change(vm, os.urandom(1000))
+        parent = world.backup(vm)
+    if how == "scan":
+        assert world.api.post(f"/repositories/{world.repository_id}/scan").expect(200)["added"] == 1
+    else:
+        world.hub.restart()
+    change(vm)
+    job = world.backup(vm)
+    assert job.show()["parent_id"] == parent.id
+    assert os.path.dirname(image_of(job)) == os.path.dirname(image_of(parent))
+    same_bytes(vm, image_of(job))
+
+
+def test_disk_numbers_that_clash(world):
+    """Another key had the number by then: the scan failed, and no hub started any more."""
+    _, paths = world.add_vm("two", sizes=(MIB, MIB), seed=5)
+
+    def backup(keys):
+        job = world.job("two")
+        job.claim()
+        done = []
+        changes = {key: change_id() for key in keys}
+        for key, d in job.announce([disk(key, MIB, changes[key]) for key in keys]).items():
+            nbdcopy(paths["xy".index(key)], d["uri"])
+            done.append({"disk_id": d["disk_id"], "change_id": changes[key], "tracking": "none",
+                         **coverage([(0, MIB)])})
+        first = min(job.disks.values(), key=lambda d: d["disk_no"])["disk_key"]
+        job.complete(changes[first], done).expect(200)
+        return job
+
+    backup("xy")
+    forget_and_take_back(world)
+    backup("y")
+    scan = world.api.post(f"/repositories/{world.repository_id}/scan").expect(200)
+    assert (scan["added"], scan["problems"]) == (1, [])
+    world.hub.restart()
+    for _ in range(2):
+        for d in backup("xy").show()["disks"]:
+            same_bytes(paths["xy".index(d["disk_key"])], d["image"])
+
+
+def test_a_point_in_two_repositories(world, vm):
+    """One record that clashed kept the whole hub from starting."""
+    mine, other = world.backup(vm), world.backup(vm)
+    first = world.repository
+    second = world.add_repository("second")
+    world.hub.stop()
+    with sqlite3.connect(world.hub.database) as database:
+        database.execute("UPDATE backup_jobs SET repository_id = ? WHERE id = ?", (second["repository_id"], mine.id))
+    database.close()
+    world.hub.start()
+    problem, = world.api.post(f"/repositories/{first['repository_id']}/scan").expect(200)["problems"]
+    assert mine.id in problem["details"] and problem["path"].endswith(".json")
+    assert world.show(other.id)["status"] == "completed"
+
+
+def test_a_folder_that_somebody_removed(world, vm):
+    """The VM could never be backed up into that repository again."""
+    job = world.backup(vm)
+    shutil.rmtree(os.path.dirname(os.path.dirname(image_of(job))))
+    second = world.backup(vm)
+    assert second.show()["backup_type"] == "full" and second.show()["reason"] == "parent_damaged"
+    same_bytes(vm, image_of(second))
+    world.api.delete(job.path).expect(200)
+    assert world.backup(vm).show()["parent_id"] == second.id
+
+
+def test_a_repository_is_not_called_by_a_number(world, place):
+    """A later repository's ID took the place of such a name."""
+    answer = world.api.post("/repositories", {"name": "7", "path": str(place / "seven")})
+    answer.expect(400, "invalid request body")
+
+
+def test_last_backup_is_the_vms_own(world, vm):
+    """It was another VM's that once had the name; and none after a change of the name."""
+    job = world.backup(vm)
+    world.api.patch("/vms/pgtest1", {"name": "renamed"}).expect(200)
+    assert world.api.get("/vms/renamed").expect(200)["last_backup"]["backup_id"] == job.id
+    world.add_vm("pgtest1", seed=9)
+    assert world.api.get("/vms/pgtest1").expect(200)["last_backup"] is None
+
+
+# ---- exports
+
+def test_a_repository_that_is_read_stays(world, vm):
+    """It could be removed, and then no export was listed any more."""
+    job = world.backup(vm)
+    export = world.api.post("/exports", {"backup_id": job.id, "disk": "0", "purpose": "restore"}).expect(201)
+    world.api.delete(f"/repositories/{world.repository_id}").expect(409)
+    assert len(world.api.get("/exports").expect(200)["exports"]) == 1
+    world.api.delete(f"/exports/{export['export_id']}").expect(200)
+    world.api.delete(f"/repositories/{world.repository_id}").expect(200)
+
+
+def zombies(hub):
+    return [pid for pid in children_of(hub.process.pid)
+            if b") Z " in open(f"/proc/{pid}/stat", "rb").read()]
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        found = f.read().split()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        if task != str(pid):
+            try:
+                with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as f:
+                    found += f.read().split()
+            except FileNotFoundError:
+                pass
+    return found
+
+
+def test_an_exporter_that_dies_is_reaped(world, vm):
+    """An export's exporter stayed as a zombie when it died by itself."""
+    job = world.backup(vm)
+    world.api.post("/exports", {"backup_id": job.id, "disk": "0", "purpose": "restore"}).expect(201)
+    exporter, = (p for p, line in world.hub.children().items() if "nbdkit" in line)
+    os.kill(exporter, signal.SIGKILL)
+    until = time.monotonic() + 15
+    while world.api.get("/exports").expect(200)["exports"]:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert zombies(world.hub) == []
+
+
+# ---- the process
+
+def test_a_hub_that_was_held_up(make_hub, place):
+    """It took its own sleep for the clients' silence, and ended healthy jobs when it woke."""
+    world = World(make_hub(options=["--lease", "2"]), place)
+    world.add_repository()
+    _, (vm,) = world.add_vm()
+    job = world.written_job(vm)
+    world.hub.process.send_signal(signal.SIGSTOP)
+    time.sleep(3.5)
+    world.hub.process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    assert job.progress()["status"] == "running"
+    job.complete(job.change).expect(200)
+
+
+def test_closed_descriptors(make_hub, place):
+    """Its lock, or its database, became standard error, and the log was written into it."""
+    shell = place / "hub.sh"
+    hub = make_hub(start=False)
+    shell.write_text(f"#!/bin/sh\nexec {hub.binary} \"$@\" <&- >&- 2>&-\n")
+    shell.chmod(0o755)
+    hub.binary = str(shell)
+    hub.start()
+    world = World(hub, place)
+    world.add_repository()
+    _, (vm,) = world.add_vm()
+    world.backup(vm)
+    for fd in range(3):
+        assert os.readlink(f"/proc/{hub.process.pid}/fd/{fd}") == "/dev/null"
+    assert (hub.data / "lock").read_bytes() == b""
+
+
+def test_two_hubs_on_one_run_folder(make_hub, place):
+    """The second one ended what the first one's jobs were writing with."""
+    world = World(make_hub(), place)
+    world.add_repository()
+    _, (vm,) = world.add_vm()
+    job = world.written_job(vm)
+    second = make_hub("second", start=False)
+    shutil.rmtree(second.run_dir)
+    second.run_dir = world.hub.run_dir
+    with pytest.raises(HubError, match="another hub"):
+        second.start()
+    assert not second.running
+    job.complete(job.change).expect(200)
+    second.run_dir = f"{world.hub.run_dir}-second"
+
+
+def test_a_run_folder_by_another_name(make_hub, place):
+    """Sockets on record were compared by the folder's spelling: a slash more, and live exporters were swept away."""
+    world = World(make_hub(), place)
+    world.add_repository()
+    _, (vm,) = world.add_vm()
+    job = world.written_job(vm)
+    real = world.hub.run_dir
+    world.hub.stop()
+    world.hub.run_dir = os.path.join(os.path.dirname(real), ".", os.path.basename(real)) + "//"
+    world.hub.start()
+    job.complete(job.change).expect(200)
+    world.hub.stop()
+    world.hub.run_dir = real
+    assert system.wait_gone(real) == {}
+
+
+def test_many_jobs_at_a_restart(world, place):
+    """Of more than 64 jobs the exporters of the last ones were swept away."""
+    for n in range(66):
+        world.api.post("/vms", {"name": f"vm{n}", "source": {"type": "file", "disks": [{"path": "/nowhere"}]}}).expect(
+            201)
+    jobs = [world.job(f"vm{n}") for n in range(65)]
+    _, (vm,) = world.add_vm("last", seed=3)
+    last = world.written_job(vm, "last")
+    world.hub.restart()
+    last.complete(last.change).expect(200)
+    for job in jobs:
+        world.api.post(f"{job.path}/cancel").expect(202)
+    assert Job(world.api, "vm0", world.repository_id).call("fail", {"error": "x", "details": ""}).status == 200
+
+
+def test_a_client_of_a_deleted_job_is_reaped(world, vm):
+    """A job that was deleted before its client was reaped left it as a zombie."""
+    os.unlink(vm)
+    started = world.api.post("/backups", {"vm_name": "pgtest1", "repository_id": world.repository_id}).expect(201)
+    path = f"/backups/{quote(started['backup_id'])}"
+    while world.api.get(path).expect(200)["status"] not in FINAL:
+        pass            # no pause: its client has just reported
+    world.api.delete(path).expect(200)
+    until = time.monotonic() + 10
+    while zombies(world.hub):
+        assert time.monotonic() < until, "never reaped"
+        time.sleep(0.2)
