@@ -17,6 +17,7 @@
 
 #define START_MS 15000
 #define STOP_MS 3000
+#define LOOK_MS 100 // between two looks whether a call is to end
 #define CONFIG_NAME "config.json"
 #define CONFIG_ARG "config=%s/" CONFIG_NAME
 
@@ -45,14 +46,21 @@ static bool listen_on(const char *path, int *ret_fd, Err *err)
     return true;
 }
 
-static bool wait_fd(int fd, short events, int64_t deadline, Err *err)
+typedef struct Limit { // of a call
+    int64_t deadline;
+    const atomic_bool *stop; // may be NULL
+} Limit;
+
+static bool wait_fd(int fd, short events, const Limit *limit, Err *err)
 {
     for (;;) {
-        int64_t left = deadline - clock_mono_ms();
+        int64_t left = limit->deadline - clock_mono_ms();
         if (left <= 0)
             return err_set(err, ERR_TIMEOUT, "the exporter did not answer in time");
+        if (limit->stop && atomic_load(limit->stop))
+            return err_set(err, ERR_CANCELLED, "cancelled while the exporter was at work");
         struct pollfd p = {.fd = fd, .events = events};
-        int n = poll(&p, 1, (int)MIN(left, 60000));
+        int n = poll(&p, 1, (int)MIN(left, LOOK_MS));
         if (n > 0)
             return true;
         if (n < 0 && errno != EINTR)
@@ -79,10 +87,10 @@ static bool control_connect(const char *control, int timeout_ms, int *ret_fd, Er
     return true;
 }
 
-static bool send_all(int fd, const char *p, size_t n, int64_t deadline, Err *err)
+static bool send_all(int fd, const char *p, size_t n, const Limit *limit, Err *err)
 {
     while (n > 0) {
-        if (!wait_fd(fd, POLLOUT, deadline, err))
+        if (!wait_fd(fd, POLLOUT, limit, err))
             return false;
         ssize_t w = send(fd, p, n, MSG_NOSIGNAL);
         if (w < 0 && errno != EAGAIN && errno != EINTR)
@@ -95,11 +103,11 @@ static bool send_all(int fd, const char *p, size_t n, int64_t deadline, Err *err
     return true;
 }
 
-static bool receive_line(int fd, int64_t deadline, StrBuf *line, Err *err)
+static bool receive_line(int fd, const Limit *limit, StrBuf *line, Err *err)
 {
     for (;;) {
         char buf[4096];
-        if (!wait_fd(fd, POLLIN, deadline, err))
+        if (!wait_fd(fd, POLLIN, limit, err))
             return false;
         ssize_t n = recv(fd, buf, sizeof(buf), 0);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -114,17 +122,17 @@ static bool receive_line(int fd, int64_t deadline, StrBuf *line, Err *err)
     }
 }
 
-bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err)
+bool exporter_call_until(const char *control, const EngineRequest *req, int timeout_ms, const atomic_bool *stop,
+                         EngineAnswer *ret, Err *err)
 {
-    int64_t deadline = clock_mono_ms() + timeout_ms;
+    Limit limit = {.deadline = clock_mono_ms() + timeout_ms, .stop = stop};
     cleanup_close int fd = -1;
     cleanup_free char *text = NULL;
     StrBuf line = STR_BUF(ENGINE_LINE_MAX);
     EngineAnswer answer = {0};
     bool ok = engine_request_encode(req, &text, err) && control_connect(control, timeout_ms, &fd, err) &&
-        send_all(fd, text, strlen(text), deadline, err) &&
-        (str_ends(text, "\n") || send_all(fd, "\n", 1, deadline, err)) && receive_line(fd, deadline, &line, err) &&
-        engine_answer_decode(line.s, line.len, &answer, err);
+        send_all(fd, text, strlen(text), &limit, err) && (str_ends(text, "\n") || send_all(fd, "\n", 1, &limit, err)) &&
+        receive_line(fd, &limit, &line, err) && engine_answer_decode(line.s, line.len, &answer, err);
     str_clear(&line);
     if (!ok)
         return false;
@@ -132,6 +140,11 @@ bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms
         return err_set(err, answer.code, "%s", answer.details);
     *ret = answer;
     return true;
+}
+
+bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err)
+{
+    return exporter_call_until(control, req, timeout_ms, NULL, ret, err);
 }
 
 char *exporter_uri(const char *socket, const char *export_name, Err *err)
@@ -267,6 +280,14 @@ void exporter_stop(Exporter *x)
             (void)!proc_wait(&x->proc, STOP_MS, &status, &ignored);
         proc_stop(&x->proc, STOP_MS);
     }
+    if (x->folder)
+        remove_folder(x->folder);
+    exporter_clear(x);
+}
+
+void exporter_kill(Exporter *x)
+{
+    proc_stop(&x->proc, 0);
     if (x->folder)
         remove_folder(x->folder);
     exporter_clear(x);

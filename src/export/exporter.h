@@ -8,6 +8,8 @@
 #include "base/proc.h"
 #include "codec/engine.h"
 
+#include <stdatomic.h>
+
 typedef struct Exporter {
     Proc proc;
     char *folder;
@@ -27,10 +29,15 @@ bool exporter_adopt(int64_t pid, uint64_t start, const char *socket, const char 
 // One question on the control socket. A refusal of the engine comes back as err. timeout_ms bounds the whole.
 bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms, EngineAnswer *ret, Err *err)
     must_check;
+// The same; *stop becoming true ends it soon, with ERR_CANCELLED. NULL: nothing does.
+bool exporter_call_until(const char *control, const EngineRequest *req, int timeout_ms, const atomic_bool *stop,
+                         EngineAnswer *ret, Err *err) must_check;
 // "nbd+unix:///NAME?socket=PATH"
 char *exporter_uri(const char *socket, const char *export_name, Err *err) must_check;
 // Ends it (asks, then SIGTERM, then SIGKILL) and removes its folder. Always succeeds in the end; fine on NONE.
 void exporter_stop(Exporter *x);
+// The same at once, for one whose work is to be thrown away.
+void exporter_kill(Exporter *x);
 // Ends one that is known by its record alone; fine if it is gone.
 void exporter_stop_recorded(int64_t pid, uint64_t start, const char *socket, const char *control);
 void exporter_clear(Exporter *x); // frees; the child goes on

@@ -234,8 +234,9 @@ def test_command_line(lab):
 
 
 def test_default_hub(lab):
-    done = subprocess.run(["unshare", "-n" if os.geteuid() == 0 else "-rn", BIN / "sendense-backup-client", "--reach-for=0"], capture_output=True,
-                          text=True, check=False, env={"MIGRATEKIT_JOB_ID": "backup-a-1", "PATH": os.environ["PATH"]})
+    alone = ["unshare", "-n" if os.geteuid() == 0 else "-rn"]
+    done = subprocess.run([*alone, BIN / "sendense-backup-client", "--reach-for=0"], capture_output=True, text=True,
+                          check=False, env={"MIGRATEKIT_JOB_ID": "backup-a-1", "PATH": os.environ["PATH"]})
     assert done.returncode == 1
     assert "http://localhost:8082/api/v1/backups/backup-a-1/claim" in done.stderr
 

@@ -15,27 +15,12 @@ import pytest
 from lib import faults
 from lib.cli import Cli
 from lib.history import partial_files, wait_for
-from lib.stage import MIB, Stage
+from lib.stage import MIB, Stage, ended, own_mounts
 
 CANCEL_SECONDS = 5
 
 
-def ended(stage, backup_id, status, *words):
-    backup = stage.wait_final(backup_id)
-    said = f"{backup['error']}: {backup['details']}"
-    assert backup["status"] == status, f"{said}\n{stage.client_log()}"
-    assert not words or any(word in said.lower() for word in words), said
-    return backup
-
-
 # ---- space
-
-def own_mounts(*mounts):
-    """Starts a command in a mount namespace of its own, with a small filesystem at each folder: (folder, MiB)."""
-    script = "".join(f"mount -t tmpfs -o size={size}m none '{folder}' && " for folder, size in mounts)
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *user, "--mount", "sh", "-c", f"{script} exec \"$@\"", "sh"]
-
 
 class SmallStage(Stage):
     """The repository's filesystem is small, and seen by the hub (and its children) alone."""

@@ -125,9 +125,8 @@ static bool give_up(Job *j, Err *err)
     if (rng_chance(&h->rng, 50))
         return repo_abort(&h->site->repo, j->at->context, j->stem, j->attempt, err);
     RepoScan after;
-    if (!history_reopen(h, err) || !repo_recover(&h->site->repo, NULL, 0, &after, err))
+    if (!history_recover(h, j->attempt, &after, err))
         return false;
-    h->spec->stats->recoveries++;
     bool listed = history_find_record(&after, j->id) != NULL;
     repo_scan_clear(&after);
     return !listed || history_fail(err, "%s is listed, and was never committed", j->id);
@@ -148,14 +147,12 @@ static bool after_death(Job *j, bool *ret_listed, Err *err)
 {
     History *h = j->h;
     RepoScan after;
-    const char *keep[] = {j->attempt};
     uint64_t way = rng_below(&h->rng, 4);
     if (!history_reopen(h, err))
         return false;
-    h->spec->stats->recoveries++;
     if (way <= 1) { // the database says committing: it goes on
         if (way == 1) {
-            if (!repo_recover(&h->site->repo, keep, 1, &after, err))
+            if (!history_recover(h, NULL, &after, err))
                 return false;
             repo_scan_clear(&after);
         }
@@ -165,7 +162,7 @@ static bool after_death(Job *j, bool *ret_listed, Err *err)
         return true;
     }
     if (way == 2) { // another hub took over, or the database was lost
-        if (!repo_recover(&h->site->repo, NULL, 0, &after, err))
+        if (!history_recover(h, j->attempt, &after, err))
             return false;
         repo_scan_clear(&after);
     } else if (!repo_abort(&h->site->repo, j->at->context, j->stem, j->attempt, err)) {
@@ -266,11 +263,35 @@ static void count_point(const Job *j)
     }
 }
 
+// While this job runs: the hub dies and adopts it, or another VM is backed up to the same repository.
+static bool others(Job *j, Err *err)
+{
+    History *h = j->h;
+    RepoScan after;
+    if (rng_chance(&h->rng, 8)) {
+        history_note(h, "    the hub starts anew, and the job goes on");
+        if (!history_recover(h, NULL, &after, err))
+            return false;
+        repo_scan_clear(&after);
+    }
+    Vm *other = &h->vms[h->vms_len - 1 - j->vm->index];
+    if (h->running_len == HISTORY_VMS || other == j->vm || other->len == 0 || !rng_chance(&h->rng, 15))
+        return true;
+    history_note(h, "    meanwhile:");
+    h->now_us += 1000000;
+    bool ok = backup_run(h, other, err);
+    history_note(h, "    back to VM %zu", j->vm->index);
+    return ok;
+}
+
 static bool run(Job *j, bool *ret_killed, Err *err)
 {
     bool listed = false;
     *ret_killed = true;
-    if (!choose_parent(j, err) || !name_job(j, err) || !freeze(j, err))
+    if (!choose_parent(j, err) || !name_job(j, err))
+        return false;
+    j->h->running[j->h->running_len++] = j->attempt;
+    if (!freeze(j, err))
         return false;
     if (j->kill == KILL_FROZEN)
         return true;
@@ -280,8 +301,12 @@ static bool run(Job *j, bool *ret_killed, Err *err)
     *ret_killed = j->kill == KILL_COPIED;
     if (*ret_killed)
         return true;
+    if (!others(j, err))
+        return false;
     if (!seal_all(j, ret_killed, err) || *ret_killed)
         return *ret_killed && err->code == ERR_NONE;
+    if (!others(j, err))
+        return false;
     *ret_killed = j->kill == KILL_SEALED;
     if (*ret_killed)
         return true;
@@ -305,6 +330,7 @@ bool backup_run(History *h, Vm *vm, Err *err)
     if (!j)
         return false;
     bool killed = false;
+    size_t running = h->running_len;
     j->h = h;
     j->vm = vm;
     j->at = &h->site->vms[vm->index];
@@ -322,6 +348,7 @@ bool backup_run(History *h, Vm *vm, Err *err)
     }
     if (!ok)
         (void)err_context(err, "backup %s", j->id);
+    h->running_len = running;
     for (size_t i = 0; i < j->len; i++)
         job_disk_clear(&j->disks[i]);
     record_clear(&j->rec);

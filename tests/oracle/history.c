@@ -140,6 +140,17 @@ bool history_reopen(History *h, Err *err)
     return h->site->open;
 }
 
+bool history_recover(History *h, const char *given_up, RepoScan *ret_after, Err *err)
+{
+    const char *keep[HISTORY_VMS];
+    size_t n = 0;
+    for (size_t i = 0; i < h->running_len; i++)
+        if (!given_up || !str_eq(h->running[i], given_up))
+            keep[n++] = h->running[i];
+    h->spec->stats->recoveries++;
+    return history_reopen(h, err) && repo_recover(&h->site->repo, keep, n, ret_after, err);
+}
+
 // ---- a history's life
 
 static bool make_vm(History *h, size_t index, Err *err)

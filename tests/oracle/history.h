@@ -100,8 +100,10 @@ typedef struct History {
     size_t vms_len;
     Site sites[HISTORY_SITES];
     size_t sites_len;
-    Site *site;            // the one that this step is about
-    uint32_t cluster_size; // the larger one's
+    Site *site;                       // the one that this step is about
+    uint32_t cluster_size;            // the larger one's
+    const char *running[HISTORY_VMS]; // attempts of the jobs that run
+    size_t running_len;
     StrBuf trace;
 } History;
 
@@ -118,6 +120,8 @@ bool history_add(History *h, const Point *p, Err *err) must_check;
 void history_point_clear(Point *p);
 // Opens the repository again, as a hub does that was started anew.
 bool history_reopen(History *h, Err *err) must_check;
+// ...and clears up what is left of jobs that do not run any more. given_up: an attempt that is over (may be NULL).
+bool history_recover(History *h, const char *given_up, RepoScan *ret_after, Err *err) must_check;
 const Record *history_find_record(void *scan, const char *id); // RepoFind over a RepoScan
 
 // backup.c: one backup, of all disks of a VM; killed or not.

@@ -171,9 +171,10 @@ bool job_disk_prepare(Job *j, JobDisk *d, Err *err)
         .hash = info->hash,
         .mode = d->mode,
         .parent = d->hashes,
-        .direct_io = rng_chance(&h->rng, 10),
-        .cache_groups = rng_chance(&h->rng, 50) ? (unsigned)rng_between(&h->rng, 1, 3) : 0,
     };
+    // One after the other: the order within an initializer is the compiler's.
+    spec.direct_io = rng_chance(&h->rng, 10);
+    spec.cache_groups = rng_chance(&h->rng, 50) ? (unsigned)rng_between(&h->rng, 1, 3) : 0;
     d->noise = rng_chance(&h->rng, 30) ? (unsigned)rng_between(&h->rng, 10, 60) : 0;
     history_note(h, "    %s: %" PRIu64 " bytes, %s%s%s%s%s", d->guest->key, d->view.size, disk_mode_name(d->mode),
                  d->reason ? ", " : "", chain_reason_name(d->reason), d->view.lost[0] ? ": " : "", d->view.lost);
@@ -258,9 +259,9 @@ bool job_disk_copy(Job *j, JobDisk *d, bool *ret_killed, Err *err)
                       .size = d->view.size,
                       .cluster_size = cluster,
                       .plan = tracked ? MOVER_TRACKED : MOVER_ALL,
-                      .request_bytes = rng_chance(&h->rng, 50) ? cluster * (uint32_t)rng_between(&h->rng, 1, 8) : 0,
-                      .in_flight = (unsigned)rng_between(&h->rng, 1, 8),
                       .cancel = &cancel};
+    spec.request_bytes = rng_chance(&h->rng, 50) ? cluster * (uint32_t)rng_between(&h->rng, 1, 8) : 0;
+    spec.in_flight = (unsigned)rng_between(&h->rng, 1, 8);
     if (j->kill == KILL_WRITE)
         world_kill_at((unsigned)rng_below(&h->rng, rng_chance(&h->rng, 60) ? 5 : 30));
     MoverResult result = {0};

@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define FAILURES_MAX 3
@@ -25,7 +26,11 @@ static char dying[256]; // what to say when this process crashes or is ended
 
 static void on_signal(int signo)
 {
-    ssize_t ignored = write(STDERR_FILENO, dying, strlen(dying));
+    const char *name = sigabbrev_np(signo); // a constant
+    struct iovec text[] = {{.iov_base = dying, .iov_len = strlen(dying)},
+                           {.iov_base = (void *)(uintptr_t)name, .iov_len = strlen(name)},
+                           {.iov_base = (void *)(uintptr_t) "\n", .iov_len = 1}};
+    ssize_t ignored = writev(STDERR_FILENO, text, (int)ARRAY_LEN(text));
     (void)ignored;
     (void)signal(signo, SIG_DFL);
     (void)raise(signo);
@@ -58,7 +63,7 @@ static bool run_one(const Options *o, uint64_t seed, HistoryPlant plant, History
     if (!folder || !file_mkdir(folder, 0700, err))
         return false;
     (void)snprintf(dying, sizeof dying,
-                   "oracle: ended in the history of seed %" PRIu64 " (--steps=%" PRIu64 ", fault: %s)\n", seed,
+                   "oracle: ended in the history of seed %" PRIu64 " (--steps=%" PRIu64 ", fault: %s) by SIG", seed,
                    o->steps, history_plant_name(plant));
     HistorySpec spec = {.seed = seed,
                         .steps = (unsigned)o->steps,

@@ -21,7 +21,8 @@ static uint64_t any_size(History *h)
         : rng_chance(&h->rng, 70)           ? 1000000
         : small_clusters                    ? 5000000
                                             : 3000000;
-    uint64_t size = align_up(rng_between(&h->rng, 1, most), grains[rng_below(&h->rng, ARRAY_LEN(grains))]);
+    uint64_t size = rng_between(&h->rng, 1, most);
+    size = align_up(size, grains[rng_below(&h->rng, ARRAY_LEN(grains))]);
     if (rng_chance(&h->rng, 10))
         size++;
     else if (rng_chance(&h->rng, 10) && size > 1)
@@ -163,11 +164,10 @@ static bool restart_hub(History *h, Err *err)
     RepoScan after;
     bool lost = rng_chance(&h->rng, 25), ok = true;
     history_note(h, "the hub starts anew%s", lost ? ", with an empty database" : "");
-    if (!history_reopen(h, err) || !repo_recover(&h->site->repo, NULL, 0, &after, err))
+    if (!history_recover(h, NULL, &after, err))
         return false;
     for (size_t i = 0; lost && ok && i < h->vms_len; i++)
         ok = rebuild_database(h, &after, &h->vms[i], err);
-    h->spec->stats->recoveries++;
     repo_scan_clear(&after);
     return ok;
 }
@@ -187,14 +187,11 @@ static bool has_child(const RepoScan *scan, const char *id)
 static bool after_death(History *h, const Record *rec, const char *stem, bool *ret_gone, Err *err)
 {
     RepoScan after;
-    h->spec->stats->recoveries++;
-    if (!history_reopen(h, err))
-        return false;
     if (rng_chance(&h->rng, 30)) { // the same call again
         *ret_gone = true;
-        return repo_delete(&h->site->repo, rec, stem, err);
+        return history_reopen(h, err) && repo_delete(&h->site->repo, rec, stem, err);
     }
-    if (!repo_recover(&h->site->repo, NULL, 0, &after, err))
+    if (!history_recover(h, NULL, &after, err))
         return false;
     *ret_gone = !history_find_record(&after, rec->backup_id);
     repo_scan_clear(&after);

@@ -211,10 +211,20 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
     Running *r;
     StoreBackup cleanup_backup b = {0};
     JobState state;
-    if (!hub_running_lock(h, id, &r, err))
+    if (!hub_running_try(h, id, &r, err))
         return false;
+    bool at_work = !r; // it announces, or seals, which may take long, or hang with its exporter
+    if (at_work) {
+        if (!store_backup_request_cancel(h->store, id, err))
+            return false;
+        hub_running_interrupt(h, id);
+        if (!hub_running_lock(h, id, &r, err))
+            return false;
+    }
     bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
-    if (ok && state == JOB_PENDING)
+    if (ok && at_work && state == JOB_CANCELLED)
+        ok = true; // it gave way
+    else if (ok && state == JOB_PENDING)
         ok = hub_job_end(h, r, "cancelled", "cancelled", "cancelled before a client had claimed it", false, err);
     else if (ok && state == JOB_RUNNING) {
         // a client of ours is told by a signal, any other sees it in the answer to its next progress report; the

@@ -44,13 +44,13 @@ static bool take_change_ids(const Completion *c, StoreDisk *disks, size_t n, Err
 
 // Seals one image: coverage is checked first, and nothing changes where it does not fit. One that is sealed already
 // (a repeated call) tells what it sealed.
-static bool seal(const StoreDisk *d, const CompletionDisk *said, EngineAnswer *ret, Err *err)
+static bool seal(const StoreDisk *d, const CompletionDisk *said, const atomic_bool *stop, EngineAnswer *ret, Err *err)
 {
     EngineAnswer answer;
     if (!d->control)
         return err_set(err, ERR_CONFLICT, "disk %s has no exporter", d->disk_key);
     // an earlier hub's seal may be under way: its answer comes first
-    if (!exporter_call(d->control, &(EngineRequest){.op = ENGINE_STATUS}, SEAL_TIMEOUT_MS, &answer, err))
+    if (!exporter_call_until(d->control, &(EngineRequest){.op = ENGINE_STATUS}, SEAL_TIMEOUT_MS, stop, &answer, err))
         return false;
     if (!answer.sealed) {
         EngineRequest req = {.op = ENGINE_SEAL};
@@ -60,18 +60,18 @@ static bool seal(const StoreDisk *d, const CompletionDisk *said, EngineAnswer *r
             req.bytes = said->covered_bytes;
             req.digest = said->digest;
         }
-        if (!exporter_call(d->control, &req, SEAL_TIMEOUT_MS, &answer, err))
+        if (!exporter_call_until(d->control, &req, SEAL_TIMEOUT_MS, stop, &answer, err))
             return false;
     }
     *ret = answer;
     return true;
 }
 
-static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, Err *err)
+static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, const atomic_bool *stop, Err *err)
 {
     for (size_t i = 0; i < n; i++) {
         EngineAnswer a;
-        if (!seal(&disks[i], said_of(c, disks[i].disk_id), &a, err))
+        if (!seal(&disks[i], said_of(c, disks[i].disk_id), stop, &a, err))
             return err_context(err, "disk %s", disks[i].disk_key);
         disks[i].image_bytes = a.image_bytes;
         disks[i].stored_bytes = a.image_bytes;
@@ -224,14 +224,17 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
     if (!store_disk_list(h->store, b->id, &disks, &len, err))
         return failed(err);
     bool ok = len > 0 || err_set(err, ERR_CONFLICT, "no disk of backup %s was announced: nothing was backed up", b->id);
-    ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, err) &&
+    ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, &r->interrupted, err) &&
         step_to_committing(h, b, disks, len, err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     if (ok || err->code == ERR_CONFLICT || err->code == ERR_INVALID)
         return ok;
     // What may pass (a database that is locked) is left to a repeated call, and an exporter that died to the supervisor
     Err ending = ERR_INIT;
-    if (err->code != ERR_UNAVAILABLE && !hub_job_end(h, r, "failed", "sealing failed", err->details, true, &ending))
+    bool cancelled = err->code == ERR_CANCELLED;
+    if (err->code != ERR_UNAVAILABLE &&
+        !hub_job_end(h, r, cancelled ? "cancelled" : "failed", cancelled ? "cancelled" : "sealing failed", err->details,
+                     true, &ending))
         log_error("a failed job could not be ended", LOG_STR("job", b->id), LOG_ERR(&ending));
     return failed(err);
 }
@@ -265,6 +268,12 @@ static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
         return failed(err);
     if (state == JOB_PENDING || state == JOB_FAILED || state == JOB_CANCELLED)
         return not_completable(&b, err);
+    if (state == JOB_RUNNING && b.cancel_requested) { // while this call waited for another that gave way
+        Err ending = ERR_INIT;
+        if (!hub_job_end(h, r, "cancelled", "cancelled", "cancelled before it was complete", true, &ending))
+            log_error("a cancelled job could not be ended", LOG_STR("job", b.id), LOG_ERR(&ending));
+        return err_set(err, ERR_CONFLICT, "backup %s was cancelled", b.id);
+    }
     if (state == JOB_RUNNING) {
         if (!seal_and_step(h, r, &b, c, err))
             return false;

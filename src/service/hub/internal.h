@@ -6,6 +6,7 @@
 #include "service/hub/hub.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 // A job that this process has to do with: its client and exporters. The entry's lock orders whoever changes the
 // job: announce, complete, fail, cancel, the supervisor. Lock order: entry, then store; never the other way round.
@@ -13,6 +14,7 @@ typedef struct Running {
     char *id;
     unsigned users; // waiting or holding
     bool locked;
+    atomic_bool interrupted; // whoever holds the entry is to give up waiting for an exporter
     Proc client;
     Exporter *exporters;
     size_t exporters_len;
@@ -42,6 +44,8 @@ bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err) must_chec
 // The same without waiting: *ret is NULL where somebody else is at work on the job. A seal may take an hour, and the
 // supervisor has others to look after.
 bool hub_running_try(Hub *h, const char *id, Running **ret, Err *err) must_check;
+// Whoever holds the entry now gives up waiting for an exporter that seals: the job is to be cancelled.
+void hub_running_interrupt(Hub *h, const char *id);
 void hub_running_unlock(Hub *h, Running *r); // drops the entry when nothing is left in it
 // Ends a job that is not final: exporters, client, partial images, then the row. The caller holds the entry.
 // keep_client: it is the client itself that reports; it is given the time to go.

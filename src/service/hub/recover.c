@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "image/layout.h"
 #include "service/hub/internal.h"
 
 static bool known_stem(const RepoScan *scan, const char *id)
@@ -238,6 +239,44 @@ static bool recover_job(Hub *h, const StoreBackup *b, Err *err)
 }
 
 // The other repositories, and the API, do not wait for one that has a problem: that is logged, and a scan names it.
+static bool is_deleted(const Repo *repo, const StoreBackup *b, bool *ret, Err *err)
+{
+    char name[LAYOUT_NAME];
+    if (!layout_name(LAYOUT_DELETED, b->stem, NULL, name, err))
+        return false;
+    cleanup_free char *record = repo_path_record(repo, b->context, b->stem, err);
+    cleanup_free char *deleted = record ? mem_printf(err, "%s/%s/%s", repo->path, b->context, name) : NULL;
+    if (!deleted)
+        return false;
+    *ret = !file_exists(record) && file_exists(deleted);
+    return true;
+}
+
+// Deletions that were cut off: repo_recover() takes their files away, and the rows go here, or they would be listed as
+// points whose records are lost.
+static bool forget_deleted(Hub *h, const StoreRepository *repository, const Repo *repo, Err *err)
+{
+    StoreBackup *rows = NULL;
+    size_t len = 0;
+    if (!store_backup_points(h->store, repository->id, NULL, &rows, &len, err))
+        return false;
+    bool ok = true;
+    for (size_t i = len; ok && i-- > 0;) { // the newest first: an older one may only wait for it
+        StoreBackup *dependents = NULL;
+        size_t dependents_len = 0;
+        bool deleted = false;
+        ok = !rows[i].context || !rows[i].stem || is_deleted(repo, &rows[i], &deleted, err);
+        if (!ok || !deleted)
+            continue;
+        ok = store_backup_dependents(h->store, rows[i].id, &dependents, &dependents_len, err) &&
+            (dependents_len > 0 || store_backup_remove(h->store, rows[i].id, err));
+        STORE_LIST_FREE(dependents, dependents_len, store_backup_clear);
+        log_info("a deletion that was cut off goes on", LOG_STR("job", rows[i].id));
+    }
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+    return ok;
+}
+
 static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBackup *jobs, size_t jobs_len, Err *err)
 {
     Repo cleanup_repo repo = {0};
@@ -254,6 +293,9 @@ static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBa
     for (size_t i = 0; i < jobs_len; i++)
         if (jobs[i].attempt)
             keep[keep_len++] = jobs[i].attempt;
+    if (!forget_deleted(h, row, &repo, &updating))
+        log_error("deletions that were cut off cannot be finished", LOG_STR("name", row->name), LOG_ERR(&updating));
+    err_clear(&updating);
     bool scanned = repo_recover(&repo, keep, keep_len, &scan, &cleaning);
     if (!scanned) {
         log_error("what a repository's jobs left cannot be removed", LOG_STR("name", row->name), LOG_ERR(&cleaning));

@@ -34,6 +34,7 @@ static bool lock(Hub *h, const char *id, bool wait, Running **ret, Err *err)
         while (r->locked)
             (void)pthread_cond_wait(&h->changed, &h->lock);
         r->locked = true;
+        atomic_store(&r->interrupted, false); // meant for the holder before
     }
     (void)pthread_mutex_unlock(&h->lock);
     if (ok)
@@ -49,6 +50,15 @@ bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err)
 bool hub_running_try(Hub *h, const char *id, Running **ret, Err *err)
 {
     return lock(h, id, false, ret, err);
+}
+
+void hub_running_interrupt(Hub *h, const char *id)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    for (Running *r = h->running; r; r = r->next)
+        if (r->locked && strcmp(r->id, id) == 0)
+            atomic_store(&r->interrupted, true);
+    (void)pthread_mutex_unlock(&h->lock);
 }
 
 void hub_running_unlock(Hub *h, Running *r)
@@ -114,6 +124,9 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
         return false;
     r->cancel_by_ms = r->silent_ms = 0;
     stop_client(r, keep_client, b.cancel_requested ? 0 : CLIENT_TERM_MS); // a cancel has asked it already
+    // nothing of theirs is of use any more; one that hangs is not waited for
+    for (size_t i = 0; i < r->exporters_len; i++)
+        exporter_kill(&r->exporters[i]);
     hub_running_stop_exporters(r);
 
     // the partial images go before the row says so; a repository that is away now is cleaned when it is back

@@ -171,9 +171,16 @@ static const StoreDisk *row_of(const StoreDisk *rows, size_t n, const char *key)
     return NULL;
 }
 
+// What a verify found to be damaged would show through an increment, which leaves out what has not changed; a point
+// that is suspect for another reason still holds what its hashes say.
+static bool is_damaged(const StoreBackup *parent)
+{
+    return parent->suspect && parent->verify_result && strcmp(parent->verify_result, "damaged") == 0;
+}
+
 // How this disk is backed up, and on what it stands. A parent whose files are not what was written makes it a full.
-static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool suspect, StoreDisk *d, EngineConfig *c,
-                   Err *err)
+static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, const StoreBackup *point, StoreDisk *d,
+                   EngineConfig *c, Err *err)
 {
     RepoChain chain = {0};
     Err damage = ERR_INIT;
@@ -192,8 +199,8 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool
                                                                                  : 0,
         .chain_limit = p->h->chain_limit,
         .have_parent_disk = parent != NULL,
-        .parent_damaged = parent && !intact,
-        .parent_suspect = suspect,
+        .parent_damaged = parent && (!intact || is_damaged(point)),
+        .parent_suspect = point->suspect,
         .size = a->size,
         .parent_size = parent ? parent->size : 0,
         .source_tracks = strcmp(a->tracking, "none") != 0,
@@ -220,7 +227,7 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool
     return ok;
 }
 
-static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, bool suspect, Err *err)
+static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, const StoreBackup *point, Err *err)
 {
     StoreDisk *d = &p->disks[p->disks_len];
     EngineConfig *c = &p->configs[p->disks_len];
@@ -230,7 +237,7 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, b
     bool ok = mem_replace(&d->backup_id, p->b.id, err) && mem_replace(&d->disk_key, a->disk_key, err) &&
         mem_replace(&d->label, a->label, err) && mem_replace(&d->backing_identity, a->backing_identity, err) &&
         mem_replace(&d->change_id, a->change_id, err) && mem_replace(&d->tracking, a->tracking, err) &&
-        number(p, a, d, err) && decide(p, a, parent, suspect, d, c, err) &&
+        number(p, a, d, err) && decide(p, a, parent, point, d, c, err) &&
         repo_disk_folder(&p->repo, p->b.context, (unsigned)d->disk_no, &folder, err);
     if (!ok)
         return err_context(err, "disk %s", a->disk_key);
@@ -342,7 +349,7 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
          (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
           store_disk_list(p->h->store, p->b.parent_id, &rows, &rows_len, err)));
     for (size_t i = 0; ok && i < a->disks_len; i++) {
-        ok = plan_disk(p, &a->disks[i], row_of(rows, rows_len, a->disks[i].disk_key), parent.suspect, err);
+        ok = plan_disk(p, &a->disks[i], row_of(rows, rows_len, a->disks[i].disk_key), &parent, err);
         all_full = all_full && ok && p->configs[i].mode == DISK_FULL;
     }
     STORE_LIST_FREE(rows, rows_len, store_disk_clear);

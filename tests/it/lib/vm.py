@@ -8,6 +8,7 @@ from lib import images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "guest"))
 from guest import Guest, GuestError, PausedQemu, make_disk, reference_copy    # noqa: E402, F401
+from qmp import Qmp     # noqa: E402
 
 
 def make_vm(folder, contents):
@@ -43,6 +44,17 @@ def left_in_qemu(vm):
     descriptors = vm.qmp("query-fdsets") if vm.qmp("query-status")["running"] else []
     return (vm.qmp("query-block-exports") + vm.qmp("query-jobs") + [n for n in nodes if n.startswith("sndns")]
             + temporary + descriptors)
+
+
+def release_descriptors(vm):
+    """QEMU closes descriptors that were given back only while the guest runs, when a monitor is closed."""
+    vm.qmp("cont")
+    Qmp(vm.qmp2_path).close()
+    until = time.monotonic() + 10
+    while vm.qmp("query-fdsets"):
+        assert time.monotonic() < until, vm.qmp("query-fdsets")
+        time.sleep(0.02)
+    vm.qmp("stop")
 
 
 def check_qemu_is_clean(vm, folder, seconds=10):
