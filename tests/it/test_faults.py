@@ -282,6 +282,27 @@ def cli_pid(target):
     return None
 
 
+@pytest.mark.parametrize("back", ["before it ends", "after it ended"])
+def test_restore_goes_on_without_the_hub(make_hub, place, back):
+    with Stage(make_hub, place, options=["--export-idle=1"]) as stage:
+        first = stage.first()
+        target, results = place / "restored.raw", []
+        thread = threading.Thread(target=lambda: results.append(
+            stage.cli.run("restore", first["backup_id"], "--disk", "0", "--to", target)))
+        export = wait_export_stopped(stage, thread)
+        stage.hub.kill()
+        if back == "before it ends":
+            stage.hub.start()
+        os.kill(export, signal.SIGCONT)
+        thread.join()
+        if back == "after it ended":
+            stage.hub.start()
+        assert results[0].status == 0, results
+        stage.references.expect(stage.points[first["backup_id"]]["disk-0"], target, "what was restored")
+        wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends", 15)
+        stage.prove()
+
+
 # ---- two hubs
 
 def test_two_hubs_one_data_folder(make_hub, place):

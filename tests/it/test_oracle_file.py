@@ -10,6 +10,7 @@ its moment, byte for byte, and the mode of each disk and its reason are the ones
 
 import os
 import random
+import threading
 
 import pytest
 
@@ -79,6 +80,29 @@ class FileHistory(History):
             self.cli.ok("delete", victim)
         self.forget([victim, *dependents])
         self.check_listed()
+
+    def delete_and_kill_the_hub(self):
+        """What is listed afterwards has lost points from the end of the chain only, and is all right."""
+        order = list(self.order["main"])
+        if not order:
+            return
+        victim = self.rng.choice(order)
+        may_go = {victim} | self.dependents(victim)
+        deletion = threading.Thread(target=lambda: self.cli.run("delete", victim, "--with-dependents"))
+        deletion.start()
+        faults.pass_time(self.rng, 0.05)
+        self.hub.kill()
+        deletion.join()
+        self.hub.start()
+        listed = self.api.get("/backups?status=completed&limit=1000").expect(200)["backups"]
+        gone = [b for b in order if b not in {p["backup_id"] for p in listed}]
+        self.say(f"  delete {victim}, hub killed: {len(gone)} of {len(may_go)} are gone")
+        assert set(gone) <= may_go
+        for backup_id in gone:
+            assert self.dependents(backup_id) <= set(gone)
+        self.forget(gone)
+        self.check_listed()
+        self.check_nothing_left()
 
     def dependents(self, backup_id):
         found = {backup_id}
@@ -180,7 +204,7 @@ class FileHistory(History):
         self.check_nothing_left()
 
     def step(self):
-        for happening, chance in ((self.delete_something, 0.2), (self.change_excluded, 0.15),
+        for happening, chance in ((self.delete_something, 0.15), (self.delete_and_kill_the_hub, 0.1), (self.change_excluded, 0.15),
                                   (self.damage_parent, 0.15),
                                   (self.restart_hub, 0.1), (self.scan, 0.1), (self.disturbed_backup, 0.25)):
             # damage stands until a good backup met it
