@@ -204,8 +204,8 @@ class FileHistory(History):
         self.check_nothing_left()
 
     def step(self):
-        for happening, chance in ((self.delete_something, 0.15), (self.delete_and_kill_the_hub, 0.1), (self.change_excluded, 0.15),
-                                  (self.damage_parent, 0.15),
+        for happening, chance in ((self.delete_something, 0.15), (self.delete_and_kill_the_hub, 0.1),
+                                  (self.change_excluded, 0.15), (self.damage_parent, 0.15),
                                   (self.restart_hub, 0.1), (self.scan, 0.1), (self.disturbed_backup, 0.25)):
             # damage stands until a good backup met it
             if self.rng.random() < chance and (not self.damaged or happening == self.restart_hub):

@@ -85,6 +85,11 @@ class Image:
             os.truncate(self.path, size)
         else:
             tool("qemu-img", "resize", "-q", "-f", "qcow2", "--shrink", self.path, size)
+            # of a cluster that is cut in two and made whole again, QEMU shows the old bytes
+            flat = self.path.with_suffix(".flat")
+            tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.path, flat)
+            self.content = bytearray(flat.read_bytes())
+            flat.unlink()
 
 
 # ---- random changes
