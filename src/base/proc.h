@@ -16,15 +16,14 @@ typedef struct Proc {
 #define PROC_NONE ((Proc){.pidfd = -1})
 
 typedef struct ProcSpec {
-    const char *const *argv; // argv[0] is looked up in PATH (absolute entries) when it has no slash
-    const char *const
-        *set_env;         // "NAME=value", NULL-terminated, added to (or over) our own; may be NULL
-    int stdin_fd;         // -1: /dev/null
-    int stdout_fd;        // -1: our stderr
-    int stderr_fd;        // -1: our stderr
-    int listen_fd;        // >= 0: passed as descriptor 3 with LISTEN_FDS=1 and LISTEN_PID=<child>
-    bool new_session;     // setsid(): outlives our terminal and our process group
-    bool die_with_parent; // PR_SET_PDEATHSIG SIGKILL (fires when the calling thread ends)
+    const char *const *argv;    // argv[0] is looked up in PATH (absolute entries) when it has no slash
+    const char *const *set_env; // "NAME=value", NULL-terminated, added to (or over) our own; may be NULL
+    int stdin_fd;               // -1: /dev/null
+    int stdout_fd;              // -1: our stderr
+    int stderr_fd;              // -1: our stderr
+    int listen_fd;              // >= 0: passed as descriptor 3 with LISTEN_FDS=1 and LISTEN_PID=<child>
+    bool new_session;           // setsid(): outlives our terminal and our process group
+    bool die_with_parent;       // PR_SET_PDEATHSIG SIGKILL (fires when the calling thread ends)
 } ProcSpec;
 
 // Start; the error of a failing exec is reported here (ERR_NOT_FOUND for a missing program).
@@ -55,8 +54,8 @@ void proc_stop_by_argument(const char *arg, int term_ms);
 // child is killed. Exit status in *ret_exit (128 + signal when killed). ret_out may be NULL, and the
 // output is then thrown away, however long; ret_errors may be NULL. The child dies with the caller.
 // Both texts end with a NUL and are the caller's.
-bool proc_run(const char *const *argv, const char *const *set_env, int timeout_ms, size_t max,
-              char **ret_out, char **ret_errors, int *ret_exit, Err *err) must_check;
+bool proc_run(const char *const *argv, const char *const *set_env, int timeout_ms, size_t max, char **ret_out,
+              char **ret_errors, int *ret_exit, Err *err) must_check;
 
 // For main(), first of all: makes 0, 1 and 2 /dev/null where they are closed. A file of ours that got such a number
 // would be written into by whatever logs or prints.

@@ -7,8 +7,9 @@
 static void remarks(const json_t *b, char *out, size_t n)
 {
     const char *verified = cli_text(b, "verify_result");
-    (void)snprintf(out, n, "%s%s%s%s", cli_flag(b, "suspect") ? "SUSPECT " : "",
-                   cli_flag(b, "partial") ? "partial " : "", *verified ? "verified: " : "",
+    (void)snprintf(out, n, "%s%s%s%s%s", cli_flag(b, "suspect") ? "SUSPECT " : "",
+                   cli_flag(b, "deleting") ? "being deleted " : "", cli_flag(b, "partial") ? "partial " : "",
+                   *verified ? "verified: " : "",
                    verified); // cut where a hub says too much
 }
 
@@ -107,6 +108,7 @@ static void show_head(const json_t *b)
     show_size("stored", b, "stored_bytes");
     show_time("verified", b, "verified_at");
     cli_show("", cli_text(b, "verify_result"));
+    cli_show("deleting", cli_flag(b, "deleting") ? "yes: its files are being removed" : NULL);
     cli_show("suspect", cli_flag(b, "suspect") ? "yes: damage was found in what it rests on" : NULL);
     cli_show("partial", cli_flag(b, "partial") ? "yes: disks were left out" : NULL);
     json_array_foreach(cli_list(b, "left_out"), i, key) cli_show("left out", json_string_value(key));

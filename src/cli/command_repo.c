@@ -51,6 +51,9 @@ bool command_repo_add(Cli *c, Err *err)
         return false;
     if (!cli_said_json(c, answer))
         print_repository(answer);
+    if (cli_flag(answer, "taken_in"))
+        cli_note("the folder was a repository already; its points come into the catalogue by: sendense repo scan %s",
+                 c->words[0]);
     return true;
 }
 

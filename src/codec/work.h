@@ -59,10 +59,11 @@ typedef struct AnnounceDisk {
     uint64_t size;
     char *backing_identity; // "" if unknown
     char *change_id;
-    const char *tracking; // static: see work_tracking()
-    char *base_change_id; // NULL: no change set
-    char *lost;           // NULL: nothing was lost
-    uint64_t estimated_bytes;
+    const char *tracking;     // static: see work_tracking()
+    char *base_change_id;     // NULL: no change set
+    char *lost;               // NULL: nothing was lost
+    uint64_t estimated_bytes; // that changed since base_change_id
+    uint64_t allocated_bytes; // that a full would move; the same as estimated_bytes where it is not sent
 } AnnounceDisk;
 
 typedef struct Announce {

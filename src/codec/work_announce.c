@@ -18,7 +18,8 @@ static json_t *disk_encode(const AnnounceDisk *d, Err *err)
         !codec_json_set_text(o, "tracking", d->tracking, err) ||
         !codec_json_set_text(o, "base_change_id", d->base_change_id, err) ||
         !codec_json_set_text(o, "lost", d->lost, err) ||
-        !codec_json_set_u64(o, "estimated_bytes", d->estimated_bytes, err))
+        !codec_json_set_u64(o, "estimated_bytes", d->estimated_bytes, err) ||
+        !codec_json_set_u64(o, "allocated_bytes", d->allocated_bytes, err))
         return NULL;
     return mem_take(o);
 }
@@ -64,9 +65,9 @@ void announce_clear(Announce *a)
 
 static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
 {
-    static const char *const known[] = {"disk_key",  "disk_id",  "label",          "size", "backing_identity",
-                                        "change_id", "tracking", "base_change_id", "lost", "estimated_bytes",
-                                        NULL};
+    static const char *const known[] = {"disk_key",        "disk_id",  "label",          "size", "backing_identity",
+                                        "change_id",       "tracking", "base_change_id", "lost", "estimated_bytes",
+                                        "allocated_bytes", NULL};
     const char *tracking;
     bool present;
     if (!codec_json_only(o, known, err) || !work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
@@ -78,8 +79,11 @@ static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
         !codec_json_text(o, "tracking", 32, &tracking, err) ||
         !work_text_opt(o, "base_change_id", CHANGEID_MAX, &d->base_change_id, err) ||
         !work_text_opt(o, "lost", ERR_DETAILS_MAX, &d->lost, err) ||
-        !codec_json_u64(o, "estimated_bytes", WORK_NUMBER_MAX, &d->estimated_bytes, err))
+        !codec_json_u64(o, "estimated_bytes", WORK_NUMBER_MAX, &d->estimated_bytes, err) ||
+        !codec_json_u64_opt(o, "allocated_bytes", WORK_NUMBER_MAX, &d->allocated_bytes, &present, err))
         return false;
+    if (!present)
+        d->allocated_bytes = d->estimated_bytes;
     d->tracking = work_tracking(tracking);
     if (!d->tracking)
         return err_set(err, ERR_INVALID, "tracking is none of bitmap, cbt, none");

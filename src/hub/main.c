@@ -90,6 +90,7 @@ static bool serve(Hub *hub, const Options *o, const sigset_t *signals, Err *err)
             ;
         log_info("stopping; what runs goes on, and the next hub takes it over", LOG_NUM("signal", signo));
     }
+    hub_quiesce(hub);
     http_server_stop(server, STOP_MS);
     return ok;
 }

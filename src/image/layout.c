@@ -22,8 +22,7 @@ static bool is_slug(const char *s, size_t n)
         return false;
     for (size_t i = 0; i < n; i++) {
         char c = s[i];
-        if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '.' ||
-              c == '_' || c == '-'))
+        if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '.' || c == '_' || c == '-'))
             return false;
     }
     return true;
@@ -102,16 +101,13 @@ bool layout_parse(const char *name, LayoutName *ret)
     return false;
 }
 
-bool layout_name(LayoutKind kind, const char *stem, const char *attempt, char out[LAYOUT_NAME],
-                 Err *err)
+bool layout_name(LayoutKind kind, const char *stem, const char *attempt, char out[LAYOUT_NAME], Err *err)
 {
     if (!layout_is_stem(stem))
         return err_set(err, ERR_INVALID, "'%.200s' is no stem of file names of a backup", stem);
     if (attempt && !layout_is_attempt(attempt))
-        return err_set(err, ERR_INVALID, "'%.200s' is no attempt: 1 to 32 lower-case hex digits",
-                       attempt);
+        return err_set(err, ERR_INVALID, "'%.200s' is no attempt: 1 to 32 lower-case hex digits", attempt);
     // Bounded: a stem has at most 106 bytes, an attempt 32.
-    (void)snprintf(out, LAYOUT_NAME, "%s%s%s%s", stem, suffixes[kind], attempt ? PARTIAL : "",
-                   attempt ? attempt : "");
+    (void)snprintf(out, LAYOUT_NAME, "%s%s%s%s", stem, suffixes[kind], attempt ? PARTIAL : "", attempt ? attempt : "");
     return true;
 }

@@ -38,12 +38,10 @@ static bool open_layers(Reader *r, const ReaderLayer *layers, size_t n, Err *err
     return chain_hashes_open(paths, n, &r->geo, &r->chain, err);
 }
 
-bool reader_open(const ReaderLayer *layers, size_t n, const HashGeometry *geo, Reader **ret,
-                 Err *err)
+bool reader_open(const ReaderLayer *layers, size_t n, const HashGeometry *geo, Reader **ret, Err *err)
 {
     if (n == 0 || n > CHAIN_LAYERS_MAX)
-        return err_set(err, ERR_INVALID, "a chain has 1 to %d layers, not %zu", CHAIN_LAYERS_MAX,
-                       n);
+        return err_set(err, ERR_INVALID, "a chain has 1 to %d layers, not %zu", CHAIN_LAYERS_MAX, n);
     Reader *r = mem_calloc(1, sizeof *r, err);
     if (!r)
         return false;
@@ -75,8 +73,7 @@ static uint64_t visible(const Reader *r, size_t layer, uint64_t cluster)
 }
 
 // Subclusters that one layer's entry decides, of those in `open`.
-static bool mix_layer(const Reader *r, size_t layer, uint64_t cluster, uint32_t *open, uint8_t *p,
-                      Err *err)
+static bool mix_layer(const Reader *r, size_t layer, uint64_t cluster, uint32_t *open, uint8_t *p, Err *err)
 {
     const ReaderFile *f = &r->files[layer];
     uint64_t sub = r->geo.cluster_size / SUBCLUSTERS, seen = visible(r, layer, cluster);
@@ -129,8 +126,8 @@ static bool verify(const Reader *r, const MapGroup *g, uint32_t i, const uint8_t
     if (hash_equal(&h, &g->leaves[i]))
         return true;
     return err_set(err, ERR_DAMAGED, "offset %llu: layer %u (%s): the data is not what was written",
-                   (unsigned long long)((g->group * r->geo.leaves + i) << r->cluster_bits),
-                   g->layers[i], r->files[g->layers[i]].path);
+                   (unsigned long long)((g->group * r->geo.leaves + i) << r->cluster_bits), g->layers[i],
+                   r->files[g->layers[i]].path);
 }
 
 // A whole cluster, padded with zeros, checked.
@@ -171,8 +168,7 @@ static uint32_t run_length(const Reader *r, const MapGroup *g, uint32_t i, uint3
 }
 
 // Whole clusters that lie side by side: one read.
-static bool read_run(const Reader *r, const MapGroup *g, uint32_t i, uint32_t n, uint8_t *p,
-                     Err *err)
+static bool read_run(const Reader *r, const MapGroup *g, uint32_t i, uint32_t n, uint8_t *p, Err *err)
 {
     if (n == 1)
         return read_cluster(r, g, i, p, err);
@@ -188,15 +184,13 @@ static bool read_run(const Reader *r, const MapGroup *g, uint32_t i, uint32_t n,
 static bool check_range(const Reader *r, uint64_t offset, uint64_t length, Err *err)
 {
     if (offset > r->size || length > r->size - offset)
-        return err_set(err, ERR_INVALID, "%llu bytes at %llu are beyond the disk's %llu",
-                       (unsigned long long)length, (unsigned long long)offset,
-                       (unsigned long long)r->size);
+        return err_set(err, ERR_INVALID, "%llu bytes at %llu are beyond the disk's %llu", (unsigned long long)length,
+                       (unsigned long long)offset, (unsigned long long)r->size);
     return true;
 }
 
 // What one group has of [offset, offset + length).
-static bool read_in_group(const Reader *r, const MapGroup *g, uint8_t *p, uint64_t offset,
-                          uint64_t length, Err *err)
+static bool read_in_group(const Reader *r, const MapGroup *g, uint8_t *p, uint64_t offset, uint64_t length, Err *err)
 {
     uint32_t size = r->geo.cluster_size;
     cleanup_free uint8_t *bounce = NULL;
@@ -265,8 +259,7 @@ static bool extents_in(Reader *r, uint64_t offset, uint64_t length, ExtentVec *v
             return false;
         bool ok = true;
         while (ok && offset < group_end) {
-            uint64_t next =
-                MIN(group_end, align_down(offset, r->geo.cluster_size) + r->geo.cluster_size);
+            uint64_t next = MIN(group_end, align_down(offset, r->geo.cluster_size) + r->geo.cluster_size);
             uint32_t i = (uint32_t)((offset >> r->cluster_bits) % r->geo.leaves);
             ok = add_extent(v, offset, next - offset, g->kinds[i] == MAP_ZERO, err);
             offset = next;
@@ -294,8 +287,7 @@ bool reader_extents(Reader *r, uint64_t offset, uint64_t length, ExtentVec *ret,
 bool reader_layer_at(Reader *r, uint64_t offset, uint8_t *ret_layer, Err *err)
 {
     MapGroup *g;
-    if (!check_range(r, offset, 1, err) ||
-        !reader_map_get(r, (offset >> r->cluster_bits) / r->geo.leaves, &g, err))
+    if (!check_range(r, offset, 1, err) || !reader_map_get(r, (offset >> r->cluster_bits) / r->geo.leaves, &g, err))
         return false;
     *ret_layer = g->layers[(offset >> r->cluster_bits) % r->geo.leaves];
     reader_map_put(r, g);

@@ -44,8 +44,7 @@ static bool read_header(ReaderFile *f, Err *err)
 {
     uint8_t start[QCOW2_HEADER_READ];
     size_t n = (size_t)MIN(f->bytes, sizeof start);
-    return file_pread(f->fd, start, n, 0, err) &&
-        qcow2_header_decode(start, n, f->bytes, &f->header, err);
+    return file_pread(f->fd, start, n, 0, err) && qcow2_header_decode(start, n, f->bytes, &f->header, err);
 }
 
 // What the hashes' trailer says of the image; the trailer's own truth is the commit record's matter.
@@ -58,40 +57,35 @@ static bool read_summary(const ReaderLayer *layer, const HashGeometry *geo, Read
     uint64_t bytes = hashes_summary(h)->image_bytes;
     hashes_free(h);
     if (bytes != f->bytes)
-        return err_set(err, ERR_DAMAGED, "%llu bytes long, not %llu as its hashes say",
-                       (unsigned long long)f->bytes, (unsigned long long)bytes);
+        return err_set(err, ERR_DAMAGED, "%llu bytes long, not %llu as its hashes say", (unsigned long long)f->bytes,
+                       (unsigned long long)bytes);
     return true;
 }
 
-static bool check_header(const ReaderLayer *layer, const HashGeometry *geo, const ReaderFile *f,
-                         Err *err)
+static bool check_header(const ReaderLayer *layer, const HashGeometry *geo, const ReaderFile *f, Err *err)
 {
     const Qcow2Header *h = &f->header;
     if (UINT32_C(1) << h->cluster_bits != geo->cluster_size)
-        return err_set(err, ERR_DAMAGED, "clusters of %u bytes, not %u", 1u << h->cluster_bits,
-                       geo->cluster_size);
+        return err_set(err, ERR_DAMAGED, "clusters of %u bytes, not %u", 1u << h->cluster_bits, geo->cluster_size);
     if (h->size != align_up(f->size, 512))
-        return err_set(err, ERR_DAMAGED, "a disk of %llu bytes, not %llu",
-                       (unsigned long long)h->size, (unsigned long long)f->size);
+        return err_set(err, ERR_DAMAGED, "a disk of %llu bytes, not %llu", (unsigned long long)h->size,
+                       (unsigned long long)f->size);
     // Safety rule 19: nothing is ever opened because an image names it.
     const char *want = layer->backing_name ? layer->backing_name : "";
     if (!str_eq(h->backing_name, want))
-        return err_set(err, ERR_DAMAGED, "its backing file is called '%.200s', not '%.200s'",
-                       h->backing_name, want);
+        return err_set(err, ERR_DAMAGED, "its backing file is called '%.200s', not '%.200s'", h->backing_name, want);
     return true;
 }
 
 static bool read_tables(ReaderFile *f, Err *err)
 {
-    const Qcow2Header *h =
-        &f->header; // decoding bounded l1_size, and saw that L1 lies inside the file
+    const Qcow2Header *h = &f->header; // decoding bounded l1_size, and saw that L1 lies inside the file
     cleanup_free uint8_t *raw = mem_calloc(h->l1_size, 8, err);
     f->tables = mem_calloc(h->l1_size, sizeof *f->tables, err);
     if (!raw || !f->tables || !file_pread(f->fd, raw, (size_t)h->l1_size * 8, h->l1_offset, err))
         return false;
     for (uint32_t i = 0; i < h->l1_size; i++)
-        if (!qcow2_l1_decode(qcow2_get64(raw + (size_t)i * 8), h->cluster_bits, f->bytes,
-                             &f->tables[i], err))
+        if (!qcow2_l1_decode(qcow2_get64(raw + (size_t)i * 8), h->cluster_bits, f->bytes, &f->tables[i], err))
             return err_context(err, "L1 entry %u", i);
     return true;
 }
@@ -100,9 +94,8 @@ bool reader_file_open(const ReaderLayer *layer, const HashGeometry *geo, ReaderF
 {
     ReaderFile f = {.fd = -1};
     f.path = mem_strdup(layer->image, err);
-    if (!f.path || !open_image(&f, err) || !read_header(&f, err) ||
-        !read_summary(layer, geo, &f, err) || !check_header(layer, geo, &f, err) ||
-        !read_tables(&f, err)) {
+    if (!f.path || !open_image(&f, err) || !read_header(&f, err) || !read_summary(layer, geo, &f, err) ||
+        !check_header(layer, geo, &f, err) || !read_tables(&f, err)) {
         reader_file_clear(&f);
         return err_context(err, "%s", layer->image);
     }
@@ -112,8 +105,7 @@ bool reader_file_open(const ReaderLayer *layer, const HashGeometry *geo, ReaderF
 
 // ---- entries
 
-bool reader_file_entry(const ReaderFile *f, const uint8_t *table, uint32_t index, Qcow2Entry *ret,
-                       Err *err)
+bool reader_file_entry(const ReaderFile *f, const uint8_t *table, uint32_t index, Qcow2Entry *ret, Err *err)
 {
     const uint8_t *p = table + (size_t)index * qcow2_l2_entry_bytes(f->header.extended_l2);
     uint32_t bits = f->header.cluster_bits;
@@ -168,18 +160,15 @@ static bool inflate(const void *in, size_t in_bytes, void *out, size_t out_bytes
     }
     (void)ZSTD_freeDCtx(ctx); // always 0
     if (to.pos != to.size)
-        return err_set(err, ERR_DAMAGED, "a compressed cluster does not inflate to %zu bytes",
-                       out_bytes);
+        return err_set(err, ERR_DAMAGED, "a compressed cluster does not inflate to %zu bytes", out_bytes);
     return true;
 }
 
 bool reader_file_inflate(const ReaderFile *f, uint64_t offset, uint32_t length, void *p, Err *err)
 {
     if (f->header.compression != QCOW2_ZSTD)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "clusters compressed with zlib are not read; use qemu-img");
+        return err_set(err, ERR_UNSUPPORTED, "clusters compressed with zlib are not read; use qemu-img");
     cleanup_free uint8_t *raw = mem_calloc(length, 1, err);
-    return raw &&
-        reader_file_read(f, offset, raw, length, err) && // the last sector may end behind the file
+    return raw && reader_file_read(f, offset, raw, length, err) && // the last sector may end behind the file
         inflate(raw, length, p, (size_t)1 << f->header.cluster_bits, err);
 }

@@ -7,8 +7,7 @@
 
 static size_t group_bytes(const HashGeometry *geo)
 {
-    return (size_t)geo->leaves * (2 + sizeof(uint64_t) + sizeof(uint32_t) + sizeof(Hash)) +
-        sizeof(MapGroup);
+    return (size_t)geo->leaves * (2 + sizeof(uint64_t) + sizeof(uint32_t) + sizeof(Hash)) + sizeof(MapGroup);
 }
 
 static void group_free(MapGroup *g)
@@ -66,8 +65,7 @@ static uint32_t clusters_inside(const Reader *r, uint64_t group, uint64_t size)
     return clusters <= first ? 0 : (uint32_t)MIN(clusters - first, r->geo.leaves);
 }
 
-static bool add_table(Build *b, uint8_t layer, uint64_t table, uint32_t first, uint32_t end,
-                      Err *err)
+static bool add_table(Build *b, uint8_t layer, uint64_t table, uint32_t first, uint32_t end, Err *err)
 {
     const ReaderFile *f = &b->r->files[layer];
     if (table >= f->header.l1_size || f->tables[table] == 0)
@@ -79,9 +77,8 @@ static bool add_table(Build *b, uint8_t layer, uint64_t table, uint32_t first, u
         if (b->decided[i])
             continue;
         if (!reader_file_entry(f, b->table, i - first, &e, err))
-            return err_context(
-                err, "offset %llu",
-                (unsigned long long)((b->g->group * b->r->geo.leaves + i) << b->r->cluster_bits));
+            return err_context(err, "offset %llu",
+                               (unsigned long long)((b->g->group * b->r->geo.leaves + i) << b->r->cluster_bits));
         add_entry(b, i, layer, &e);
     }
     return true;
@@ -98,8 +95,7 @@ static bool add_layer(Build *b, uint8_t layer, Err *err)
     uint32_t per_table = qcow2_l2_entries(f->header.cluster_bits, f->header.extended_l2);
     uint64_t first_table = b->g->group * (leaves / per_table);
     for (uint32_t first = 0; first < inside; first += per_table)
-        if (!add_table(b, layer, first_table + first / per_table, first,
-                       MIN(first + per_table, inside), err))
+        if (!add_table(b, layer, first_table + first / per_table, first, MIN(first + per_table, inside), err))
             return reader_file_context(b->r, layer, err);
     return true;
 }
@@ -116,13 +112,10 @@ static bool check_hashes(Build *b, Err *err)
         unsigned long long at = (g->group * r->geo.leaves + i) << r->cluster_bits;
         size_t blame = MIN(MIN(g->layers[i], layers[i]), r->len - 1);
         if (g->layers[i] != layers[i])
-            return err_set(
-                err, ERR_DAMAGED,
-                "offset %llu: layer %zu (%s): the image's map and its hashes do not agree", at,
-                blame, r->files[blame].path);
+            return err_set(err, ERR_DAMAGED, "offset %llu: layer %zu (%s): the image's map and its hashes do not agree",
+                           at, blame, r->files[blame].path);
         if (g->kinds[i] == MAP_ZERO && !hash_equal(&g->leaves[i], &r->geo.zero_leaf))
-            return err_set(err, ERR_DAMAGED,
-                           "offset %llu: layer %zu (%s): zero by the map, data by its hash", at,
+            return err_set(err, ERR_DAMAGED, "offset %llu: layer %zu (%s): zero by the map, data by its hash", at,
                            blame, r->files[blame].path);
     }
     return true;

@@ -50,8 +50,7 @@ static bool check_text(const char *what, const char *s, size_t min, size_t max, 
 {
     size_t n = s ? strlen(s) : 0;
     if (!s || n < min || n > max || !str_is_utf8(s, n))
-        return err_set(err, ERR_INVALID, "%s: %zu to %zu bytes of UTF-8 are needed", what, min,
-                       max);
+        return err_set(err, ERR_INVALID, "%s: %zu to %zu bytes of UTF-8 are needed", what, min, max);
     return true;
 }
 
@@ -69,19 +68,15 @@ static bool check_files(const RecordDisk *d, Err *err)
     LayoutName image, hashes, backing;
     if (!d->image || !layout_parse(d->image, &image) || image.attempt[0] ||
         image.kind != (full ? LAYOUT_FULL_IMAGE : LAYOUT_INCR_IMAGE))
-        return err_set(err, ERR_INVALID, "image: the name is not that of a%s image",
-                       full ? " full" : "n incremental");
+        return err_set(err, ERR_INVALID, "image: the name is not that of a%s image", full ? " full" : "n incremental");
     if (!d->hashes || !layout_parse(d->hashes, &hashes) || hashes.attempt[0] ||
-        hashes.kind != (full ? LAYOUT_FULL_HASHES : LAYOUT_INCR_HASHES) ||
-        !str_eq(hashes.stem, image.stem))
-        return err_set(err, ERR_INVALID, "hashes: the name does not belong to the image %s",
-                       d->image);
+        hashes.kind != (full ? LAYOUT_FULL_HASHES : LAYOUT_INCR_HASHES) || !str_eq(hashes.stem, image.stem))
+        return err_set(err, ERR_INVALID, "hashes: the name does not belong to the image %s", d->image);
     if (full != !d->backing_name)
         return err_set(err, ERR_INVALID, "backing_name: a full image has none, any other has one");
     if (d->backing_name &&
         (!layout_parse(d->backing_name, &backing) || backing.attempt[0] ||
-         (backing.kind != LAYOUT_FULL_IMAGE && backing.kind != LAYOUT_INCR_IMAGE) ||
-         str_eq(backing.stem, image.stem)))
+         (backing.kind != LAYOUT_FULL_IMAGE && backing.kind != LAYOUT_INCR_IMAGE) || str_eq(backing.stem, image.stem)))
         return err_set(err, ERR_INVALID, "backing_name: the name is not that of another image");
     return true;
 }
@@ -97,18 +92,16 @@ static bool check_disk(const Record *r, const RecordDisk *d, Err *err)
     if (d->disk_no > LAYOUT_DISK_MAX)
         return err_set(err, ERR_INVALID, "disk_no: above %u", LAYOUT_DISK_MAX);
     if (d->size == 0 || d->size > DISK_SIZE_MAX)
-        return err_set(err, ERR_INVALID, "size: 1 to %llu bytes",
-                       (unsigned long long)DISK_SIZE_MAX);
+        return err_set(err, ERR_INVALID, "size: 1 to %llu bytes", (unsigned long long)DISK_SIZE_MAX);
     if (d->chain_length == 0 || d->chain_length > CHAIN_LAYERS_MAX)
         return err_set(err, ERR_INVALID, "chain_length: 1 to %d", CHAIN_LAYERS_MAX);
     if ((d->mode == DISK_FULL) != (d->chain_length == 1))
         return err_set(err, ERR_INVALID, "chain_length: 1 for a full image, more for any other");
     // Safety rule 3: a disk's parent is its image in the point that the record names, never an older one's.
-    if (d->mode == DISK_FULL ? d->parent_backup_id != NULL
-                             : !d->parent_backup_id || !r->parent_backup_id ||
-                !str_eq(d->parent_backup_id, r->parent_backup_id))
-        return err_set(err, ERR_INVALID,
-                       "parent_backup_id: none for a full image, the record's own for any other");
+    if (d->mode == DISK_FULL
+            ? d->parent_backup_id != NULL
+            : !d->parent_backup_id || !r->parent_backup_id || !str_eq(d->parent_backup_id, r->parent_backup_id))
+        return err_set(err, ERR_INVALID, "parent_backup_id: none for a full image, the record's own for any other");
     return check_files(d, err);
 }
 
@@ -124,10 +117,8 @@ static bool check_disks(const Record *r, Err *err)
         all_full = all_full && d->mode == DISK_FULL;
         for (size_t j = 0; j < i; j++) {
             const RecordDisk *o = &r->disks[j];
-            if (str_eq(d->disk_key, o->disk_key) || d->disk_no == o->disk_no ||
-                d->disk_id == o->disk_id)
-                return err_set(err, ERR_INVALID, "disks %zu and %zu share a key, an ID or a folder",
-                               j, i);
+            if (str_eq(d->disk_key, o->disk_key) || d->disk_no == o->disk_no || d->disk_id == o->disk_id)
+                return err_set(err, ERR_INVALID, "disks %zu and %zu share a key, an ID or a folder", j, i);
         }
     }
     if ((r->type == BACKUP_FULL) != all_full)
@@ -143,8 +134,7 @@ static bool check_record(const Record *r, Err *err)
         return err_context(err, "parent_backup_id");
     if (r->parent_backup_id && str_eq(r->parent_backup_id, r->backup_id))
         return err_set(err, ERR_INVALID, "parent_backup_id: a point is not its own parent");
-    if (!check_uuid("vm_id", r->vm_id, err) ||
-        !check_uuid("repository_uuid", r->repository_uuid, err) ||
+    if (!check_uuid("vm_id", r->vm_id, err) || !check_uuid("repository_uuid", r->repository_uuid, err) ||
         !check_text("source_type", r->source_type, 1, 32, err) ||
         !check_text("left_out", r->left_out, 0, LEFT_OUT_MAX, err))
         return false;
@@ -183,12 +173,11 @@ static bool seal(json_t *object, const HashSpec *hash, size_t max, char **ret_te
 {
     char digest[HASH_TEXT_MAX];
     cleanup_free char *text = NULL;
-    if (!digest_of(object, hash, digest, err) ||
-        !codec_json_set_text(object, "digest", digest, err) || !codec_json_dump(object, &text, err))
+    if (!digest_of(object, hash, digest, err) || !codec_json_set_text(object, "digest", digest, err) ||
+        !codec_json_dump(object, &text, err))
         return false;
     if (strlen(text) + 1 > max)
-        return err_set(err, ERR_TOO_LARGE, "it would take %zu bytes, at most %zu are allowed",
-                       strlen(text) + 1, max);
+        return err_set(err, ERR_TOO_LARGE, "it would take %zu bytes, at most %zu are allowed", strlen(text) + 1, max);
     char *line = mem_printf(err, "%s\n", text);
     if (!line)
         return false;
@@ -208,16 +197,14 @@ static bool unseal(json_t *object, const char *text, size_t n, const HashSpec *h
     if (n != len + 1 || text[n - 1] != '\n' || memcmp(text, again, len) != 0)
         return err_set(err, ERR_DAMAGED, "it is not in the form that was written");
     cleanup_free char *kept = NULL;
-    if (!codec_json_text(object, "digest", HASH_TEXT_MAX, &stored, err) ||
-        !(kept = mem_strdup(stored, err)))
+    if (!codec_json_text(object, "digest", HASH_TEXT_MAX, &stored, err) || !(kept = mem_strdup(stored, err)))
         return false;
     if (json_object_del(object, "digest") != 0)
         return err_no_memory(err);
     if (!digest_of(object, hash, digest, err))
         return false;
     if (!str_eq(kept, digest))
-        return err_set(err, ERR_DAMAGED,
-                       "its digest does not match: it was changed after it was written");
+        return err_set(err, ERR_DAMAGED, "its digest does not match: it was changed after it was written");
     return true;
 }
 
@@ -231,8 +218,7 @@ static bool parse_line(const char *text, size_t n, size_t max, json_t **ret, Err
 // Whatever is wrong with stored bytes is damage; lack of memory is not.
 static bool damaged(Err *err, const char *what, const Err *cause)
 {
-    ErrCode code =
-        cause->code == ERR_NO_MEMORY || cause->code == ERR_UNSUPPORTED ? cause->code : ERR_DAMAGED;
+    ErrCode code = cause->code == ERR_NO_MEMORY || cause->code == ERR_UNSUPPORTED ? cause->code : ERR_DAMAGED;
     return err_set(err, code, "%s: %s", what, cause->details);
 }
 
@@ -250,27 +236,22 @@ static bool encode_disk(const RecordDisk *d, const HashSpec *hash, json_t *array
     cleanup_json json_t *o = json_object();
     if (!o)
         return err_no_memory(err);
-    if (!codec_json_set_text(o, "disk_key", d->disk_key, err) ||
-        !codec_json_set_u64(o, "disk_id", d->disk_id, err) ||
-        !codec_json_set_u64(o, "disk_no", d->disk_no, err) ||
-        !codec_json_set_text(o, "label", d->label, err) ||
+    if (!codec_json_set_text(o, "disk_key", d->disk_key, err) || !codec_json_set_u64(o, "disk_id", d->disk_id, err) ||
+        !codec_json_set_u64(o, "disk_no", d->disk_no, err) || !codec_json_set_text(o, "label", d->label, err) ||
         !codec_json_set_text(o, "backing_identity", d->backing_identity, err) ||
-        !codec_json_set_u64(o, "size", d->size, err) ||
-        !codec_json_set_text(o, "mode", disk_mode_name(d->mode), err) ||
+        !codec_json_set_u64(o, "size", d->size, err) || !codec_json_set_text(o, "mode", disk_mode_name(d->mode), err) ||
         !codec_json_set_text(o, "reason", chain_reason_name(d->reason), err) ||
         !codec_json_set_text(o, "reason_text", d->reason_text, err) ||
         !codec_json_set_text(o, "change_id", d->change_id, err) ||
         !codec_json_set_bool(o, "tracking", d->tracking, err) ||
         !codec_json_set_text(o, "parent_backup_id", d->parent_backup_id, err) ||
-        !codec_json_set_text(o, "image", d->image, err) ||
-        !codec_json_set_text(o, "hashes", d->hashes, err) ||
+        !codec_json_set_text(o, "image", d->image, err) || !codec_json_set_text(o, "hashes", d->hashes, err) ||
         !codec_json_set_text(o, "backing_name", d->backing_name, err) ||
         !codec_json_set_u64(o, "chain_length", d->chain_length, err) ||
         !codec_json_set_u64(o, "image_bytes", d->image_bytes, err) ||
         !codec_json_set_u64(o, "stored_bytes", d->stored_bytes, err) ||
         !codec_json_set_u64(o, "transferred_bytes", d->transferred_bytes, err) ||
-        !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) ||
-        !set_hash(o, "root", hash, &d->root, err) ||
+        !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) || !set_hash(o, "root", hash, &d->root, err) ||
         !set_hash(o, "metadata", hash, &d->metadata, err) ||
         !set_hash(o, "hashes_digest", hash, &d->hashes_digest, err))
         return false;
@@ -288,8 +269,7 @@ bool record_encode(const Record *r, const HashSpec *hash, char **ret_text, Err *
     if (!codec_json_set(o, "disks", disks, err))
         return false;
     if (!codec_json_set_u64(o, "format", RECORD_FORMAT, err) ||
-        !codec_json_set_text(o, "backup_id", r->backup_id, err) ||
-        !codec_json_set_text(o, "vm_id", r->vm_id, err) ||
+        !codec_json_set_text(o, "backup_id", r->backup_id, err) || !codec_json_set_text(o, "vm_id", r->vm_id, err) ||
         !codec_json_set_text(o, "vm_name", r->vm_name, err) ||
         !codec_json_set_text(o, "source_type", r->source_type, err) ||
         !codec_json_set_text(o, "repository_uuid", r->repository_uuid, err) ||
@@ -300,8 +280,7 @@ bool record_encode(const Record *r, const HashSpec *hash, char **ret_text, Err *
         !codec_json_set_text(o, "type", backup_type_name(r->type), err) ||
         !codec_json_set_text(o, "reason", chain_reason_name(r->reason), err) ||
         !codec_json_set_text(o, "consistency", r->consistency, err) ||
-        !codec_json_set_bool(o, "partial", r->partial, err) ||
-        !codec_json_set_text(o, "left_out", r->left_out, err) ||
+        !codec_json_set_bool(o, "partial", r->partial, err) || !codec_json_set_text(o, "left_out", r->left_out, err) ||
         !codec_json_set_time(o, "created_at", r->created_us, err) ||
         !codec_json_set_time(o, "completed_at", r->completed_us, err))
         return false;
@@ -367,30 +346,11 @@ static bool get_mode(json_t *o, DiskMode *ret, Err *err)
 
 static bool decode_disk(json_t *o, const HashSpec *hash, RecordDisk *d, Err *err)
 {
-    static const char *const known[] = {"disk_key",
-                                        "disk_id",
-                                        "disk_no",
-                                        "label",
-                                        "backing_identity",
-                                        "size",
-                                        "mode",
-                                        "reason",
-                                        "reason_text",
-                                        "change_id",
-                                        "tracking",
-                                        "parent_backup_id",
-                                        "image",
-                                        "hashes",
-                                        "backing_name",
-                                        "chain_length",
-                                        "image_bytes",
-                                        "stored_bytes",
-                                        "transferred_bytes",
-                                        "changed_bytes",
-                                        "root",
-                                        "metadata",
-                                        "hashes_digest",
-                                        NULL};
+    static const char *const known[] = {
+        "disk_key",     "disk_id",       "disk_no",     "label",        "backing_identity",  "size",          "mode",
+        "reason",       "reason_text",   "change_id",   "tracking",     "parent_backup_id",  "image",         "hashes",
+        "backing_name", "chain_length",  "image_bytes", "stored_bytes", "transferred_bytes", "changed_bytes", "root",
+        "metadata",     "hashes_digest", NULL};
     return codec_json_object(o, "disk", err) && codec_json_only(o, known, err) &&
         get_text(o, "disk_key", NAME_MAX_BYTES, &d->disk_key, err) &&
         codec_json_u64(o, "disk_id", INT64_MAX, &d->disk_id, err) &&
@@ -398,21 +358,18 @@ static bool decode_disk(json_t *o, const HashSpec *hash, RecordDisk *d, Err *err
         get_text(o, "label", TEXT_MAX, &d->label, err) &&
         get_text(o, "backing_identity", TEXT_MAX, &d->backing_identity, err) &&
         codec_json_u64(o, "size", DISK_SIZE_MAX, &d->size, err) && get_mode(o, &d->mode, err) &&
-        get_reason(o, &d->reason, err) &&
-        get_text(o, "reason_text", TEXT_MAX, &d->reason_text, err) &&
+        get_reason(o, &d->reason, err) && get_text(o, "reason_text", TEXT_MAX, &d->reason_text, err) &&
         get_text(o, "change_id", CHANGEID_MAX, &d->change_id, err) &&
         codec_json_bool_opt(o, "tracking", false, &d->tracking, err) &&
         get_text_opt(o, "parent_backup_id", NAME_BACKUP_ID, &d->parent_backup_id, err) &&
-        get_text(o, "image", LAYOUT_NAME, &d->image, err) &&
-        get_text(o, "hashes", LAYOUT_NAME, &d->hashes, err) &&
+        get_text(o, "image", LAYOUT_NAME, &d->image, err) && get_text(o, "hashes", LAYOUT_NAME, &d->hashes, err) &&
         get_text_opt(o, "backing_name", LAYOUT_NAME, &d->backing_name, err) &&
         get_unsigned(o, "chain_length", CHAIN_LAYERS_MAX, &d->chain_length, err) &&
         codec_json_u64(o, "image_bytes", INT64_MAX, &d->image_bytes, err) &&
         codec_json_u64(o, "stored_bytes", INT64_MAX, &d->stored_bytes, err) &&
         codec_json_u64(o, "transferred_bytes", INT64_MAX, &d->transferred_bytes, err) &&
         codec_json_u64(o, "changed_bytes", INT64_MAX, &d->changed_bytes, err) &&
-        get_hash(o, "root", hash, &d->root, err) &&
-        get_hash(o, "metadata", hash, &d->metadata, err) &&
+        get_hash(o, "root", hash, &d->root, err) && get_hash(o, "metadata", hash, &d->metadata, err) &&
         get_hash(o, "hashes_digest", hash, &d->hashes_digest, err);
 }
 
@@ -435,34 +392,26 @@ static bool decode_disks(json_t *o, const HashSpec *hash, Record *r, Err *err)
 static bool decode_members(json_t *o, const HashSpec *hash, Record *r, Err *err)
 {
     static const char *const known[] = {
-        "format",       "backup_id",       "vm_id",    "vm_name",
-        "source_type",  "repository_uuid", "context",  "parent_backup_id",
-        "sequence",     "requested_type",  "type",     "reason",
-        "consistency",  "partial",         "left_out", "created_at",
-        "completed_at", "disks",           NULL};
+        "format",           "backup_id",  "vm_id",          "vm_name", "source_type", "repository_uuid", "context",
+        "parent_backup_id", "sequence",   "requested_type", "type",    "reason",      "consistency",     "partial",
+        "left_out",         "created_at", "completed_at",   "disks",   NULL};
     uint64_t format;
     if (!codec_json_u64(o, "format", INT64_MAX, &format, err))
         return false;
     if (format != RECORD_FORMAT)
-        return err_set(err, ERR_UNSUPPORTED, "format %llu is unknown to this version",
-                       (unsigned long long)format);
-    return codec_json_only(o, known, err) &&
-        get_text(o, "backup_id", NAME_BACKUP_ID, &r->backup_id, err) &&
-        get_text(o, "vm_id", UUID_TEXT, &r->vm_id, err) &&
-        get_text(o, "vm_name", NAME_MAX_BYTES, &r->vm_name, err) &&
+        return err_set(err, ERR_UNSUPPORTED, "format %llu is unknown to this version", (unsigned long long)format);
+    return codec_json_only(o, known, err) && get_text(o, "backup_id", NAME_BACKUP_ID, &r->backup_id, err) &&
+        get_text(o, "vm_id", UUID_TEXT, &r->vm_id, err) && get_text(o, "vm_name", NAME_MAX_BYTES, &r->vm_name, err) &&
         get_text(o, "source_type", 32, &r->source_type, err) &&
         get_text(o, "repository_uuid", UUID_TEXT, &r->repository_uuid, err) &&
         get_text(o, "context", LAYOUT_NAME, &r->context, err) &&
         get_text_opt(o, "parent_backup_id", NAME_BACKUP_ID, &r->parent_backup_id, err) &&
         codec_json_u64(o, "sequence", INT64_MAX, &r->sequence, err) &&
-        get_type(o, "requested_type", &r->requested_type, err) &&
-        get_type(o, "type", &r->type, err) && get_reason(o, &r->reason, err) &&
-        get_text(o, "consistency", 32, &r->consistency, err) &&
+        get_type(o, "requested_type", &r->requested_type, err) && get_type(o, "type", &r->type, err) &&
+        get_reason(o, &r->reason, err) && get_text(o, "consistency", 32, &r->consistency, err) &&
         codec_json_bool_opt(o, "partial", false, &r->partial, err) &&
-        get_text(o, "left_out", LEFT_OUT_MAX, &r->left_out, err) &&
-        get_time(o, "created_at", &r->created_us, err) &&
-        get_time(o, "completed_at", &r->completed_us, err) && decode_disks(o, hash, r, err) &&
-        check_record(r, err);
+        get_text(o, "left_out", LEFT_OUT_MAX, &r->left_out, err) && get_time(o, "created_at", &r->created_us, err) &&
+        get_time(o, "completed_at", &r->completed_us, err) && decode_disks(o, hash, r, err) && check_record(r, err);
 }
 
 bool record_decode(const char *text, size_t n, const HashSpec *hash, Record *ret, Err *err)
@@ -489,8 +438,7 @@ static bool check_info(const RepositoryInfo *i, Err *err)
         return false;
     uint32_t c = i->cluster_size;
     if (c < 4096 || c > (2u << 20) || (c & (c - 1)) != 0)
-        return err_set(err, ERR_INVALID,
-                       "cluster_size: a power of two from 4096 to 2097152 is needed");
+        return err_set(err, ERR_INVALID, "cluster_size: a power of two from 4096 to 2097152 is needed");
     if (i->created_us <= 0)
         return err_set(err, ERR_INVALID, "created_at: missing");
     return true;
@@ -503,21 +451,18 @@ bool repository_info_encode(const RepositoryInfo *i, char **ret_text, Err *err)
     cleanup_json json_t *o = json_object();
     if (!o)
         return err_no_memory(err);
-    return codec_json_set_u64(o, "format", i->format, err) &&
-        codec_json_set_text(o, "uuid", i->uuid, err) &&
+    return codec_json_set_u64(o, "format", i->format, err) && codec_json_set_text(o, "uuid", i->uuid, err) &&
         codec_json_set_u64(o, "cluster_size", i->cluster_size, err) &&
         codec_json_set_bool(o, "extended_l2", i->extended_l2, err) &&
         codec_json_set_text(o, "hash_algorithm", hash_algorithm_name(i->hash.algorithm), err) &&
         codec_json_set_hex64(o, "hash_seed", i->hash.seed, err) &&
-        codec_json_set_time(o, "created_at", i->created_us, err) &&
-        seal(o, &i->hash, INFO_MAX_BYTES, ret_text, err);
+        codec_json_set_time(o, "created_at", i->created_us, err) && seal(o, &i->hash, INFO_MAX_BYTES, ret_text, err);
 }
 
 static bool decode_info(const char *text, size_t n, RepositoryInfo *i, Err *err)
 {
-    static const char *const known[] = {
-        "format",         "uuid",      "cluster_size", "extended_l2",
-        "hash_algorithm", "hash_seed", "created_at",   NULL};
+    static const char *const known[] = {"format",         "uuid",      "cluster_size", "extended_l2",
+                                        "hash_algorithm", "hash_seed", "created_at",   NULL};
     cleanup_json json_t *o = NULL;
     const char *algorithm, *uuid;
     unsigned format;

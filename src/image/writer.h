@@ -49,8 +49,10 @@ void writer_progress(Writer *w, WriterProgress *ret); // thread-safe, cheap
 typedef struct WriterExpect {
     uint64_t extents, bytes, digest; // of the client's plan (Coverage)
 } WriterExpect;
-// Once, when all writes have returned. Checks the coverage (ERR_CONFLICT names what is missing: first hole or
-// the differing counts), writes tables, refcounts, .hashes, truncates to the end, fsyncs, header last, fsync.
+// When all writes have returned. Checks the coverage first: ERR_CONFLICT names what is missing (first hole or the
+// differing counts), ERR_INVALID a tracked disk without expect; nothing was changed, what is missing may still come.
+// Then, once: writes tables, refcounts, .hashes, truncates to the end, fsyncs, header last, fsync. After it, or after
+// an error of its own, nothing is written any more.
 // ret_hashes_digest: of the .hashes file. expect may be NULL unless the mode is tracked.
 bool writer_seal(Writer *w, const WriterExpect *expect, HashesSummary *ret, Hash *ret_hashes_digest, Err *err)
     must_check;

@@ -221,11 +221,9 @@ static bool finish(Writer *w, Seal *s, Hash *ret_digest, Err *err)
     return true;
 }
 
-static bool run(Writer *w, Seal *s, const WriterExpect *expect, Hash *ret_digest, Err *err)
+static bool run(Writer *w, Seal *s, Hash *ret_digest, Err *err)
 {
     HashesSummary *sum = &s->summary;
-    if (!check_arrived(w, expect, sum, err))
-        return false;
     s->l1 = mem_calloc(w->groups, sizeof(uint64_t), err);
     s->nodes = mem_calloc(w->groups, sizeof(Hash), err);
     s->marks = mem_calloc(w->geo.leaves, 1, err);
@@ -254,7 +252,11 @@ bool writer_seal(Writer *w, const WriterExpect *expect, HashesSummary *ret, Hash
         return false;
     Seal s = {0};
     Hash digest;
-    bool ok = run(w, &s, expect, &digest, err);
+    if (!check_arrived(w, expect, &s.summary, err)) { // nothing was changed: what is missing may still come
+        writer_range_unlock(w, &range);
+        return false;
+    }
+    bool ok = run(w, &s, &digest, err);
     if (!ok)
         writer_break(w, err);
     pthread_mutex_lock(&w->lock);

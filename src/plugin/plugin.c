@@ -26,10 +26,9 @@ static struct {
     Reader *reader; // serve
     Control *control;
     atomic_uint connections;
-    atomic_bool sealed; // a seal was begun: nothing is written any more
-    EngineRequest seal; // control's thread only, as are the next two
+    EngineRequest seal; // what was sealed; control's thread only, as are the next two
     EngineAnswer seal_answer;
-    bool seal_answered;
+    bool sealed;
 } engine;
 
 // The error as nbdkit's client and log see it; returns -1.
@@ -120,7 +119,6 @@ static void seal(const EngineRequest *request, EngineAnswer *ret)
     HashesSummary s;
     Hash digest;
     WriterExpect expect = {.extents = request->extents, .bytes = request->bytes, .digest = request->digest};
-    atomic_store(&engine.sealed, true);
     if (!writer_seal(engine.writer, request->have_expect ? &expect : NULL, &s, &digest, &err)) {
         nbdkit_error("seal: %s: %s", err_name(err.code), err.details);
         ret->ok = false;
@@ -153,7 +151,7 @@ static void refuse(EngineAnswer *ret, ErrCode code, const char *details)
     (void)snprintf(ret->details, sizeof ret->details, "%s", details); // a fixed short text
 }
 
-// Control's thread. A repeated seal gets the first one's answer.
+// Control's thread. A repeated seal gets the first one's answer; after one that was refused the next may succeed.
 static void answer(const EngineRequest *request, EngineAnswer *ret)
 {
     if (request->op == ENGINE_SEAL) {
@@ -161,17 +159,17 @@ static void answer(const EngineRequest *request, EngineAnswer *ret)
             refuse(ret, ERR_UNSUPPORTED, "an exporter that serves has nothing to seal");
             return;
         }
-        if (engine.seal_answered && !same_seal(request, &engine.seal)) {
-            refuse(ret, ERR_CONFLICT, "a seal with other numbers has been answered");
+        if (engine.sealed && !same_seal(request, &engine.seal)) {
+            refuse(ret, ERR_CONFLICT, "it is sealed, with other numbers");
             return;
         }
-        if (!engine.seal_answered) {
+        if (!engine.sealed) {
             seal(request, &engine.seal_answer);
             engine.seal = *request;
-            engine.seal_answered = true;
+            engine.sealed = engine.seal_answer.ok;
         }
     }
-    if (engine.seal_answered && (engine.seal_answer.ok || request->op == ENGINE_SEAL))
+    if (engine.sealed || request->op == ENGINE_SEAL)
         *ret = engine.seal_answer;
     WriterProgress progress = {0};
     if (engine.writer)
@@ -301,23 +299,18 @@ static int done(bool ok, uint32_t flags, Err *err)
     return ok ? 0 : fail(err);
 }
 
-static bool may_write(Err *err)
-{
-    return !atomic_load(&engine.sealed) || err_set(err, ERR_CONFLICT, "the image is sealed");
-}
-
 static int plugin_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
     Err err = ERR_INIT;
     (void)handle;
-    return done(may_write(&err) && writer_write(engine.writer, buf, offset, count, &err), flags, &err);
+    return done(writer_write(engine.writer, buf, offset, count, &err), flags, &err);
 }
 
 static int plugin_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
     Err err = ERR_INIT;
     (void)handle;
-    return done(may_write(&err) && writer_zero(engine.writer, offset, count, &err), flags, &err);
+    return done(writer_zero(engine.writer, offset, count, &err), flags, &err);
 }
 
 static int plugin_flush(void *handle, uint32_t flags)

@@ -39,7 +39,8 @@ typedef struct SourceDisk {
     const char *tracking;     // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
     char *base_change_id;     // the change set is computed from this one; NULL: there is none
     char *lost;               // why there is none, for people; NULL when there is, or no parent
-    uint64_t estimated_bytes; // data that a backup would move: dirty bytes, or allocated bytes; size if unknown
+    uint64_t allocated_bytes; // data that a full would move; size if unknown
+    uint64_t estimated_bytes; // dirty bytes since base_change_id; without one, allocated_bytes
 } SourceDisk;
 
 typedef struct Source Source;

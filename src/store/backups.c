@@ -84,7 +84,9 @@ bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
 bool store_backup_count_running(Store *s, uint64_t *ret, Err *err)
 {
     int64_t n;
-    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE status = 'running'", DB_NO_ARGS, 0, &n, err))
+    if (!store_number(
+            s, "SELECT COUNT(*) FROM backup_jobs WHERE status = 'running' OR (status = 'pending' AND client_pid > 0)",
+            DB_NO_ARGS, 0, &n, err))
         return false;
     *ret = (uint64_t)n;
     return true;
@@ -180,6 +182,17 @@ bool store_backup_end(Store *s, const char *id, const char *status, const char *
     return run_step(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id)), ret_done, err);
 }
 
+bool store_backup_uncleaned(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_backup, "WHERE status IN ('failed', 'cancelled') AND attempt IS NOT NULL", DB_NO_ARGS,
+                     (void **)ret, ret_len, err);
+}
+
+bool store_backup_cleaned(Store *s, const char *id, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET attempt = NULL WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
+}
+
 bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
 {
     return store_run(s,
@@ -195,8 +208,10 @@ bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
 
 bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET client_pid = ?, client_start = ? WHERE id = ?",
-                     DB_ARGS(DB_N(pid), DB_N(start), DB_T(id)), NULL, err);
+    char now[CLOCK_TEXT];
+    clock_format(clock_utc_us(), now);
+    return store_run(s, "UPDATE backup_jobs SET client_pid = ?, client_start = ?, last_seen_at = ? WHERE id = ?",
+                     DB_ARGS(DB_N(pid), DB_N(start), DB_T(now), DB_T(id)), NULL, err);
 }
 
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err)
@@ -247,9 +262,10 @@ bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
     return n == 1 || err_set(err, ERR_CONFLICT, "backup %s is not committing", b->id);
 }
 
-bool store_backup_set_suspect(Store *s, const char *id, bool suspect, Err *err)
+bool store_backup_set_suspect(Store *s, const char *id, bool suspect, bool damaged, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET suspect = ? WHERE id = ?", DB_ARGS(DB_N(suspect), DB_T(id)), NULL, err);
+    return store_run(s, "UPDATE backup_jobs SET suspect = ?, damaged = ? WHERE id = ?",
+                     DB_ARGS(DB_N(suspect), DB_N(damaged), DB_T(id)), NULL, err);
 }
 
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err)
@@ -260,10 +276,31 @@ bool store_backup_set_verified(Store *s, const char *id, const char *result, int
                      DB_ARGS(DB_T(result), DB_T(now), DB_T(id)), NULL, err);
 }
 
+bool store_backup_set_deleting(Store *s, const char *id, bool deleting, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET deleting = ? WHERE id = ?", DB_ARGS(DB_N(deleting), DB_T(id)), NULL,
+                     err);
+}
+
+bool store_backup_forget_deleting(Store *s, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET deleting = 0 WHERE deleting <> 0", DB_NO_ARGS, NULL, err);
+}
+
+bool store_backup_count_deleting(Store *s, int64_t repository_id, uint64_t *ret, Err *err)
+{
+    int64_t n;
+    if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE repository_id = ? AND deleting <> 0",
+                      DB_ARGS(DB_N(repository_id)), 0, &n, err))
+        return false;
+    *ret = (uint64_t)n;
+    return true;
+}
+
+// The disks go with it, by their foreign key.
 bool store_backup_remove(Store *s, const char *id, Err *err)
 {
-    return store_run(s, "DELETE FROM backup_disks WHERE backup_id = ?", DB_ARGS(DB_T(id)), NULL, err) &&
-        store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
+    return store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
 }
 
 void store_backup_clear(StoreBackup *b)

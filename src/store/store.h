@@ -76,6 +76,8 @@ typedef struct StoreBackup {
     uint64_t sequence;
     char *reason, *reason_text, *left_out; // left_out: JSON list of disk keys
     bool partial, suspect, cancel_requested, start_client;
+    bool damaged;  // damage was met in what it rests on, and no verify found it right since; suspect then, too
+    bool deleting; // its files are being removed: no parent, not exported
     char *consistency, *consistency_detail;
     char *verify_result;
     int64_t verified_us;
@@ -119,7 +121,8 @@ bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err) must_che
 bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
                        Err *err) must_check;                                                 // newest first
 bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // not final
-bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check; // without those that commit
+// Jobs that take a place of the hub's limit: running, or their client was started. Those that commit do not.
+bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
                          Err *err) must_check; // completed ones; vm_id NULL: all; oldest first by sequence
@@ -136,18 +139,24 @@ bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now
 bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details,
                       int64_t now_us, bool *ret_done, Err *err)
     must_check; // to failed or cancelled, from any state that is not final
+// Failed and cancelled jobs whose attempt may have left files: their repository was away.
+bool store_backup_uncleaned(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+bool store_backup_cleaned(Store *s, const char *id, Err *err) must_check;
 bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
     must_check; // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency
-bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check;
+bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check; // started now
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err) must_check;
 bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err) must_check;
 bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; // sums from its disks, while it runs
 bool store_backup_request_cancel(Store *s, const char *id, Err *err) must_check;
 bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
     must_check; // everything a completed job has; status too
-bool store_backup_set_suspect(Store *s, const char *id, bool suspect, Err *err) must_check;
+bool store_backup_set_suspect(Store *s, const char *id, bool suspect, bool damaged, Err *err) must_check;
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err) must_check;
-bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with its disks
+bool store_backup_set_deleting(Store *s, const char *id, bool deleting, Err *err) must_check;
+bool store_backup_forget_deleting(Store *s, Err *err) must_check; // whoever deleted is gone
+bool store_backup_count_deleting(Store *s, int64_t repository_id, uint64_t *ret, Err *err) must_check;
+bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with its disks, at once
 void store_backup_clear(StoreBackup *b);
 
 bool store_disk_add(Store *s, const StoreDisk *d, Err *err) must_check;

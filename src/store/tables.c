@@ -70,6 +70,8 @@ static const DbColumn backup_columns[] = {
     C(left_out, "left_out", DB_TEXT),
     C(partial, "partial", DB_BOOL),
     C(suspect, "suspect", DB_BOOL),
+    C(damaged, "damaged", DB_BOOL),
+    C(deleting, "deleting", DB_BOOL),
     C(cancel_requested, "cancel_requested", DB_BOOL),
     C(start_client, "start_client", DB_BOOL),
     C(consistency, "consistency", DB_TEXT),

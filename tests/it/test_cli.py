@@ -137,7 +137,7 @@ def test_completion(cli, place):
 def test_repositories(cli, place):
     added = cli.json("repo", "add", "main", "--path", "repo", "--cluster-size", "128K", "--hash", "sha256")
     assert added["path"] == str(place.resolve() / "repo")
-    assert (added["cluster_size"], added["hash_algorithm"]) == (131072, "sha256")
+    assert (added["cluster_size"], added["hash_algorithm"], added["taken_in"]) == (131072, "sha256", False)
     assert "main" in cli.ok("repo", "list") and "128.0 KiB" in cli.ok("repo", "show", "main")
     assert cli.json("repo", "list")["repositories"][0]["name"] == "main"
     assert cli.json("repo", "scan", "main")["problems"] == []
@@ -149,7 +149,7 @@ def test_repositories(cli, place):
 
 def test_a_scan_brings_points_back(cli, point, place):
     cli.ok("repo", "remove", "main")
-    cli.ok("repo", "add", "again", "--path", "repo")
+    assert "sendense repo scan again" in cli.run("repo", "add", "again", "--path", "repo").err
     assert cli.json("repo", "scan", "again")["added"] == 1
     assert cli.json("show", point)["status"] == "completed"
     next((place / "repo").glob("ctx-*/*.json")).unlink()

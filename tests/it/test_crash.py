@@ -5,16 +5,9 @@ the job is over; it completed where its point had come to be; every listed point
 was; the next increment is right; no partial file, process, socket, export, lock or unfinished row is left.
 """
 
-import os
-import signal
-import sqlite3
-import time
-
 import pytest
 
-from lib import faults
-from lib.history import wait_for
-from lib.stage import MOMENTS, Stage, process_state
+from lib.stage import MOMENTS, Stage
 
 # moment: {victim: how the job must end; None: either way is right}
 BEFORE_COPY = {"hub": "completed", "client": "failed"}

@@ -266,7 +266,9 @@ def test_tracked_needs_what_was_announced(place, chain):
     assert (answer["ok"], answer["code"]) == (False, "conflict")
     assert "instead of" in answer["details"]
     assert e.ask("seal", **coverage([(0, 2 * CLUSTER)])) == answer
-    assert not e.ask("seal", **coverage([(0, CLUSTER)]))["ok"]
+    assert not e.ask("status")["sealed"]
+    assert e.ask("seal", **coverage([(0, CLUSTER)]))["ok"]
+    assert e.ask("seal", **coverage([(0, 2 * CLUSTER)]))["code"] == "conflict"
 
 
 def test_incomplete_full_is_refused(chain):
@@ -274,6 +276,8 @@ def test_incomplete_full_is_refused(chain):
     run("qemu-io", "-f", "raw", "-c", f"write -P 1 0 {MIB - 512}", e.uri)
     answer = e.ask("seal")
     assert not answer["ok"] and f"512 bytes at {MIB - 512}" in answer["details"]
+    run("qemu-io", "-f", "raw", "-c", f"write -P 1 {MIB - 512} 512", e.uri)    # it is not too late
+    chain.seal(e)
 
 
 def test_after_the_seal_nothing_is_written(chain):

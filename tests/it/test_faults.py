@@ -177,7 +177,8 @@ def test_cancel_a_commit_that_hangs(moment, status, make_hub, place):
         assert stage.cli.run("cancel", backup_id).status == (0 if status == "failed" else 1)
         stage.heal_database()
         assert stage.settle(backup_id)["status"] == status
-        stage.hub.restart()
+        stage.hub.stop()
+        stage.start_hub()
         stage.prove()
 
 
@@ -236,12 +237,14 @@ def test_repository_away(make_hub, place):
         assert stage.api.post("/repositories/main/scan").status in (500, 503)
         assert not stage.api.get("/repositories/main").expect(200)["available"]
         stage.check_listed()
-        stage.hub.restart()         # and it stays away
+        stage.hub.stop()
+        stage.start_hub()         # and it stays away
         stage.check_listed()
         assert os.listdir(path) == []
         path.rmdir()
         os.rename(f"{path}.away", path)
-        stage.hub.restart()
+        stage.hub.stop()
+        stage.start_hub()
         assert not partial_files(path)
         stage.prove()
 
@@ -292,11 +295,11 @@ def test_restore_goes_on_without_the_hub(make_hub, place, back):
         export = wait_export_stopped(stage, thread)
         stage.hub.kill()
         if back == "before it ends":
-            stage.hub.start()
+            stage.start_hub()
         os.kill(export, signal.SIGCONT)
         thread.join()
         if back == "after it ended":
-            stage.hub.start()
+            stage.start_hub()
         assert results[0].status == 0, results
         stage.references.expect(stage.points[first["backup_id"]]["disk-0"], target, "what was restored")
         wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends", 15)

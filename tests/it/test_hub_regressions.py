@@ -1,16 +1,20 @@
 """Faults that the hub once had, each with its story in one line."""
 
+import contextlib
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from lib import system
 from lib.api import quote
+from lib.history import wait_for
 from lib.hub import FINAL, HubError
 from lib.job import Job, change_id, coverage, disk, nbdcopy
 from lib.world import MIB, World
@@ -44,7 +48,79 @@ class Away:
         os.rename(self.info + ".away", self.info)
 
 
+# ---- deletions
+
+@contextlib.contextmanager
+def slow_unlinks(pid, seconds):
+    """Each file that the process removes takes its time, as one of terabytes does."""
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", "trace=unlink,unlinkat",
+         "-e", f"inject=unlink,unlinkat:delay_enter={int(seconds * 1e6)}"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        said = tracer.stderr.readline()
+        assert "attached" in said, said
+        yield
+    finally:
+        tracer.terminate()      # it lets the process go on
+        tracer.wait(30)
+        tracer.stderr.close()
+
+
+def test_a_deletion_holds_nobody_up(world, vm):
+    """The hub held the database's lock until the last file was gone: heartbeats waited, jobs were ended as silent."""
+    first, second = world.backup(vm), world.backup(vm)
+    other = world.add_vm("other", seed=7)[1][0]
+    results = []
+    thread = threading.Thread(target=lambda: results.append(
+        world.api.delete(f"/backups/{quote(first.id)}?with_dependents=true")))
+    with slow_unlinks(world.hub.process.pid, 2):
+        thread.start()
+        wait_for(lambda: world.show(first.id)["deleting"], "the deletion begins")
+        assert world.show(second.id)["deleting"]
+        # nothing comes to rest on what is going
+        refused = world.api.post("/backups", {"vm_name": "pgtest1", "repository_id": world.repository_id,
+                                              "start_client": False}).expect(409)
+        assert second.id in refused.json["details"]
+        world.api.post("/exports", {"backup_id": first.id, "disk": "disk-0", "purpose": "restore"}).expect(409)
+        world.api.delete(f"/backups/{quote(first.id)}?with_dependents=true").expect(409)
+        world.api.delete(f"/repositories/{world.repository_id}").expect(409)
+        # everybody else goes on
+        job = world.written_job(other, "other")
+        job.complete(job.change, world.done(job, os.path.getsize(other))).expect(200)
+        assert not results, "the deletion was over before"
+    thread.join()
+    assert results[0].expect(200)["deleted"] == [second.id, first.id]
+    world.api.get(f"/backups/{quote(first.id)}").expect(404)
+    assert not list(Path(world.repository["path"]).rglob(f"{first.id}*"))
+    world.backup(vm)
+
+
+def test_a_mark_of_a_deletion_does_not_stay(make_hub, world, vm):
+    """A hub that was killed before the record was renamed leaves the point as it was."""
+    point = world.backup(vm)
+    world.hub.kill()
+    with sqlite3.connect(world.hub.database) as database:
+        database.execute("UPDATE backup_jobs SET deleting = 1")
+    world.hub.start()
+    world.api = world.hub.api
+    assert not world.show(point.id)["deleting"]
+    same_bytes(vm, image_of(point))
+    world.backup(vm)
+
+
 # ---- commits
+
+def test_complete_that_comes_too_early_is_not_the_end(world, vm):
+    """The refused seal broke the engine: what came after it, and every other complete, failed."""
+    job = world.running_job(size=os.path.getsize(vm))
+    refused = job.complete(job.change).expect(409)
+    assert "not everything has arrived" in refused.json["details"]
+    assert job.show()["status"] == "running"
+    nbdcopy(vm, job.disks["disk-0"]["uri"])
+    job.complete(job.change).expect(200)
+    same_bytes(vm, image_of(job))
+
 
 def test_a_commit_waits_for_its_repository(world, vm):
     """The status was whatever had failed (404, 422, 503, 507), where the contract has 500."""

@@ -104,13 +104,15 @@ class QemuHistory(History):
     def resize(self):
         n, there_and_back = self.rng.randrange(2), self.rng.random() < 0.4
         before, other = size_of(self.vm, n), self.rng.choice(SIZES)
+        smallest = before
         try:
             for size in (other, before) if there_and_back else (other,):
                 self.vm.resize(n, size)
                 self.say(f"  disk{n}: resized to {size}")
+                smallest = min(smallest, size)
         except GuestError as e:     # QEMU does not resize a qcow2 that has an inconsistent bitmap
             self.say(f"  {e}")
-        if size_of(self.vm, n) != before or (there_and_back and other < before):
+        if size_of(self.vm, n) != before or smallest < before:
             self.loses({f"disk{n}"})
             self.touch(n, 0, max(before, other))
 
@@ -174,7 +176,8 @@ class QemuHistory(History):
 
     def restart_hub(self):
         self.say("  hub restarted")
-        self.hub.restart()
+        self.hub.stop()
+        self.start_hub()
 
     # ---- backups
 
@@ -259,7 +262,7 @@ class QemuHistory(History):
         faults.pass_time(self.rng, 0.3)
         if what == "hub":
             self.hub.kill()
-            self.hub.start()
+            self.start_hub()
         elif what == "cancel":
             self.cli.run("cancel", backup_id)
         else:

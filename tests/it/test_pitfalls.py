@@ -29,13 +29,11 @@ import pytest
 
 from lib import faults, system
 from lib.api import quote
-from lib.cli import Cli
 from lib.history import flatten, wait_for
 from lib.images import CLUSTER
 from lib.line import Line
 from lib.stage import MIB, Stage
 from lib.vm import make_vm
-from lib.world import World
 
 A, B = b"\xaa" * CLUSTER, b"\xbb" * CLUSTER
 
@@ -366,7 +364,7 @@ def test_pitfall_21_a_lost_database(make_hub, place):
     second = line.point()
     line.hub.stop()
     shutil.rmtree(line.hub.data)
-    line.hub.start()
+    line.start_hub()
     line.cli.ok("repo", "add", "main", "--path", line.repositories["main"])
     scanned = line.cli.json("repo", "scan", "main")
     assert (scanned["added"], scanned["problems"]) == (2, [])

@@ -88,7 +88,7 @@ def test_rule_03_newest_by_the_counter(make_hub, place):
         database.execute("UPDATE backup_jobs SET created_at = '2099-01-01T00:00:00.000000Z', "
                          "completed_at = '2099-01-01T00:00:00.000000Z' WHERE id = ?", (line.order["main"][0],))
         database.commit()
-    line.hub.start()
+    line.start_hub()
     line.add_repository("other")
     line.point(repository="other")
     third = line.point()
@@ -278,7 +278,7 @@ def test_rule_16_a_deletion_that_was_cut_off_is_finished(make_hub, place):
     record = Path(second["disks"][0]["image"]).parents[1] / f"{second['backup_id']}.json"
     assert record.exists()
     os.rename(record, f"{record}.deleted")
-    line.hub.start()
+    line.start_hub()
     assert [p.name for p in line.repositories["main"].rglob(f"{second['backup_id']}*")] == []
     line.forget([second["backup_id"]])
     line.check_everything()

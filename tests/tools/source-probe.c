@@ -155,11 +155,12 @@ static void say_opened(const Source *s)
     for (size_t i = 0; i < s->disks_len; i++) {
         const SourceDisk *d = &s->disks[i];
         (void)json_array_append_new(disks,
-                                    json_pack("{s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:I, s:I}", "disk_key", d->key,
-                                              "label", d->label, "backing_identity", d->backing_identity, "change_id",
-                                              d->change_id, "tracking", d->tracking, "base_change_id",
+                                    json_pack("{s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:I, s:I, s:I}", "disk_key",
+                                              d->key, "label", d->label, "backing_identity", d->backing_identity,
+                                              "change_id", d->change_id, "tracking", d->tracking, "base_change_id",
                                               d->base_change_id, "lost", d->lost, "size", (json_int_t)d->size,
-                                              "estimated_bytes", (json_int_t)d->estimated_bytes));
+                                              "estimated_bytes", (json_int_t)d->estimated_bytes, "allocated_bytes",
+                                              (json_int_t)d->allocated_bytes));
     }
     for (size_t i = 0; i < s->left_out_len; i++)
         (void)json_array_append_new(left, json_string(s->left_out[i]));

@@ -6,7 +6,8 @@
 #include "service/client/job.h"
 
 #define CALL_TIMEOUT_MS 15000
-#define ANNOUNCE_TIMEOUT_MS 60000 // the hub starts an exporter for each disk
+#define ANNOUNCE_TIMEOUT_MS 60000 // the hub reads all hashes of the parent's chain, and starts exporters
+#define ANNOUNCE_UNTIL_MS ((int64_t)60 * 60 * 1000) // which may take long on a slow share: the call is repeated
 #define REACH_PAUSE_MS 1000
 #define FAIL_TIMEOUT_MS 2000
 #define FAIL_TRIES 2
@@ -102,7 +103,8 @@ static bool fill_announce(const Job *j, AnnounceDisk *disks, Announce *ret, Err 
                                   .tracking = d->tracking,
                                   .base_change_id = d->base_change_id,
                                   .lost = d->lost,
-                                  .estimated_bytes = d->estimated_bytes};
+                                  .estimated_bytes = d->estimated_bytes,
+                                  .allocated_bytes = d->allocated_bytes};
     }
     char *consistency = mem_strdup(s->consistency, err);
     if (!consistency)
@@ -140,14 +142,33 @@ static bool join_disks(Job *j, Err *err)
     return true;
 }
 
+// The same call again is answered like the first.
+static bool announce_until_answered(Job *j, const Announce *a, Err *err)
+{
+    int64_t until = clock_mono_ms() + ANNOUNCE_UNTIL_MS;
+    hub_api_set_timeout(j->hub, ANNOUNCE_TIMEOUT_MS);
+    for (;;) {
+        Err e = ERR_INIT;
+        if (hub_api_announce(j->hub, j->spec->job_id, a, &j->answer, &e))
+            return true;
+        bool no_answer = hub_api_status(j->hub) == 0 && (e.code == ERR_TIMEOUT || e.code == ERR_UNAVAILABLE);
+        if (no_answer && clock_mono_ms() < until)
+            log_warn("the announcement is repeated", LOG_STR("job", j->spec->job_id), LOG_ERR(&e));
+        if (!no_answer || clock_mono_ms() >= until || !job_pause(j, REACH_PAUSE_MS)) {
+            if (err->code == ERR_NONE)
+                *err = e;
+            return false;
+        }
+    }
+}
+
 static bool announce(Job *j, Err *err)
 {
     cleanup_free AnnounceDisk *disks = mem_calloc(j->source->disks_len, sizeof(*disks), err);
     Announce a = {0};
     if (!disks || !fill_announce(j, disks, &a, err))
         return false;
-    hub_api_set_timeout(j->hub, ANNOUNCE_TIMEOUT_MS);
-    bool fine = hub_api_announce(j->hub, j->spec->job_id, &a, &j->answer, err);
+    bool fine = announce_until_answered(j, &a, err);
     free(a.consistency);
     if (!fine)
         return err_context(err, "announcing the disks");

@@ -58,6 +58,9 @@ static bool choose_parent(Hub *h, const StartRequest *req, StoreBackup *b, Err *
     STORE_LIST_FREE(disks, len, store_disk_clear);
 
     bool full = req->type_given && req->type == BACKUP_FULL;
+    if (found && parent.deleting && !full)
+        return err_set(err, ERR_BUSY, "the VM's newest point, %s, is being deleted; try again when that is done",
+                       parent.id);
     ChainReason reason = CHAIN_NONE;
     if (full)
         reason = CHAIN_REQUESTED;
@@ -242,130 +245,6 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
     return ok && hub_view_backup_id(h, id, ret, err);
 }
 
-// ---- deleting
-
-static bool in_list(const json_t *ids, const char *id)
-{
-    size_t i;
-    json_t *item;
-    json_array_foreach(ids, i, item) if (strcmp(json_string_value(item), id) == 0) return true;
-    return false;
-}
-
-// Everything that rests on `id`, each before what it rests on; id itself last.
-static bool collect(Hub *h, const char *id, unsigned depth, json_t *ids, Err *err)
-{
-    StoreBackup *rows = NULL;
-    size_t len = 0;
-    if (depth > 1000)
-        return err_set(err, ERR_DAMAGED, "the chain of %s has no end", id);
-    if (!store_backup_dependents(h->store, id, &rows, &len, err))
-        return false;
-    bool ok = true;
-    for (size_t i = 0; ok && i < len; i++)
-        ok = in_list(ids, rows[i].id) || collect(h, rows[i].id, depth + 1, ids, err);
-    STORE_LIST_FREE(rows, len, store_backup_clear);
-    return ok && (in_list(ids, id) || codec_json_push(ids, json_string(id), err));
-}
-
-static bool may_delete(Hub *h, const StoreBackup *b, Err *err)
-{
-    JobState state;
-    StoreExport *exports = NULL;
-    size_t len = 0;
-    if (!job_state_parse(b->status, &state, err))
-        return false;
-    if (!job_state_is_final(state))
-        return err_set(err, ERR_BUSY, "backup %s is %s; cancel it first", b->id, b->status);
-    if (!store_export_list(h->store, &exports, &len, err))
-        return false;
-    // a reader of any point of the VM may rest on this one
-    const char *reader = NULL;
-    for (size_t i = 0; !reader && i < len; i++) {
-        StoreBackup cleanup_backup exported = {0};
-        Err gone = ERR_INIT;
-        if (store_backup_get(h->store, exports[i].backup_id, &exported, &gone) && strcmp(exported.vm_id, b->vm_id) == 0)
-            reader = exports[i].id;
-    }
-    bool ok = !reader || err_set(err, ERR_BUSY, "a point of this VM is being read (export %s); end that first", reader);
-    STORE_LIST_FREE(exports, len, store_export_clear);
-    return ok;
-}
-
-static bool delete_one(Hub *h, const char *id, Err *err)
-{
-    StoreBackup cleanup_backup b = {0};
-    StoreRepository cleanup_repository row = {0};
-    Repo cleanup_repo repo = {0};
-    StoreDisk *disks = NULL;
-    size_t len = 0;
-    Record rec = {0};
-    if (!store_backup_get(h->store, id, &b, err) || !may_delete(h, &b, err))
-        return false;
-    // a failed job has no files left: its row is all there is
-    bool ok = strcmp(b.status, "completed") != 0 ||
-        (store_repository_get(h->store, b.repository_id, &row, err) && hub_repo_open(h, &row, &repo, err) &&
-         store_disk_list(h->store, id, &disks, &len, err) &&
-         hub_record_from_rows(&b, disks, len, "deleted", &repo, &rec, err) && repo_delete(&repo, &rec, b.stem, err));
-    // a deletion that stopped halfway: what is left is no good point
-    Err looking = ERR_INIT;
-    cleanup_free char *record =
-        !ok && repo.path && b.context && b.stem ? repo_path_record(&repo, b.context, b.stem, &looking) : NULL;
-    if (record && !file_exists(record))
-        (void)!store_backup_set_suspect(h->store, id, true, &looking);
-    record_clear(&rec);
-    STORE_LIST_FREE(disks, len, store_disk_clear);
-    return ok && store_backup_remove(h->store, id, err);
-}
-
-// The check, and the choice of a parent, are in transactions of the one database: nothing can come to depend on a point
-// between the look and the deletion (safety rule 16).
-static bool delete_in_transaction(Hub *h, const char *id, bool with_dependents, json_t *ids, Err *err)
-{
-    StoreBackup cleanup_backup b = {0};
-    size_t i;
-    json_t *item;
-    if (!store_backup_get(h->store, id, &b, err) || !collect(h, id, 0, ids, err))
-        return false;
-    if (!with_dependents && json_array_size(ids) > 1)
-        return err_set(err, ERR_CONFLICT,
-                       "%zu others rest on backup %s (the next is %s); delete them first, or with it",
-                       json_array_size(ids) - 1, id, json_string_value(json_array_get(ids, json_array_size(ids) - 2)));
-    json_array_foreach(ids, i, item)
-    {
-        StoreBackup cleanup_backup each = {0};
-        if (!store_backup_get(h->store, json_string_value(item), &each, err) || !may_delete(h, &each, err))
-            return false;
-    }
-    json_array_foreach(ids, i, item) if (!delete_one(h, json_string_value(item), err)) return false;
-    return true;
-}
-
-bool hub_backup_delete(Hub *h, const char *id, bool with_dependents, json_t **ret, Err *err)
-{
-    json_t *ids = json_array(), *o = json_object();
-    bool ok = ((ids && o) || err_no_memory(err)) && store_begin(h->store, err);
-    if (ok) {
-        bool deleted = delete_in_transaction(h, id, with_dependents, ids, err);
-        // what was deleted before an error is gone from disk: its rows must go with it
-        Err committing = ERR_INIT;
-        if (!store_commit(h->store, &committing) && deleted) {
-            *err = committing;
-            deleted = false;
-        }
-        ok = deleted;
-    }
-    if (ok)
-        log_info("backup deleted", LOG_STR("job", id), LOG_NUM("points", json_array_size(ids)));
-    ok = codec_json_set(o, "deleted", ids, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
-}
-
 // ---- what a verify found
 
 static bool find_disk(Hub *h, const char *id, uint64_t disk_id, char **ret_key, Err *err)
@@ -427,7 +306,7 @@ static bool record_damage(Hub *h, const StoreBackup *b, const json_t *body, json
     bool ok = codec_json_u64(body, "disk_id", INT64_MAX, &disk_id, err) &&
         codec_json_u64_opt(body, "offset", DISK_SIZE_MAX, &offset, &have_offset, err) &&
         find_disk(h, b->id, disk_id, &key, err) && damaged_layer(h, b, key, have_offset, offset, &layer, &file, err) &&
-        hub_affected(h, &layer, key, &ids, err) && hub_mark_suspect(h, ids, err);
+        hub_mark_damaged(h, &layer, key, &ids, err);
     if (ok)
         log_error("damage found", LOG_STR("job", b->id), LOG_STR("file", file ? file : ""),
                   LOG_NUM("affected", json_array_size(ids)));
@@ -456,7 +335,7 @@ bool hub_backup_verification(Hub *h, const char *id, const json_t *body, json_t 
     else
         ok = ok && codec_json_set(o, "affected", json_array(), err) && codec_json_set_text(o, "file", NULL, err) &&
             store_backup_set_verified(h->store, id, result, clock_utc_us(), err) &&
-            (!good || store_backup_set_suspect(h->store, id, false, err));
+            (!good || store_backup_set_suspect(h->store, id, false, false, err));
     if (!ok) {
         json_decref(o);
         return false;

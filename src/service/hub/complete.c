@@ -135,7 +135,8 @@ static bool commit(Hub *h, const char *id, bool *ret_files, Err *err)
     *ret_files = !ok;
     // now the point exists; the database follows
     if (ok && store_begin(h->store, err)) {
-        if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err)) {
+        if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err) &&
+            hub_inherit_damage(h, id, disks, len, err)) {
             ok = store_commit(h->store, err);
         } else {
             store_rollback(h->store);
@@ -224,11 +225,16 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
     if (!store_disk_list(h->store, b->id, &disks, &len, err))
         return failed(err);
     bool ok = len > 0 || err_set(err, ERR_CONFLICT, "no disk of backup %s was announced: nothing was backed up", b->id);
-    ok = ok && take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, &r->interrupted, err) &&
-        step_to_committing(h, b, disks, len, err);
+    atomic_store(&r->sealing, true);
+    ok = ok && (!atomic_load(&h->closing) || err_set(err, ERR_CANCELLED, "the hub is stopping; repeat the call")) &&
+        take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, &r->interrupted, err);
+    atomic_store(&r->sealing, false);
+    ok = ok && step_to_committing(h, b, disks, len, err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     if (ok || err->code == ERR_CONFLICT || err->code == ERR_INVALID)
         return ok;
+    if (err->code == ERR_CANCELLED && atomic_load(&h->closing)) // the next hub joins the seal
+        return failed(err);
     // What may pass (a database that is locked) is left to a repeated call, and an exporter that died to the supervisor
     Err ending = ERR_INIT;
     bool cancelled = err->code == ERR_CANCELLED;

@@ -76,7 +76,7 @@ static bool report_damage(Hub *h, const char *layer_id, const char *disk_key, Er
     json_t *ids = NULL;
     char names[400] = "";
     if (layer_id && store_backup_get(h->store, layer_id, &layer, &looking) &&
-        hub_affected(h, &layer, disk_key, &ids, &looking) && hub_mark_suspect(h, ids, &looking)) {
+        hub_mark_damaged(h, &layer, disk_key, &ids, &looking)) {
         size_t i;
         json_t *id;
         json_array_foreach(ids, i, id)
@@ -97,7 +97,9 @@ static bool add(Hub *h, const StoreExport *e, Err *err)
     StoreBackup cleanup_backup b = {0};
     if (!store_begin(h->store, err))
         return false;
-    if (!store_backup_get(h->store, e->backup_id, &b, err) || !store_export_add(h->store, e, err)) {
+    if (!store_backup_get(h->store, e->backup_id, &b, err) ||
+        (b.deleting && !err_set(err, ERR_BUSY, "backup %s is being deleted", b.id)) ||
+        !store_export_add(h->store, e, err)) {
         store_rollback(h->store);
         return false;
     }
@@ -168,6 +170,8 @@ bool hub_export_start(Hub *h, const json_t *body, json_t **ret, Err *err)
         return false;
     if (strcmp(b.status, "completed") != 0)
         return err_set(err, ERR_CONFLICT, "backup %s is %s: no restore point", id, b.status);
+    if (b.deleting) // missing files are no damage then
+        return err_set(err, ERR_BUSY, "backup %s is being deleted", id);
     bool ok = find_disk(h, id, disk, true, &d, err) && start(h, &b, &d, purpose, &e, err) && view(h, &e, ret, err);
     if (ok)
         log_info("export started", LOG_STR("export", e.id), LOG_STR("job", id), LOG_STR("disk", d.disk_key),

@@ -28,6 +28,9 @@ typedef struct Hub Hub;
 bool hub_open(const HubConfig *config, Hub **ret, Err *err) must_check;
 // The URL that clients started by the hub use. Before it is set no client is started.
 bool hub_set_url(Hub *h, const char *url, Err *err) must_check;
+// Before the API is stopped: calls that wait for an exporter to seal give up, and their clients repeat them. The seal
+// goes on, and the next hub joins it.
+void hub_quiesce(Hub *h);
 // Stops the supervisor. Jobs, exporters and clients that run go on: the next hub takes them over.
 void hub_close(Hub *h);
 

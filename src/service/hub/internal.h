@@ -15,6 +15,7 @@ typedef struct Running {
     unsigned users; // waiting or holding
     bool locked;
     atomic_bool interrupted; // whoever holds the entry is to give up waiting for an exporter
+    atomic_bool sealing;     // the holder waits for one that seals
     Proc client;
     Exporter *exporters;
     size_t exporters_len;
@@ -33,6 +34,7 @@ struct Hub {
     pthread_cond_t changed;
     Running *running;
     bool stopping, supervising;
+    atomic_bool closing; // hub_quiesce() was called
     pthread_t supervisor;
 };
 
@@ -52,6 +54,8 @@ void hub_running_unlock(Hub *h, Running *r); // drops the entry when nothing is 
 bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, const char *details, bool keep_client,
                  Err *err) must_check;
 void hub_running_stop_exporters(Running *r);
+// Takes away what a job's attempt left in its repository; fine where there is nothing (any more).
+bool hub_remove_partial(Hub *h, const StoreBackup *b, Err *err) must_check;
 void hub_wake(Hub *h); // the supervisor looks at once
 
 // ---- complete.c
@@ -89,7 +93,8 @@ typedef struct Points {
     const Repo *repo;
     Record **items;
     size_t len, cap;
-    Err err; // of the last find that gave NULL
+    Err err;                 // of the last find that gave NULL
+    const atomic_bool *stop; // may be NULL; true: a chain that is being looked at is left, with ERR_CANCELLED
 } Points;
 const Record *hub_points_find(void *points, const char *backup_id); // RepoFind
 void hub_points_clear(Points *p);
@@ -97,9 +102,11 @@ void hub_points_clear(Points *p);
 // ret_layer_backup (may be NULL), the ID of the point whose files they are.
 bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, RepoCheckDepth depth, RepoChain *ret,
                     char **ret_layer_backup, Err *err) must_check;
-// Completed points whose disk rests on that point's image (itself included), as a list of IDs.
-bool hub_affected(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err) must_check;
-bool hub_mark_suspect(Hub *h, const json_t *ids, Err *err) must_check;
+// Damage was met in the files of that point's disk: every completed point whose disk rests on them (itself included) is
+// suspect and damaged from here on. Their IDs in *ret_ids.
+bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err) must_check;
+// A point that comes to be is as damaged as what it stands on.
+bool hub_inherit_damage(Hub *h, const char *id, const StoreDisk *disks, size_t n, Err *err) must_check;
 bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err) must_check;
 
 // ---- view.c: rows as the API shows them

@@ -1,6 +1,7 @@
 // Restore points between their two homes: commit records in a repository, rows in the database.
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "domain/name.h"
 #include "service/hub/internal.h"
@@ -294,7 +295,11 @@ bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, Repo
         *err = passes(&p->err) ? p->err : why; // a parent's record that cannot be read now is not missing
         return false;
     }
-    for (size_t i = 0; i < chain.len; i++)
+    for (size_t i = 0; i < chain.len; i++) {
+        if (p->stop && atomic_load(p->stop)) {
+            repo_chain_clear(&chain);
+            return err_set(err, ERR_CANCELLED, "cancelled while the parent was looked at");
+        }
         if (!repo_check_layer(p->repo, chain.records[i], chain.disks[i], depth, err)) {
             Err memory = ERR_INIT; // without memory for the name the damage is still reported
             if (ret_layer_backup)
@@ -302,6 +307,7 @@ bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, Repo
             repo_chain_clear(&chain);
             return false;
         }
+    }
     *ret = chain;
     return true;
 }
@@ -314,7 +320,8 @@ static const StoreDisk *disk_of(const StoreDisk *disks, size_t n, const char *ke
     return NULL;
 }
 
-bool hub_affected(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
+// Completed points whose disk rests on that point's image (itself included), as a list of IDs.
+static bool affected(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
 {
     StoreBackup *points = NULL;
     size_t len = 0;
@@ -349,14 +356,44 @@ bool hub_affected(Hub *h, const StoreBackup *layer, const char *disk_key, json_t
     return true;
 }
 
-bool hub_mark_suspect(Hub *h, const json_t *ids, Err *err)
+// One transaction: a child that completes meanwhile is either seen here, or sees what is marked here.
+bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
 {
     int64_t now = clock_utc_us();
-    for (size_t i = 0; i < json_array_size(ids); i++) {
+    json_t *ids = NULL;
+    if (!store_begin(h->store, err))
+        return false;
+    bool ok = affected(h, layer, disk_key, &ids, err);
+    for (size_t i = 0; ok && i < json_array_size(ids); i++) {
         const char *id = json_string_value(json_array_get(ids, i));
-        if (!store_backup_set_suspect(h->store, id, true, err) ||
-            !store_backup_set_verified(h->store, id, "damaged", now, err))
-            return false;
+        ok = store_backup_set_suspect(h->store, id, true, true, err) &&
+            store_backup_set_verified(h->store, id, "damaged", now, err);
+    }
+    if (!ok) {
+        store_rollback(h->store);
+        json_decref(ids);
+        return false;
+    }
+    if (!store_commit(h->store, err)) {
+        json_decref(ids);
+        return false;
+    }
+    *ret_ids = ids;
+    return true;
+}
+
+// The caller has a transaction open.
+bool hub_inherit_damage(Hub *h, const char *id, const StoreDisk *disks, size_t n, Err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        StoreBackup cleanup_backup parent = {0};
+        Err gone = ERR_INIT; // a parent that is not in the catalogue (yet) says nothing
+        if (!disks[i].parent_backup_id || !store_backup_get(h->store, disks[i].parent_backup_id, &parent, &gone) ||
+            !parent.damaged)
+            continue;
+        log_error("the point rests on one that was found to be damaged", LOG_STR("job", id),
+                  LOG_STR("parent", parent.id));
+        return store_backup_set_suspect(h->store, id, true, true, err);
     }
     return true;
 }

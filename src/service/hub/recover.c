@@ -95,6 +95,7 @@ static bool add_point(Hub *h, const StoreRepository *repository, const Repo *rep
         (!exists || store_backup_remove(h->store, rec->backup_id, err)) && store_backup_add(h->store, &row, err);
     for (size_t i = 0; ok && i < len; i++)
         ok = store_disk_add(h->store, &disks[i], err);
+    ok = ok && hub_inherit_damage(h, row.id, disks, len, err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     *ret_added = true;
     return ok && add_context(h, repository, rec, err);
@@ -149,10 +150,10 @@ static bool mark_missing(Hub *h, const StoreRepository *repository, const Repo *
     bool ok = true;
     for (size_t i = 0; ok && i < len; i++) {
         // one that was completed after the scan had read its folder is there now
-        if (known_stem(scan, rows[i].id) || hub_points_find(&points, rows[i].id))
+        if (rows[i].deleting || known_stem(scan, rows[i].id) || hub_points_find(&points, rows[i].id))
             continue;
         log_error("a listed point has no readable record", LOG_STR("job", rows[i].id), LOG_ERR(&points.err));
-        ok = store_backup_set_suspect(h->store, rows[i].id, true, err) &&
+        ok = store_backup_set_suspect(h->store, rows[i].id, true, rows[i].damaged, err) &&
             (!missing || codec_json_push(missing, json_string(rows[i].id), err));
     }
     hub_points_clear(&points);
@@ -378,7 +379,8 @@ bool hub_recover(Hub *h, Err *err)
     StoreRepository *repositories = NULL;
     size_t jobs_len = 0, repositories_len = 0;
     // before partial files are looked for: nobody may make a new one
-    bool ok = sweep(h, err) && store_backup_active(h->store, &jobs, &jobs_len, err) &&
+    bool ok = sweep(h, err) && store_backup_forget_deleting(h->store, err) &&
+        store_backup_active(h->store, &jobs, &jobs_len, err) &&
         store_repository_list(h->store, &repositories, &repositories_len, err);
     // records first: a job whose record stands is completed, whatever became of its processes
     for (size_t i = 0; ok && i < repositories_len; i++)

@@ -38,11 +38,14 @@ static bool view(Hub *h, const StoreRepository *r, json_t **ret, Err *err)
 }
 
 // A new repository, or one that is there already (its points come by scan).
-static bool open_or_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret, Err *err)
+static bool open_or_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret,
+                           bool *ret_taken_in, Err *err)
 {
     Err creating = ERR_INIT;
+    *ret_taken_in = false;
     if (repo_create(path, cluster_size, algorithm, ret, &creating))
         return true;
+    *ret_taken_in = true;
     if (creating.code != ERR_EXISTS) {
         *err = creating;
         return creating.code == ERR_NOT_FOUND ? (err->code = ERR_INVALID, false) : false;
@@ -81,6 +84,7 @@ bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     const char *name, *path;
     uint32_t cluster_size = 0;
     HashAlgorithm algorithm;
+    bool taken_in;
     Repo cleanup_repo repo = {0};
     StoreRepository cleanup_repository r = {0}, taken = {0};
     if (!parse(body, &name, &path, &cluster_size, &algorithm, err))
@@ -90,7 +94,7 @@ bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err)
         store_repository_clear(&taken);
         return err_set(err, ERR_EXISTS, "a repository named \"%s\" is registered already; choose another name", name);
     }
-    if (!open_or_create(path, cluster_size, algorithm, &repo, err))
+    if (!open_or_create(path, cluster_size, algorithm, &repo, &taken_in, err))
         return false;
     if (!str_is_utf8(repo.path, strlen(repo.path)))
         return err_set(err, ERR_INVALID, "path \"%s\" leads to a folder whose name is not UTF-8", path);
@@ -109,7 +113,7 @@ bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err)
         return err_set(err, ERR_EXISTS, "this folder (or a copy of it) or the name is registered already");
     }
     log_info("repository added", LOG_STR("name", name), LOG_STR("path", r.path));
-    return view(h, &r, ret, err);
+    return view(h, &r, ret, err) && codec_json_set_bool(*ret, "taken_in", taken_in, err);
 }
 
 bool hub_repository_list(Hub *h, json_t **ret, Err *err)
@@ -140,7 +144,7 @@ bool hub_repository_show(Hub *h, const char *repository, json_t **ret, Err *err)
     return store_repository_find(h->store, repository, &r, err) && view(h, &r, ret, err);
 }
 
-static bool busy(Hub *h, int64_t repository_id, Err *err)
+static bool not_busy(Hub *h, int64_t repository_id, Err *err)
 {
     StoreBackup *jobs = NULL;
     size_t len = 0;
@@ -150,10 +154,14 @@ static bool busy(Hub *h, int64_t repository_id, Err *err)
     for (size_t i = 0; i < len; i++)
         any = any || jobs[i].repository_id == repository_id;
     STORE_LIST_FREE(jobs, len, store_backup_clear);
-    return !any || err_set(err, ERR_BUSY, "a job writes to this repository; wait for it, or cancel it");
+    uint64_t deleting;
+    if (any)
+        return err_set(err, ERR_BUSY, "a job writes to this repository; wait for it, or cancel it");
+    return store_backup_count_deleting(h->store, repository_id, &deleting, err) &&
+        (deleting == 0 || err_set(err, ERR_BUSY, "points in it are being deleted; wait for that"));
 }
 
-static bool being_read(Hub *h, int64_t repository_id, Err *err)
+static bool not_being_read(Hub *h, int64_t repository_id, Err *err)
 {
     StoreExport *exports = NULL;
     size_t len = 0;
@@ -177,8 +185,8 @@ bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *er
     char id[24];
     if (!store_begin(h->store, err))
         return false;
-    if (!store_repository_find(h->store, repository, &r, err) || !busy(h, r.id, err) || !being_read(h, r.id, err) ||
-        !store_repository_remove(h->store, r.id, err)) {
+    if (!store_repository_find(h->store, repository, &r, err) || !not_busy(h, r.id, err) ||
+        !not_being_read(h, r.id, err) || !store_repository_remove(h->store, r.id, err)) {
         store_rollback(h->store);
         return false;
     }

@@ -61,6 +61,16 @@ void hub_running_interrupt(Hub *h, const char *id)
     (void)pthread_mutex_unlock(&h->lock);
 }
 
+void hub_quiesce(Hub *h)
+{
+    atomic_store(&h->closing, true);
+    (void)pthread_mutex_lock(&h->lock);
+    for (Running *r = h->running; r; r = r->next)
+        if (atomic_load(&r->sealing))
+            atomic_store(&r->interrupted, true);
+    (void)pthread_mutex_unlock(&h->lock);
+}
+
 void hub_running_unlock(Hub *h, Running *r)
 {
     if (!r)
@@ -113,12 +123,19 @@ static void stop_client(Running *r, bool keep, int term_ms)
     r->client = PROC_NONE;
 }
 
+bool hub_remove_partial(Hub *h, const StoreBackup *b, Err *err)
+{
+    StoreRepository cleanup_repository row = {0};
+    Repo cleanup_repo repo = {0};
+    return !b->context || !b->stem || !b->attempt ||
+        (store_repository_get(h->store, b->repository_id, &row, err) && hub_repo_open(h, &row, &repo, err) &&
+         repo_abort(&repo, b->context, b->stem, b->attempt, err));
+}
+
 bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, const char *details, bool keep_client,
                  Err *err)
 {
     StoreBackup cleanup_backup b = {0};
-    StoreRepository cleanup_repository row = {0};
-    Repo cleanup_repo repo = {0};
     bool ended = false;
     if (!store_backup_get(h->store, r->id, &b, err))
         return false;
@@ -131,10 +148,9 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
 
     // the partial images go before the row says so; a repository that is away now is cleaned when it is back
     Err aborting = ERR_INIT;
-    if (b.context && b.stem && b.attempt &&
-        (!store_repository_get(h->store, b.repository_id, &row, &aborting) ||
-         !hub_repo_open(h, &row, &repo, &aborting) || !repo_abort(&repo, b.context, b.stem, b.attempt, &aborting)))
-        log_warn("partial images of a job could not be removed; a later start does", LOG_STR("job", r->id),
+    bool clean = hub_remove_partial(h, &b, &aborting);
+    if (!clean)
+        log_warn("partial images of a job could not be removed; that is tried again", LOG_STR("job", r->id),
                  LOG_ERR(&aborting));
     // the API shows these for as long as the row is there: bytes that are no text must not get in
     cleanup_free char *title = mem_strdup(error, err), *text = title ? mem_strdup(details, err) : NULL;
@@ -142,7 +158,8 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
         return false;
     str_make_utf8(title);
     str_make_utf8(text);
-    if (!store_backup_end(h->store, r->id, status, title, text, clock_utc_us(), &ended, err))
+    if (!store_backup_end(h->store, r->id, status, title, text, clock_utc_us(), &ended, err) ||
+        (clean && !store_backup_cleaned(h->store, r->id, err)))
         return false;
     if (ended)
         log_info("job ended", LOG_STR("job", r->id), LOG_STR("status", status), LOG_STR("error", error),

@@ -8,11 +8,31 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define TICK_MS 500
-#define EXPORT_LOOK_MS 5000
+#define LOOK_MS 5000 // at exports and partial images
+#define CLIENT_LOG_BYTES (1 << 20)
 #define HEARTBEAT_MS 4000 // a client that lives is heard within it
+
+// What the clients of a VM say, one after the other. A file that has grown large makes room for a new one, and replaces
+// the one that did so before.
+static bool open_client_log(const Hub *h, const char *vm_id, int *ret_fd, Err *err)
+{
+    cleanup_free char *path = mem_printf(err, "%s/%s.client.log", h->log_dir, vm_id);
+    cleanup_free char *before = path ? mem_printf(err, "%s.1", path) : NULL;
+    struct stat st;
+    if (!before)
+        return false;
+    if (lstat(path, &st) == 0 && st.st_size > CLIENT_LOG_BYTES && !file_rename(path, before, err))
+        return false;
+    int fd = open(path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return err_errno(err, errno, "cannot open %s", path);
+    *ret_fd = fd;
+    return true;
+}
 
 static bool spawn_client(Hub *h, Running *r, const StoreBackup *b, Err *err)
 {
@@ -20,15 +40,12 @@ static bool spawn_client(Hub *h, Running *r, const StoreBackup *b, Err *err)
     char digest[SECRET_DIGEST_TEXT];
     cleanup_free char *job = mem_printf(err, "MIGRATEKIT_JOB_ID=%s", b->id);
     cleanup_free char *url = mem_printf(err, "SHA_API_URL=%s", h->url);
-    cleanup_free char *log_path = mem_printf(err, "%s/%s.client.log", h->log_dir, b->vm_id);
     cleanup_free char *token_env = NULL;
     cleanup_close int log_fd = -1;
-    bool ok = job && url && log_path && secret_random(&token, err) &&
+    bool ok = job && url && open_client_log(h, b->vm_id, &log_fd, err) && secret_random(&token, err) &&
         secret_digest(secret_reveal(&token), digest, err) &&
         (token_env = mem_printf(err, "SENDENSE_JOB_TOKEN=%s", secret_reveal(&token))) &&
         store_backup_set_token(h->store, b->id, digest, err);
-    if (ok && (log_fd = open(log_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600)) < 0)
-        ok = err_errno(err, errno, "cannot open %s", log_path);
     const char *argv[] = {h->client, NULL}; // nothing secret in an argument vector
     const char *env[] = {job, url, token_env, NULL};
     ok = ok &&
@@ -90,7 +107,8 @@ static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *
         ++*running;
         return true;
     }
-    if (!b->start_client && clock_utc_us() - b->created_us > (int64_t)h->claim_s * 1000000)
+    int64_t since = b->start_client ? b->last_seen_us : b->created_us; // a client of ours: when it was started
+    if (clock_utc_us() - since > (int64_t)h->claim_s * 1000000)
         return end(h, r, "failed", "not claimed", "no client claimed the job in time", err);
     return true;
 }
@@ -235,6 +253,24 @@ static void look_at_exports(Hub *h)
     STORE_LIST_FREE(rows, len, store_export_clear);
 }
 
+// What jobs left in a repository that was away when they ended.
+static void look_at_partial(Hub *h)
+{
+    StoreBackup *rows = NULL;
+    size_t len = 0;
+    Err err = ERR_INIT;
+    if (!store_backup_uncleaned(h->store, &rows, &len, &err)) {
+        log_error("cannot look for partial images", LOG_ERR(&err));
+        return;
+    }
+    for (size_t i = 0; i < len; i++) {
+        Err away = ERR_INIT; // said when the job ended
+        if (hub_remove_partial(h, &rows[i], &away) && store_backup_cleaned(h->store, rows[i].id, &away))
+            log_info("partial images of a job were removed", LOG_STR("job", rows[i].id));
+    }
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+}
+
 static void wait_tick(Hub *h)
 {
     struct timespec until;
@@ -248,15 +284,16 @@ static void wait_tick(Hub *h)
 static void *supervise(void *arg)
 {
     Hub *h = arg;
-    int64_t exports_at = 0;
+    int64_t look_at = 0;
     (void)pthread_mutex_lock(&h->lock);
     while (!h->stopping) {
         (void)pthread_mutex_unlock(&h->lock);
         look_at_jobs(h);
         reap(h);
-        if (clock_mono_ms() >= exports_at) {
+        if (clock_mono_ms() >= look_at) {
             look_at_exports(h);
-            exports_at = clock_mono_ms() + EXPORT_LOOK_MS;
+            look_at_partial(h);
+            look_at = clock_mono_ms() + LOOK_MS;
         }
         (void)pthread_mutex_lock(&h->lock);
         if (!h->stopping)

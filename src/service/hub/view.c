@@ -76,6 +76,7 @@ static bool view_disks(Hub *h, const StoreBackup *b, json_t *o, Err *err)
 static bool view_state(const StoreBackup *b, json_t *o, Err *err)
 {
     return codec_json_set_bool(o, "partial", b->partial, err) && codec_json_set_bool(o, "suspect", b->suspect, err) &&
+        codec_json_set_bool(o, "deleting", b->deleting, err) &&
         codec_json_set_time(o, "verified_at", b->verified_us, err) &&
         codec_json_set_text(o, "verify_result", b->verify_result, err) &&
         codec_json_set_text(o, "consistency", b->consistency, err) &&

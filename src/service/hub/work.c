@@ -1,15 +1,7 @@
-// The client's calls up to the last block: claim, announce, progress, failure.
+// The client's calls, but for the announcement (announce.c) and the completion (complete.c).
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/log.h"
-#include "base/str.h"
-#include "base/uuid.h"
-#include "domain/name.h"
 #include "service/hub/internal.h"
-
-#include <stdio.h>
-
-#define SPACE_RESERVE (UINT64_C(64) << 20)
 
 bool hub_job_check_token(Hub *h, const char *id, const Secret *token, bool required, Err *err)
 {
@@ -85,19 +77,30 @@ static bool order(Hub *h, const StoreBackup *b, WorkOrder *ret, Err *err)
     return true;
 }
 
+// One transaction: two that claim at once do not both find the last place free.
+static bool take_claim(Hub *h, const char *id, const char *claim, bool *ret_done, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    uint64_t running;
+    if (!store_backup_get(h->store, id, &b, err) || !store_backup_count_running(h->store, &running, err))
+        return false;
+    // clients that the hub starts have had their turn given; one that comes by itself is told to wait
+    if (!b.start_client && strcmp(b.status, "pending") == 0 && running >= h->max_jobs)
+        return err_set(err, ERR_BUSY, "%u jobs run already, this hub's limit; claim again later", h->max_jobs);
+    return store_backup_claim(h->store, id, claim, clock_utc_us(), ret_done, err);
+}
+
 bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     bool done;
-    uint64_t running;
-    if (!store_backup_get(h->store, id, &b, err) || !store_backup_count_running(h->store, &running, err))
+    if (!store_begin(h->store, err))
         return false;
-    // clients that the hub starts wait for their turn; one that comes by itself is told to
-    if (!b.start_client && strcmp(b.status, "pending") == 0 && running >= h->max_jobs)
-        return err_set(err, ERR_BUSY, "%u jobs run already, this hub's limit; claim again later", h->max_jobs);
-    store_backup_clear(&b);
-    if (!store_backup_claim(h->store, id, claim, clock_utc_us(), &done, err) ||
-        !store_backup_get(h->store, id, &b, err))
+    if (!take_claim(h, id, claim, &done, err) || !store_backup_get(h->store, id, &b, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    if (!store_commit(h->store, err))
         return false;
     // the same claim again: its answer was lost on the way
     if (!done && !(strcmp(b.status, "running") == 0 && b.claim && strcmp(b.claim, claim) == 0))
@@ -105,351 +108,6 @@ bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Er
     if (done)
         log_info("backup claimed", LOG_STR("job", id));
     return order(h, &b, ret, err);
-}
-
-// ---- announce
-
-typedef struct Plan { // of one announce call
-    Hub *h;
-    Running *running;
-    StoreBackup b;
-    StoreRepository repository;
-    Repo repo;
-    Points points;
-    char slug_stem[NAME_STEM];
-    StoreDisk *disks;
-    size_t disks_len;
-    EngineConfig *configs; // same index
-    bool begun;            // past the checks that change nothing
-} Plan;
-
-static void plan_clear(Plan *p)
-{
-    STORE_LIST_FREE(p->disks, p->disks_len, store_disk_clear);
-    free(p->configs);
-    hub_points_clear(&p->points);
-    repo_clear(&p->repo);
-    store_repository_clear(&p->repository);
-    store_backup_clear(&p->b);
-}
-
-// A key gets its folder number and its disk number once, and keeps both.
-static bool number(Plan *p, const AnnounceDisk *a, StoreDisk *d, Err *err)
-{
-    StoreDiskNumber n = {.repository_id = p->b.repository_id};
-    bool found, ok;
-    unsigned folder;
-    if (!store_disk_number_get(p->h->store, n.repository_id, p->b.vm_id, a->disk_key, &n, &found, err))
-        return false;
-    if (!found) {
-        n.repository_id = p->b.repository_id;
-        n.disk_id = a->disk_id;
-        ok = mem_replace(&n.vm_id, p->b.vm_id, err) && mem_replace(&n.disk_key, a->disk_key, err) &&
-            (a->disk_id || store_disk_id_pick(p->h->store, p->b.vm_id, a->disk_key, &n.disk_id, err)) &&
-            store_disk_no_next(p->h->store, n.repository_id, p->b.vm_id, &n.disk_no, err) &&
-            repo_next_disk_no(&p->repo, p->b.context, (unsigned)n.disk_no, &folder, err);
-        if (ok) {
-            n.disk_no = folder;
-            ok = store_disk_number_add(p->h->store, &n, err);
-        }
-        if (!ok) {
-            store_disk_number_clear(&n);
-            return false;
-        }
-    }
-    d->disk_id = a->disk_id ? a->disk_id : n.disk_id;
-    d->disk_no = n.disk_no;
-    store_disk_number_clear(&n);
-    return true;
-}
-
-static const StoreDisk *row_of(const StoreDisk *rows, size_t n, const char *key)
-{
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(rows[i].disk_key, key) == 0)
-            return &rows[i];
-    return NULL;
-}
-
-// What a verify found to be damaged would show through an increment, which leaves out what has not changed; a point
-// that is suspect for another reason still holds what its hashes say.
-static bool is_damaged(const StoreBackup *parent)
-{
-    return parent->suspect && parent->verify_result && strcmp(parent->verify_result, "damaged") == 0;
-}
-
-// How this disk is backed up, and on what it stands. A parent whose files are not what was written makes it a full.
-static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, const StoreBackup *point, StoreDisk *d,
-                   EngineConfig *c, Err *err)
-{
-    RepoChain chain = {0};
-    Err damage = ERR_INIT;
-    bool intact =
-        parent && hub_chain_open(&p->points, p->b.parent_id, a->disk_key, REPO_CHECK_HASHES, &chain, NULL, &damage);
-    // a backing file is a sibling: there is none in another folder, as after a scan of what an earlier catalogue held
-    if (intact && (strcmp(chain.records[0]->context, p->b.context) != 0 || chain.disks[0]->disk_no != d->disk_no))
-        intact = err_set(&damage, ERR_CONFLICT, "the previous backup's image lies in another folder, %s/disk-%u",
-                         chain.records[0]->context, chain.disks[0]->disk_no);
-    ChainReason reason;
-    ChainInput in = {
-        .full_requested = strcmp(p->b.reason, chain_reason_name(CHAIN_REQUESTED)) == 0,
-        .have_parent_point = p->b.parent_id != NULL || strcmp(p->b.reason, chain_reason_name(CHAIN_LIMIT)) == 0,
-        .chain_length = strcmp(p->b.reason, chain_reason_name(CHAIN_LIMIT)) == 0 ? p->h->chain_limit
-            : parent                                                             ? (unsigned)parent->chain_length
-                                                                                 : 0,
-        .chain_limit = p->h->chain_limit,
-        .have_parent_disk = parent != NULL,
-        .parent_damaged = parent && (!intact || is_damaged(point)),
-        .parent_suspect = point->suspect,
-        .size = a->size,
-        .parent_size = parent ? parent->size : 0,
-        .source_tracks = strcmp(a->tracking, "none") != 0,
-        .base_change_id = a->base_change_id,
-        .parent_change_id = parent ? parent->change_id : NULL,
-        .parent_tracking = parent && parent->tracking && strcmp(parent->tracking, "none") != 0,
-    };
-    d->chain_length = 1;
-    DiskMode mode = chain_decide(&in, &reason);
-    const char *why = damage.code != ERR_NONE      ? damage.details
-        : reason == CHAIN_TRACKING_LOST && a->lost ? a->lost
-        : reason == CHAIN_NONE                     ? ""
-                                                   : chain_reason_text(reason);
-    bool ok = mem_replace(&d->mode, disk_mode_name(mode), err) &&
-        mem_replace(&d->reason, chain_reason_name(reason), err) && mem_replace(&d->reason_text, why, err);
-    if (ok && mode != DISK_FULL) {
-        d->chain_length = parent->chain_length + 1;
-        ok = mem_replace(&d->parent_backup_id, p->b.parent_id, err) &&
-            mem_replace(&d->backing_name, parent->image, err) && mem_replace(&c->backing_name, parent->image, err) &&
-            hub_engine_layers(&chain, c, err);
-    }
-    c->mode = mode;
-    repo_chain_clear(&chain);
-    return ok;
-}
-
-static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, const StoreBackup *point, Err *err)
-{
-    StoreDisk *d = &p->disks[p->disks_len];
-    EngineConfig *c = &p->configs[p->disks_len];
-    p->disks_len++;
-    cleanup_free char *folder = NULL;
-    d->size = a->size;
-    bool ok = mem_replace(&d->backup_id, p->b.id, err) && mem_replace(&d->disk_key, a->disk_key, err) &&
-        mem_replace(&d->label, a->label, err) && mem_replace(&d->backing_identity, a->backing_identity, err) &&
-        mem_replace(&d->change_id, a->change_id, err) && mem_replace(&d->tracking, a->tracking, err) &&
-        number(p, a, d, err) && decide(p, a, parent, point, d, c, err) &&
-        repo_disk_folder(&p->repo, p->b.context, (unsigned)d->disk_no, &folder, err);
-    if (!ok)
-        return err_context(err, "disk %s", a->disk_key);
-    const char *kind = c->mode == DISK_FULL ? "full" : "incr";
-    d->image = mem_printf(err, "%s-%s.qcow2", p->b.stem, kind);
-    d->hashes = mem_printf(err, "%s-%s.hashes", p->b.stem, kind);
-    c->role = ENGINE_INGEST;
-    c->size = a->size;
-    c->cluster_size = p->repo.info.cluster_size;
-    c->hash_seed = p->repo.info.hash.seed;
-    c->image = d->image ? mem_printf(err, "%s/%s.partial-%s", folder, d->image, p->b.attempt) : NULL;
-    c->hashes = d->hashes ? mem_printf(err, "%s/%s.partial-%s", folder, d->hashes, p->b.attempt) : NULL;
-    return c->image && c->hashes &&
-        mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
-}
-
-// Room for what the client means to send, before anything is written.
-static bool check_space(const Plan *p, const Announce *a, Err *err)
-{
-    uint64_t need = SPACE_RESERVE, free_bytes, total;
-    for (size_t i = 0; i < a->disks_len; i++)
-        if (!add_u64(need, MIN(a->disks[i].estimated_bytes, a->disks[i].size), &need) ||
-            !add_u64(need, a->disks[i].estimated_bytes / 64, &need))
-            return err_set(err, ERR_INVALID, "the disks' sizes are out of range");
-    if (!file_space(p->repo.path, &free_bytes, &total, err))
-        return false;
-    char want[STR_SIZE_MAX], have[STR_SIZE_MAX];
-    str_size(need, want);
-    str_size(free_bytes, have);
-    return free_bytes >= need ||
-        err_set(err, ERR_NO_SPACE,
-                "this backup may need %s and repository \"%s\" has %s free; delete old points or "
-                "add space",
-                want, p->repository.name, have);
-}
-
-// An increment lies beside its parent. A folder that somebody removed is replaced by a new one.
-static bool choose_context(Plan *p, Err *err)
-{
-    StoreBackup cleanup_backup parent = {0};
-    cleanup_free char *existing = NULL;
-    Err gone = ERR_INIT;
-    if (p->b.parent_id ? !store_backup_get(p->h->store, p->b.parent_id, &parent, err)
-                       : !store_context_get(p->h->store, p->b.repository_id, p->b.vm_id, &existing, err))
-        return false;
-    if (parent.context)
-        existing = mem_take(parent.context);
-    if (existing &&
-        !repo_context(&p->repo, existing, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, &gone) &&
-        gone.code != ERR_NOT_FOUND) {
-        *err = gone;
-        return false;
-    }
-    return (p->b.context ||
-            repo_context(&p->repo, NULL, p->b.vm_name, p->b.vm_id, p->b.created_us, &p->b.context, err)) &&
-        store_context_set(p->h->store, p->b.repository_id, p->b.vm_id, p->b.context, err);
-}
-
-static bool plan_context(Plan *p, const Announce *a, Err *err)
-{
-    unsigned char random[4];
-    char attempt[9], slug[NAME_SLUG];
-    json_t *left_out = json_array();
-    bool ok = (left_out != NULL || err_no_memory(err)) && choose_context(p, err) &&
-        uuid_random_bytes(random, sizeof(random), err);
-    for (size_t i = 0; ok && i < a->left_out_len; i++)
-        ok = codec_json_push(left_out, json_string(a->left_out[i]), err);
-    if (ok) {
-        str_hex(random, sizeof(random), attempt);
-        name_slug(p->b.vm_name, p->b.vm_id, slug);
-        free(mem_take(p->b.left_out));
-        ok = name_stem(p->b.id, slug, p->slug_stem, err) && mem_replace(&p->b.stem, p->slug_stem, err) &&
-            mem_replace(&p->b.attempt, attempt, err) && codec_json_dump(left_out, &p->b.left_out, err) &&
-            mem_replace(&p->b.consistency, a->consistency, err) &&
-            mem_replace(&p->b.consistency_detail, a->consistency_detail, err);
-    }
-    json_decref(left_out);
-    p->b.partial = a->left_out_len > 0;
-    return ok;
-}
-
-// What a record may not hold: one number for two disks (given by the source here, by us there), or sizes whose sum
-// nobody can note.
-static bool check_disks(Plan *p, Err *err)
-{
-    uint64_t total = 0;
-    for (size_t i = 0; i < p->disks_len; i++) {
-        const StoreDisk *d = &p->disks[i];
-        if (!add_u64(total, d->size, &total) || total > INT64_MAX)
-            return err_set(err, ERR_INVALID, "the disks' sizes are out of range");
-        for (size_t k = 0; k < i; k++)
-            if (p->disks[k].disk_id == d->disk_id)
-                return err_set(err, ERR_INVALID, "disks %s and %s have the same disk_id, %llu", p->disks[k].disk_key,
-                               d->disk_key, (unsigned long long)d->disk_id);
-    }
-    p->b.total_bytes = total;
-    return true;
-}
-
-static bool plan_disks(Plan *p, const Announce *a, Err *err)
-{
-    StoreBackup cleanup_backup parent = {0};
-    StoreDisk *rows = NULL;
-    size_t rows_len = 0;
-    bool all_full = true;
-    bool ok = (p->disks = mem_calloc(a->disks_len, sizeof(*p->disks), err)) &&
-        (p->configs = mem_calloc(a->disks_len, sizeof(*p->configs), err)) &&
-        (!p->b.parent_id ||
-         (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
-          store_disk_list(p->h->store, p->b.parent_id, &rows, &rows_len, err)));
-    for (size_t i = 0; ok && i < a->disks_len; i++) {
-        ok = plan_disk(p, &a->disks[i], row_of(rows, rows_len, a->disks[i].disk_key), &parent, err);
-        all_full = all_full && ok && p->configs[i].mode == DISK_FULL;
-    }
-    STORE_LIST_FREE(rows, rows_len, store_disk_clear);
-    ok = ok && check_disks(p, err);
-    if (ok && all_full && strcmp(p->b.backup_type, "incremental") == 0) // asked for, and not to be had: say why
-        ok = mem_replace(&p->b.reason, p->disks[0].reason, err) &&
-            mem_replace(&p->b.reason_text, p->disks[0].reason_text, err) && mem_replace(&p->b.parent_id, NULL, err);
-    // full only if every disk is
-    return ok && mem_replace(&p->b.backup_type, backup_type_name(all_full ? BACKUP_FULL : BACKUP_INCREMENTAL), err);
-}
-
-static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
-{
-    Running *r = p->running;
-    r->exporters = mem_calloc(p->disks_len, sizeof(*r->exporters), err);
-    answer->disks = mem_calloc(p->disks_len, sizeof(*answer->disks), err);
-    if (!r->exporters || !answer->disks)
-        return false;
-    for (size_t i = 0; i < p->disks_len; i++) {
-        StoreDisk *d = &p->disks[i];
-        Exporter *x = &r->exporters[i];
-        if (!exporter_start(p->h->run_dir, p->h->plugin, "disk", &p->configs[i], x, err))
-            return err_context(err, "disk %s", d->disk_key);
-        r->exporters_len++;
-        d->exporter_pid = x->proc.pid;
-        d->exporter_start = x->proc.start_time;
-        AnnounceAnswerDisk *a = &answer->disks[answer->disks_len++];
-        a->disk_id = d->disk_id;
-        a->disk_no = (unsigned)d->disk_no;
-        a->mode = p->configs[i].mode;
-        if (!mem_replace(&d->socket, x->socket, err) || !mem_replace(&d->control, x->control, err) ||
-            !mem_replace(&d->export_name, x->export_name, err) || !store_disk_set_exporter(p->h->store, d, err) ||
-            !chain_reason_parse(d->reason, &a->reason, err) || !mem_replace(&a->disk_key, d->disk_key, err) ||
-            !(a->uri = exporter_uri(x->socket, x->export_name, err)))
-            return false;
-    }
-    return true;
-}
-
-static bool insert_disks(Plan *p, Err *err)
-{
-    if (!store_begin(p->h->store, err))
-        return false;
-    bool ok = store_backup_set_plan(p->h->store, &p->b, err);
-    for (size_t i = 0; ok && i < p->disks_len; i++)
-        ok = store_disk_add(p->h->store, &p->disks[i], err);
-    if (!ok) {
-        store_rollback(p->h->store);
-        return false;
-    }
-    return store_commit(p->h->store, err);
-}
-
-static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *err)
-{
-    StoreDisk *before = NULL;
-    size_t before_len = 0;
-    if (!store_backup_get(p->h->store, p->running->id, &p->b, err))
-        return false;
-    if (strcmp(p->b.status, "running") != 0)
-        return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", p->b.id, p->b.status);
-    if (!store_disk_list(p->h->store, p->b.id, &before, &before_len, err))
-        return false;
-    size_t announced = before_len;
-    STORE_LIST_FREE(before, before_len, store_disk_clear);
-    if (announced > 0)
-        return err_set(err, ERR_CONFLICT, "the disks of backup %s were announced already", p->b.id);
-    p->points = (Points){.hub = p->h, .repo = &p->repo};
-    p->begun = true;
-    bool ok = store_repository_get(p->h->store, p->b.repository_id, &p->repository, err) &&
-        hub_repo_open(p->h, &p->repository, &p->repo, err) && check_space(p, a, err) && plan_context(p, a, err) &&
-        plan_disks(p, a, err) && insert_disks(p, err) && start_exporters(p, answer, err);
-    for (size_t i = 0; i < p->disks_len; i++)
-        engine_config_clear(&p->configs[i]);
-    return ok;
-}
-
-bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer *ret, Err *err)
-{
-    Plan p = {.h = h};
-    AnnounceAnswer answer = {0};
-    if (!hub_running_lock(h, id, &p.running, err))
-        return false;
-    bool ok = announce(&p, a, &answer, err);
-    if (!ok) {
-        announce_answer_clear(&answer);
-        // a job that could not be set up is over; a refused second announcement changes nothing
-        Err ending = ERR_INIT;
-        if (p.begun && !hub_job_end(h, p.running, "failed", err_short(err), err->details, true, &ending))
-            log_error("a failed job could not be ended", LOG_STR("job", id), LOG_ERR(&ending));
-    } else {
-        for (size_t i = 0; i < p.disks_len; i++)
-            log_info("disk announced", LOG_STR("job", id), LOG_STR("disk", p.disks[i].disk_key),
-                     LOG_STR("mode", p.disks[i].mode), LOG_STR("reason", p.disks[i].reason),
-                     LOG_STR("why", p.disks[i].reason_text));
-        *ret = answer;
-    }
-    hub_running_unlock(h, p.running);
-    plan_clear(&p);
-    return ok;
 }
 
 // ---- progress and failure

@@ -110,7 +110,7 @@ static bool open_file(FileDisk *d, const FileSpecDisk *spec, bool inconsistent, 
     // What was opened must be what was looked at.
     if (!file_layers_unchanged(&d->layers, inconsistent, err))
         return false;
-    out->estimated_bytes = estimate(d, out->size);
+    out->allocated_bytes = out->estimated_bytes = estimate(d, out->size);
     out->label = mem_printf(err, "%s (%s)", spec->path, d->layers.format == FILE_QCOW2 ? "qcow2" : "raw");
     return out->label && mem_replace(&out->backing_identity, spec->path, err);
 }
@@ -123,7 +123,7 @@ static bool open_uri(FileDisk *d, const FileSpecDisk *spec, SourceDisk *out, Err
     out->size = d->keeper->size;
     if (out->size == 0)
         return err_set(err, ERR_INVALID, "the export has no bytes");
-    out->estimated_bytes = out->size;
+    out->allocated_bytes = out->estimated_bytes = out->size;
     return mem_replace(&out->label, "NBD export", err) && mem_replace(&out->backing_identity, "", err);
 }
 

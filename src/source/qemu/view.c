@@ -326,6 +326,7 @@ static bool describe(QemuSource *v, size_t i, const BitmapVec *bitmaps, Err *err
     }
     out->size = d->size;
     out->tracking = "bitmap";
+    out->allocated_bytes = d->allocated;
     out->estimated_bytes = d->line.tracked ? dirty_bytes(v, d, bitmaps) : d->allocated;
     out->label = mem_printf(err, "%s: %.*s", d->key, LABEL_MAX, d->filename);
     // Cut within a character, or JSON instead of a name: the key says as much.

@@ -84,6 +84,11 @@ class History:
         self.order[name] = []
         return path
 
+    def start_hub(self):
+        """Again. Its port may be another one, if somebody took it meanwhile."""
+        self.hub.start()
+        self.api, self.cli.url = self.hub.api, self.hub.url
+
     # ---- backups
 
     def start(self, repository, kind=None):

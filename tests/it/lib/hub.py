@@ -1,6 +1,7 @@
 """Starts, stops, kills and restarts the real hub."""
 
 import os
+import random
 import signal
 import socket
 import shutil
@@ -20,10 +21,17 @@ FINAL = {"completed", "failed", "cancelled"}
 
 
 def free_port():
-    """A port that nobody listens on now. Somebody may take it before we do: the hub then says so."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody listens on now. Somebody may take it before we do: the hub then says so. Below the ports of
+    outgoing connections: it shall be free for a restart, too."""
+    for _ in range(100):
+        port = random.randrange(10000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
 
 
 class HubError(AssertionError):

@@ -93,6 +93,10 @@ class Stage(History):
         for server in self.servers:
             server.close()
 
+    def start_hub(self):
+        super().start_hub()
+        self.gate.target = ("127.0.0.1", self.hub.port)
+
     def prepare(self):
         """The VM and its first, full point."""
         self.add_repository("main")
@@ -279,7 +283,7 @@ class Stage(History):
     def settle(self, backup_id):
         """What was held goes on, what was killed is started again; the job, once it is over."""
         if not self.hub.running:
-            self.hub.start()
+            self.start_hub()
         self.go()
         if self.blocker:
             self.cli.run("cancel", self.blocker)

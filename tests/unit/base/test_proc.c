@@ -371,6 +371,38 @@ static void test_stop(void **state)
     assert_int_equal(unit_open_fds(), before);
 }
 
+static Proc start_with(const char *arg)
+{
+    Proc p = PROC_NONE;
+    Err err = ERR_INIT;
+    const char *argv[] = {self, "pause", arg, NULL};
+    ProcSpec spec = {.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .listen_fd = -1};
+    assert_ok(proc_spawn(&spec, &p, &err), &err);
+    return p;
+}
+
+// Of exactly this argument, not of one that begins or ends like it.
+static void test_stop_by_argument(void **state)
+{
+    (void)state;
+    char arg[64], longer[65];
+    Err err = ERR_INIT;
+    int before = unit_open_fds();
+    (void)snprintf(arg, sizeof(arg), "config=/run/%d/config.json", (int)getpid());
+    (void)snprintf(longer, sizeof(longer), "%sx", arg);
+    Proc other = start_with(longer), one = start_with(arg), two = start_with(arg);
+    proc_stop_by_argument(arg, SOON);
+    assert_false(proc_alive(&one));
+    assert_false(proc_alive(&two));
+    assert_true(proc_alive(&other));
+    assert_fails(proc_wait(&other, 20, NULL, &err), &err, ERR_TIMEOUT);
+    proc_stop(&other, SOON);
+    proc_clear(&one); // reaped by now
+    proc_clear(&two);
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+    assert_int_equal(unit_open_fds(), before);
+}
+
 static void test_adopt(void **state)
 {
     (void)state;
@@ -515,6 +547,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_from_many_threads),
         cmocka_unit_test(test_wait_and_alive),
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_stop_by_argument),
         cmocka_unit_test(test_adopt),
         cmocka_unit_test(test_adopt_refuses_a_thread),
         cmocka_unit_test(test_outlives_its_parent),

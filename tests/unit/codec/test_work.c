@@ -10,11 +10,11 @@
     "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"   \
     "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\"," \
     "\"source\":{\"type\":\"file\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"
-#define ANNOUNCE                                                                                     \
-    "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"backing_identity\":\"b\"," \
-    "\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000,\"disk_key\":\"d1\","            \
-    "\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\",\"size\":512,"                 \
-    "\"tracking\":\"bitmap\"}],\"left_out\":[\"d2\"]}"
+#define ANNOUNCE                                                                                 \
+    "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"allocated_bytes\":8,"  \
+    "\"backing_identity\":\"b\",\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000," \
+    "\"disk_key\":\"d1\",\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\","      \
+    "\"size\":512,\"tracking\":\"bitmap\"}],\"left_out\":[\"d2\"]}"
 #define ANSWER                                                                              \
     "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\"," \
     "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
@@ -124,7 +124,7 @@ static void bad_values_are_refused(void **state)
 static void the_same_disk_twice_is_refused(void **state)
 {
     (void)state;
-    const char *disk = strstr(ANNOUNCE, "{\"backing");
+    const char *disk = strstr(ANNOUNCE, "{\"allocated");
     Err err = ERR_INIT;
     cleanup_free char *twice = mem_printf(&err, "[%.*s,{", (int)(strchr(disk, '}') + 1 - disk), disk);
     cleanup_free char *other_id = edited(ANNOUNCE, "[{", twice);

@@ -6,8 +6,7 @@
 static void contexts(void **state)
 {
     (void)state;
-    const char *const good[] = {"ctx-web-20260102030405", "ctx-a.b_c-d-20260102030405",
-                                "ctx-1-00000000000000"};
+    const char *const good[] = {"ctx-web-20260102030405", "ctx-a.b_c-d-20260102030405", "ctx-1-00000000000000"};
     const char *const bad[] = {"",
                                "ctx-",
                                "ctx-web",
@@ -36,8 +35,7 @@ static void disks(void **state)
     assert_int_equal(no, 0);
     assert_true(layout_disk_no("disk-99999", &no));
     assert_int_equal(no, 99999);
-    const char *const bad[] = {"disk-",   "disk-00", "disk-01", "disk-100000",
-                               "disk--1", "disk-1a", "disk-1 ", "Disk-1"};
+    const char *const bad[] = {"disk-", "disk-00", "disk-01", "disk-100000", "disk--1", "disk-1a", "disk-1 ", "Disk-1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_false(layout_disk_no(bad[i], &no));
     assert_int_equal(no, 99999);

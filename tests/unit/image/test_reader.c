@@ -10,11 +10,10 @@ static size_t reader_layers(const Model *m, ReaderLayer *out)
 {
     for (size_t i = 0; i < m->len; i++) {
         const ModelPoint *p = &m->points[m->len - 1 - i];
-        out[i] = (ReaderLayer){.image = p->image,
-                               .hashes = p->hashes,
-                               .backing_name = i + 1 < m->len
-                                   ? model_base_name(m->points[m->len - 2 - i].image)
-                                   : NULL};
+        out[i] =
+            (ReaderLayer){.image = p->image,
+                          .hashes = p->hashes,
+                          .backing_name = i + 1 < m->len ? model_base_name(m->points[m->len - 2 - i].image) : NULL};
     }
     return m->len;
 }
@@ -109,10 +108,7 @@ static void many_threads(void **state)
     Racer racers[8];
     pthread_t threads[8];
     for (size_t i = 0; i < 8; i++) {
-        racers[i] = (Racer){.r = r,
-                            .want = m.points[m.len - 1].bytes,
-                            .size = m.points[m.len - 1].size,
-                            .random = {i}};
+        racers[i] = (Racer){.r = r, .want = m.points[m.len - 1].bytes, .size = m.points[m.len - 1].size, .random = {i}};
         assert_int_equal(pthread_create(&threads[i], NULL, race, &racers[i]), 0);
     }
     for (size_t i = 0; i < 8; i++) {
@@ -186,9 +182,7 @@ static void flips_anywhere(void **state)
         uint64_t l2 = r->files[i].tables[0];
         reader_free(r);
         for (int k = 0; k < 60; k++) {
-            uint64_t at = k < 15 ? (uint64_t)k
-                : k < 20         ? l1 + (unsigned)k % 8
-                                 : unit_random_below(&m.random, bytes);
+            uint64_t at = k < 15 ? (uint64_t)k : k < 20 ? l1 + (unsigned)k % 8 : unit_random_below(&m.random, bytes);
             uint8_t mask = (uint8_t)(1u << unit_random_below(&m.random, 8));
             if (l2 != 0 && k >= 20 && k < 40)
                 at = l2 + unit_random_below(&m.random, 4096);
@@ -273,7 +267,7 @@ static void lost_entry_is_seen(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(chains),         in_folder(many_threads),       in_folder(flips_in_data),
+        in_folder(chains),         in_folder(many_threads),        in_folder(flips_in_data),
         in_folder(flips_anywhere), in_folder(flip_behind_the_end), in_folder(lost_entry_is_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

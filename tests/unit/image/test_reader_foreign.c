@@ -42,8 +42,8 @@ static void foreign_convert(void **state, Foreign *f, const char *image)
 }
 
 // A cluster's mark by the image's own tables, its leaf by what QEMU reads.
-static void foreign_group(const Foreign *f, const ReaderFile *file, uint64_t group, HashesWriter *w,
-                          HashesSummary *s, Hash *node)
+static void foreign_group(const Foreign *f, const ReaderFile *file, uint64_t group, HashesWriter *w, HashesSummary *s,
+                          Hash *node)
 {
     Err err = ERR_INIT;
     uint32_t n = f->geo.leaves;
@@ -61,9 +61,8 @@ static void foreign_group(const Foreign *f, const ReaderFile *file, uint64_t gro
         hash_bytes(&f->geo.spec, cluster, 65536, &leaves[i]);
         assert_ok(reader_file_lookup(file, at >> 16, &e, &err), &err);
         if (e.kind != QCOW2_UNALLOCATED || e.subclusters)
-            marks[i] = !e.subclusters && (e.kind == QCOW2_ZERO_PLAIN || e.kind == QCOW2_ZERO_ALLOC)
-                ? HASH_ZERO
-                : HASH_DATA;
+            marks[i] =
+                !e.subclusters && (e.kind == QCOW2_ZERO_PLAIN || e.kind == QCOW2_ZERO_ALLOC) ? HASH_ZERO : HASH_DATA;
         s->stored_clusters += marks[i] == HASH_DATA;
         s->zeroed_clusters += marks[i] == HASH_ZERO;
     }
@@ -166,16 +165,14 @@ static void scribble(const char *image, uint64_t size, unsigned count, UnitRando
     for (unsigned i = 0; i < count; i++) {
         static const char *const verbs[] = {"write", "write", "write -z", "write -z -u", "discard"};
         const char *verb = verbs[unit_random_below(random, 5)];
-        uint64_t at = unit_random_below(random, size / 512) * 512,
-                 length = (1 + unit_random_below(random, 60)) * 512;
+        uint64_t at = unit_random_below(random, size / 512) * 512, length = (1 + unit_random_below(random, 60)) * 512;
         char pattern[16];
         if (unit_random_below(random, 8) == 0)
             length += 65536;
         (void)snprintf(pattern, sizeof pattern, "-P %u ", (unsigned)unit_random_below(random, 256));
         commands[i] = malloc(100);
-        (void)snprintf(commands[i], 100, "%s %s%llu %llu", verb,
-                       str_eq(verb, "write") ? pattern : "", (unsigned long long)at,
-                       (unsigned long long)MIN(length, size - at));
+        (void)snprintf(commands[i], 100, "%s %s%llu %llu", verb, str_eq(verb, "write") ? pattern : "",
+                       (unsigned long long)at, (unsigned long long)MIN(length, size - at));
         argv[n++] = "-c";
         argv[n++] = commands[i];
     }
@@ -194,18 +191,18 @@ static void foreign_chain(void **state, Foreign *f, bool subclusters, UnitRandom
     run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", raw,
         unit_path(state, "a.qcow2"));
     foreign_add(state, f, "a.qcow2");
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F",
-        "qcow2", "-b", "a.qcow2", unit_path(state, "b.qcow2"), "2621440");
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F", "qcow2", "-b",
+        "a.qcow2", unit_path(state, "b.qcow2"), "2621440");
     scribble(unit_path(state, "b.qcow2"), 2621440, 40, random);
     foreign_add(state, f, "b.qcow2");
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
-        subclusters ? "extended_l2=on,compression_type=zstd" : "compression_type=zstd", "-F",
-        "qcow2", "-b", "b.qcow2", unit_path(state, "c.qcow2"), "2490368");
+        subclusters ? "extended_l2=on,compression_type=zstd" : "compression_type=zstd", "-F", "qcow2", "-b", "b.qcow2",
+        unit_path(state, "c.qcow2"), "2490368");
     scribble(unit_path(state, "c.qcow2"), 2490368, 30, random);
     // It ends with a cluster: behind an end within one our layers hold zeros, and QEMU's may hold anything.
     foreign_add(state, f, "c.qcow2");
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F",
-        "qcow2", "-b", "c.qcow2", unit_path(state, "d.qcow2"), "3500032");
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F", "qcow2", "-b",
+        "c.qcow2", unit_path(state, "d.qcow2"), "3500032");
     scribble(unit_path(state, "d.qcow2"), 2400000, 10, random);
     foreign_add(state, f, "d.qcow2");
 }
@@ -255,8 +252,7 @@ static void refuse(Foreign *f, ErrCode code, const char *words)
     Err err = ERR_INIT;
     Reader *r = NULL;
     uint8_t *got = malloc(f->size);
-    bool ok = reader_open(f->layers, f->len, &f->geo, &r, &err) &&
-        reader_read(r, got, 0, (uint32_t)f->size, &err);
+    bool ok = reader_open(f->layers, f->len, &f->geo, &r, &err) && reader_read(r, got, 0, (uint32_t)f->size, &err);
     free(got);
     reader_free(r);
     if (ok)
@@ -318,12 +314,10 @@ static void refuses_foreign(void **state)
     assert_int_equal(truncate(path, st.st_size), 0);
     refuse(&f, ERR_UNSUPPORTED, "snapshots");
     // Safety rule 19: the file that a backing name points to is never opened; the name alone is enough to refuse.
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", "/etc/hostname", path,
-        "1M");
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", "/etc/hostname", path, "1M");
     assert_int_equal(truncate(path, st.st_size), 0);
     refuse(&f, ERR_UNSUPPORTED, "backing format");
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", "/etc/hostname", path,
-        "1M");
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", "/etc/hostname", path, "1M");
     assert_int_equal(truncate(path, st.st_size), 0);
     refuse(&f, ERR_DAMAGED, "'/etc/hostname'");
     foreign_clear(&f);

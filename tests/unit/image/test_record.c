@@ -215,8 +215,8 @@ static void expect_after(const char *text, const Change *c, ErrCode code)
     if (record_decode(line, strlen(line), &xxh, &r, &err))
         fail_msg("disk %d: %s = %s was accepted", c->disk, c->key, c->json ? c->json : "(none)");
     if (err.code != code)
-        fail_msg("disk %d: %s = %s: %s: %s", c->disk, c->key, c->json ? c->json : "(none)",
-                 err_name(err.code), err.details);
+        fail_msg("disk %d: %s = %s: %s: %s", c->disk, c->key, c->json ? c->json : "(none)", err_name(err.code),
+                 err.details);
     free(line);
     json_decref(o);
 }
@@ -290,8 +290,7 @@ static void hostile_members(void **state)
     assert_ok(record_encode(&r, &xxh, &text, &err), &err);
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++)
         expect_after(text, &changes[i],
-                     changes[i].disk < 0 && str_eq(changes[i].key, "format") ? ERR_UNSUPPORTED
-                                                                             : ERR_DAMAGED);
+                     changes[i].disk < 0 && str_eq(changes[i].key, "format") ? ERR_UNSUPPORTED : ERR_DAMAGED);
     // A sound record of the future is told apart from a damaged one.
     expect_after(text, &(Change){-1, "format", "2"}, ERR_UNSUPPORTED);
     free(text);
@@ -347,11 +346,7 @@ static void repository_info(void **state)
 {
     (void)state;
     Err err = ERR_INIT;
-    RepositoryInfo i = {.format = 1,
-                        .cluster_size = 65536,
-                        .hash = xxh,
-                        .created_us = 1700000000000000},
-                   back;
+    RepositoryInfo i = {.format = 1, .cluster_size = 65536, .hash = xxh, .created_us = 1700000000000000}, back;
     memcpy(i.uuid, "11111111-2222-4333-8444-555555555555", sizeof i.uuid);
     char *text;
     assert_ok(repository_info_encode(&i, &text, &err), &err);

@@ -8,8 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define in_folder(test) \
-    cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
+#define in_folder(test) cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
 
 static void put(const char *path, const char *text)
 {
@@ -29,13 +28,11 @@ static char *context_of(const Repo *r)
 {
     Err err = ERR_INIT;
     char *context;
-    assert_ok(repo_context(r, NULL, "web", POINT_VM, INT64_C(1700000000000000), &context, &err),
-              &err);
+    assert_ok(repo_context(r, NULL, "web", POINT_VM, INT64_C(1700000000000000), &context, &err), &err);
     return context;
 }
 
-static Point committed(const Repo *r, const char *context, unsigned second, const Point *parent,
-                       uint8_t fill)
+static Point committed(const Repo *r, const char *context, unsigned second, const Point *parent, uint8_t fill)
 {
     Err err = ERR_INIT;
     Point p = point_make(r, context, second, parent, fill, "ab12");
@@ -73,30 +70,23 @@ static void create_refuses(void **state)
     Err err = ERR_INIT;
     Repo r = create(state, "repo"), other;
     // Inside another one, also through a link, and through folders that do not exist yet.
-    assert_fails(repo_create(unit_path(state, "repo/inner"), 65536, HASH_XXH3_128, &other, &err),
-                 &err, ERR_CONFLICT);
-    assert_fails(repo_create(unit_path(state, "repo/a/b"), 65536, HASH_XXH3_128, &other, &err),
-                 &err, ERR_CONFLICT);
+    assert_fails(repo_create(unit_path(state, "repo/inner"), 65536, HASH_XXH3_128, &other, &err), &err, ERR_CONFLICT);
+    assert_fails(repo_create(unit_path(state, "repo/a/b"), 65536, HASH_XXH3_128, &other, &err), &err, ERR_CONFLICT);
     assert_int_equal(mkdir(unit_path(state, "repo/there"), 0700), 0);
     assert_int_equal(symlink("repo/there", unit_path(state, "link")), 0);
-    assert_fails(repo_create(unit_path(state, "link"), 65536, HASH_XXH3_128, &other, &err), &err,
-                 ERR_CONFLICT);
+    assert_fails(repo_create(unit_path(state, "link"), 65536, HASH_XXH3_128, &other, &err), &err, ERR_CONFLICT);
     assert_int_equal(symlink("repo/nowhere", unit_path(state, "dangling")), 0);
-    assert_fails(repo_create(unit_path(state, "dangling"), 65536, HASH_XXH3_128, &other, &err),
-                 &err, ERR_CONFLICT);
+    assert_fails(repo_create(unit_path(state, "dangling"), 65536, HASH_XXH3_128, &other, &err), &err, ERR_CONFLICT);
     // Not empty; no folder; a parent that is missing; a cluster size that does not exist.
     assert_int_equal(mkdir(unit_path(state, "full"), 0700), 0);
     put(unit_path(state, "full/.hidden"), "x");
-    assert_fails(repo_create(unit_path(state, "full"), 65536, HASH_XXH3_128, &other, &err), &err,
-                 ERR_CONFLICT);
+    assert_fails(repo_create(unit_path(state, "full"), 65536, HASH_XXH3_128, &other, &err), &err, ERR_CONFLICT);
     put(unit_path(state, "file"), "x");
     assert_false(repo_create(unit_path(state, "file"), 65536, HASH_XXH3_128, &other, &err));
     err_clear(&err);
-    assert_fails(
-        repo_create(unit_path(state, "no/such/parent"), 65536, HASH_XXH3_128, &other, &err), &err,
-        ERR_NOT_FOUND);
-    assert_fails(repo_create(unit_path(state, "odd"), 1000, HASH_XXH3_128, &other, &err), &err,
-                 ERR_INVALID);
+    assert_fails(repo_create(unit_path(state, "no/such/parent"), 65536, HASH_XXH3_128, &other, &err), &err,
+                 ERR_NOT_FOUND);
+    assert_fails(repo_create(unit_path(state, "odd"), 1000, HASH_XXH3_128, &other, &err), &err, ERR_INVALID);
     assert_false(file_exists(unit_path(state, "odd")));
     repo_clear(&r);
 }
@@ -118,8 +108,7 @@ static void is_inside(void **state)
             fail_msg("%s", cases[i].path);
     }
     bool inside;
-    assert_fails(repo_is_inside(unit_path(state, "new/../repo/x"), &inside, &err), &err,
-                 ERR_INVALID);
+    assert_fails(repo_is_inside(unit_path(state, "new/../repo/x"), &inside, &err), &err, ERR_INVALID);
     assert_fails(repo_is_inside("", &inside, &err), &err, ERR_INVALID);
     int here = open(".", O_RDONLY | O_DIRECTORY);
     assert_int_equal(chdir(r.path), 0);
@@ -178,13 +167,10 @@ static void contexts(void **state)
     assert_ok(repo_context(&r, a, "web", POINT_VM, 0, &c, &err), &err);
     assert_string_equal(c, a);
     free(c);
-    assert_fails(repo_context(&r, "ctx-gone-20231114221320", "web", POINT_VM, 0, &c, &err), &err,
-                 ERR_NOT_FOUND);
-    assert_fails(repo_context(&r, "../ctx-web-20231114221320", "web", POINT_VM, 0, &c, &err), &err,
-                 ERR_INVALID);
+    assert_fails(repo_context(&r, "ctx-gone-20231114221320", "web", POINT_VM, 0, &c, &err), &err, ERR_NOT_FOUND);
+    assert_fails(repo_context(&r, "../ctx-web-20231114221320", "web", POINT_VM, 0, &c, &err), &err, ERR_INVALID);
     assert_int_equal(symlink(a, unit_path(state, "repo/ctx-link-20231114221320")), 0);
-    assert_fails(repo_context(&r, "ctx-link-20231114221320", "web", POINT_VM, 0, &c, &err), &err,
-                 ERR_NOT_FOUND);
+    assert_fails(repo_context(&r, "ctx-link-20231114221320", "web", POINT_VM, 0, &c, &err), &err, ERR_NOT_FOUND);
 
     unsigned no = 99;
     char *path;
@@ -223,8 +209,7 @@ static void commit_scan_delete(void **state)
     Err err = ERR_INIT;
     Repo r = create(state, "repo");
     char *context = context_of(&r);
-    Point full = committed(&r, context, 1700000000, NULL, 5),
-          incr = committed(&r, context, 1700000060, &full, 9);
+    Point full = committed(&r, context, 1700000000, NULL, 5), incr = committed(&r, context, 1700000060, &full, 9);
     RepoScan s;
     assert_ok(repo_scan(&r, &s, &err), &err);
     assert_int_equal(s.len, 2);
@@ -271,8 +256,7 @@ static void commit_refuses(void **state)
     Point p = point_make(&r, context, 1700000000, NULL, 5, "ab");
     char uuid[UUID_TEXT];
     RepoScan s;
-    assert_fails(repo_commit(&r, &p.rec, "backup-web-1700000001", p.attempt, &err), &err,
-                 ERR_INVALID);
+    assert_fails(repo_commit(&r, &p.rec, "backup-web-1700000001", p.attempt, &err), &err, ERR_INVALID);
     assert_fails(repo_commit(&r, &p.rec, p.stem, "not hex", &err), &err, ERR_INVALID);
     assert_fails(repo_commit(&r, &p.rec, p.stem, "cd", &err), &err,
                  ERR_NOT_FOUND); // nothing of that attempt
@@ -323,10 +307,9 @@ static void recover_keeps(void **state)
     Point full = committed(&r, context, 1700000000, NULL, 5);
     Point running = point_make(&r, context, 1700000060, &full, 9, "aa");
     Point dead = point_make(&r, context, 1700000120, &full, 9, "bb");
-    static const char *const foreign[] = {
-        "notes.txt",           "backup-web-1700000000-full.qcow2.bak",
-        "backup-web.json",     "disk-0/backup-x-1-full.raw",
-        "disk-1/backup.qcow2", "disk-x"};
+    static const char *const foreign[] = {"notes.txt",           "backup-web-1700000000-full.qcow2.bak",
+                                          "backup-web.json",     "disk-0/backup-x-1-full.raw",
+                                          "disk-1/backup.qcow2", "disk-x"};
     for (size_t i = 0; i < ARRAY_LEN(foreign); i++) {
         (void)snprintf(path, sizeof path, "%s/%s/%s", r.path, context, foreign[i]);
         put(path, "mine");
@@ -383,8 +366,7 @@ static void scan_tells(void **state)
     Err err = ERR_INIT;
     Repo r = create(state, "repo");
     char *context = context_of(&r), *record, *image;
-    Point full = committed(&r, context, 1700000000, NULL, 5),
-          incr = committed(&r, context, 1700000060, &full, 9);
+    Point full = committed(&r, context, 1700000000, NULL, 5), incr = committed(&r, context, 1700000060, &full, 9);
     RepoScan s;
     // A record with a flipped byte: its files stay.
     assert_non_null(record = repo_path_record(&r, context, full.stem, &err));
@@ -406,8 +388,7 @@ static void scan_tells(void **state)
     assert_int_equal(point_count_files(&r, context, full.stem), before - 1);
     assert_true(has_problem(&s, "record is missing"));
     RepoChain chain;
-    assert_fails(repo_chain(&r, &s.records[0], "key-0", point_find, &s, &chain, &err), &err,
-                 ERR_DAMAGED);
+    assert_fails(repo_chain(&r, &s.records[0], "key-0", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
     repo_scan_clear(&s);
     assert_ok(repo_delete(&r, &incr.rec, incr.stem, &err), &err);
     assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err); // now it is nobody's
@@ -455,8 +436,7 @@ static void chain_refuses(void **state)
     Err err = ERR_INIT;
     Repo r = create(state, "repo");
     char *context = context_of(&r);
-    Point full = committed(&r, context, 1700000000, NULL, 5),
-          incr = committed(&r, context, 1700000060, &full, 9);
+    Point full = committed(&r, context, 1700000000, NULL, 5), incr = committed(&r, context, 1700000060, &full, 9);
     RepoScan s;
     RepoChain chain;
     assert_ok(repo_scan(&r, &s, &err), &err);
@@ -525,8 +505,7 @@ static void check_sees_flips(void **state)
                 ReaderLayer layer = {.image = files[0], .hashes = files[1]};
                 uint8_t *buf = malloc(d->size);
                 assert_ok(reader_open(&layer, 1, &r.geo, &reader, &err), &err);
-                assert_fails(reader_read(reader, buf, 0, (uint32_t)d->size, &err), &err,
-                             ERR_DAMAGED);
+                assert_fails(reader_read(reader, buf, 0, (uint32_t)d->size, &err), &err, ERR_DAMAGED);
                 in_data = true;
                 reader_free(reader);
                 free(buf);

@@ -5,8 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define in_folder(test) \
-    cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
+#define in_folder(test) cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
 #define STEPS_MAX 200
 
 // ---- every change of names goes through here (the linker's --wrap): counted, stopped, written down
@@ -225,9 +224,7 @@ static void stage_reset(Stage *s)
     stage_clear(s);
     (void)snprintf(name, sizeof name, "repo-%u", s->tries++);
     assert_ok(repo_create(unit_path(s->state, name), 65536, HASH_XXH3_128, &s->repo, &err), &err);
-    assert_ok(
-        repo_context(&s->repo, NULL, "web", POINT_VM, INT64_C(1700000000000000), &s->context, &err),
-        &err);
+    assert_ok(repo_context(&s->repo, NULL, "web", POINT_VM, INT64_C(1700000000000000), &s->context, &err), &err);
     s->full = point_make(&s->repo, s->context, 1700000000, NULL, 5, "f0");
     assert_ok(repo_commit(&s->repo, &s->full.rec, s->full.stem, s->full.attempt, &err), &err);
     s->incr = point_make(&s->repo, s->context, 1700000060, &s->full, 9, "a0");
@@ -425,8 +422,7 @@ static void take_over(void *ctx)
         assert_ok(repo_abort(&s->repo, s->context, s->incr.stem, s->incr.attempt, &err), &err);
     }
     if (o->point) {
-        o->committed =
-            repo_commit(&s->repo, &o->point->rec, o->point->stem, o->point->attempt, &err);
+        o->committed = repo_commit(&s->repo, &o->point->rec, o->point->stem, o->point->attempt, &err);
         err_clear(&err);
     }
 }

@@ -249,9 +249,7 @@ static void test_coverage(void **state)
     assert_int_equal(err.code, ERR_CONFLICT);
     assert_non_null(strstr(err.details, "1244284 bytes at 66536"));
     err_clear(&err);
-    model_abandon(&m, w);
-
-    w = model_begin(&m, DISK_FULL, size);
+    // A seal that came too early used to break the writer: the job could only fail.
     model_zero(&m, w, 0, size);
     model_end(&m, w);
     assert_int_equal(m.points[0].summary.stored_clusters, 0);
@@ -271,9 +269,7 @@ static void test_coverage(void **state)
         } else {
             assert_fails(writer_seal(w, wrong == 4 ? NULL : &expect, &summary, &digest, &err), &err,
                          wrong == 4 ? ERR_INVALID : ERR_CONFLICT);
-            assert_false(writer_write(w, "x", 0, 1, &err)); // broken for good
-            err_clear(&err);
-            model_abandon(&m, w);
+            model_end(&m, w); // with the right numbers it is not too late
         }
     }
     model_clear(&m);
