@@ -17,6 +17,7 @@ from lib.api import quote
 from lib.history import wait_for
 from lib.hub import FINAL, HubError
 from lib.job import Job, change_id, coverage, disk, nbdcopy
+from lib.line import Line
 from lib.world import MIB, World
 
 
@@ -81,15 +82,16 @@ def test_a_deletion_holds_nobody_up(world, vm):
         # nothing comes to rest on what is going
         refused = world.api.post("/backups", {"vm_name": "pgtest1", "repository_id": world.repository_id,
                                               "start_client": False}).expect(409)
-        assert second.id in refused.json["details"]
+        assert second.id in refused["details"]
         world.api.post("/exports", {"backup_id": first.id, "disk": "disk-0", "purpose": "restore"}).expect(409)
         world.api.delete(f"/backups/{quote(first.id)}?with_dependents=true").expect(409)
         world.api.delete(f"/repositories/{world.repository_id}").expect(409)
         # everybody else goes on
         job = world.written_job(other, "other")
-        job.complete(job.change, world.done(job, os.path.getsize(other))).expect(200)
+        job.progress()
         assert not results, "the deletion was over before"
     thread.join()
+    job.complete(job.change).expect(200)
     assert results[0].expect(200)["deleted"] == [second.id, first.id]
     world.api.get(f"/backups/{quote(first.id)}").expect(404)
     assert not list(Path(world.repository["path"]).rglob(f"{first.id}*"))
@@ -115,7 +117,7 @@ def test_complete_that_comes_too_early_is_not_the_end(world, vm):
     """The refused seal broke the engine: what came after it, and every other complete, failed."""
     job = world.running_job(size=os.path.getsize(vm))
     refused = job.complete(job.change).expect(409)
-    assert "not everything has arrived" in refused.json["details"]
+    assert "not everything has arrived" in refused["details"]
     assert job.show()["status"] == "running"
     nbdcopy(vm, job.disks["disk-0"]["uri"])
     job.complete(job.change).expect(200)
@@ -210,7 +212,145 @@ def test_complete_with_huge_numbers(world):
     assert world.api.post(f"/repositories/{world.repository_id}/scan").expect(200)["problems"] == []
 
 
+def test_a_seal_does_not_keep_the_hub_from_stopping(world, vm):
+    """SIGTERM waited for the seal, an hour at most; and giving up must not cost the job."""
+    job = world.written_job(vm)
+    pid = world.sql("SELECT exporter_pid AS pid FROM backup_disks")[0]["pid"]
+    results = []
+    thread = threading.Thread(target=lambda: results.append(job.complete(job.change)))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        thread.start()
+        control = world.sql("SELECT control AS path FROM backup_disks")[0]["path"]
+        wait_for(lambda: system.connections_to(control) > 0, "the hub asks for the seal")
+        world.hub.stop()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        thread.join()
+    assert results[0].status == 500, results
+    world.hub.start()
+    assert job.show()["status"] == "running"
+    job.complete(job.change).expect(200)
+    same_bytes(vm, image_of(job))
+
+
+def test_partial_images_go_when_their_repository_is_back(world, vm):
+    """They stayed until the hub was started anew."""
+    job = world.written_job(vm)
+    with Away(world):
+        world.api.post(f"{job.path}/cancel").expect(202)
+        job.call("fail", {"error": "cancelled", "details": "as asked", "cancelled": True}).expect(200)
+        assert list(Path(world.repository["path"]).rglob("*.partial-*"))
+    wait_for(lambda: world.sql("SELECT attempt FROM backup_jobs WHERE id = ?", job.id) == [{"attempt": None}],
+             "the partial images go")
+    assert not list(Path(world.repository["path"]).rglob("*.partial-*"))
+
+
+# ---- damage
+
+def say_damaged(world, point, **where):
+    return world.api.post(f"{point.path}/verification", {"result": "damaged", "disk_id": 2000, **where}).expect(200)
+
+
+def test_damage_is_not_forgotten_by_a_verify_that_could_not_read(world, vm):
+    """ "failed" overwrote "damaged": the next backup was an increment on the damaged point, and listed as good."""
+    point = world.backup(vm)
+    assert say_damaged(world, point)["affected"] == [point.id]
+    world.api.post(f"{point.path}/verification", {"result": "failed"}).expect(200)
+    assert world.show(point.id)["suspect"]
+    shown = world.backup(vm).show()
+    assert (shown["backup_type"], shown["disks"][0]["reason"]) == ("full", "parent_damaged")
+    with Away(world):
+        world.api.post(f"{point.path}/verification", {"result": "damaged", "disk_id": 2000}).expect(503)
+    # only a verify that finds all well takes the mark away
+    world.api.post(f"{point.path}/verification", {"result": "ok"}).expect(200)
+    assert not world.show(point.id)["suspect"]
+
+
+def test_damage_met_while_a_child_is_written(world, vm):
+    """Only completed points were marked: the child, on its way then, was listed as good."""
+    parent = world.backup(vm)
+    child = world.written_job(vm)
+    assert child.show()["parent_id"] == parent.id
+    assert say_damaged(world, parent)["affected"] == [parent.id]
+    child.complete(child.change).expect(200)
+    assert child.show()["suspect"]
+    shown = world.backup(vm).show()
+    assert (shown["disks"][0]["reason"], shown["suspect"]) == ("parent_damaged", False)
+
+
+def test_a_suspect_parent_is_compared(world, vm):
+    """Rule 4: no parent for `tracked`. Damage makes a full; what is suspect for another reason still holds its hashes."""
+    parent = world.job()
+    parent.claim()
+    parent.change = change_id()
+    size = os.path.getsize(vm)
+    parent.announce([disk("disk-0", size, parent.change, tracking="bitmap")])
+    nbdcopy(vm, parent.disks["disk-0"]["uri"])
+    parent.complete(parent.change, [{"disk_id": parent.disks["disk-0"]["disk_id"], "change_id": parent.change,
+                                     "tracking": "bitmap", **coverage([(0, size)])}]).expect(200)
+    with sqlite3.connect(world.hub.database) as database:
+        database.execute("UPDATE backup_jobs SET suspect = 1")
+    job = world.job()
+    job.claim()
+    announced = job.announce([disk("disk-0", size, change_id(), tracking="bitmap", base_change_id=parent.change)])
+    assert (announced["disk-0"]["mode"], announced["disk-0"]["reason"]) == ("compare", "parent_suspect")
+
+
 # ---- announcing
+
+HUGE = 1 << 42      # no repository of a test has room for it
+
+
+def announce_huge(world, **more):
+    """The answer to an announcement of one huge disk."""
+    job = world.job("huge")
+    job.claim()
+    answer = job.call("disks", {"disks": [disk("disk-0", HUGE, change_id(), **more)], "left_out": [],
+                                "consistency": "crash", "consistency_detail": None})
+    job.call("fail", {"error": "the test is over", "details": ""})
+    return answer
+
+
+def test_room_is_asked_for_by_mode(world):
+    """An increment by comparison was refused unless the repository had room for the whole disk again."""
+    world.add_vm("huge", seed=9)
+    announce_huge(world, estimated_bytes=HUGE).expect(507)
+    parent = world.job("huge")
+    parent.claim()
+    parent.change = change_id()
+    parent.announce([disk("disk-0", HUGE, parent.change, tracking="bitmap", estimated_bytes=0)])
+    sparse = world.folder / "sparse.raw"
+    with open(sparse, "wb") as f:
+        f.truncate(HUGE)
+    nbdcopy(sparse, parent.disks["disk-0"]["uri"])
+    parent.complete(parent.change, [{"disk_id": parent.disks["disk-0"]["disk_id"], "change_id": parent.change,
+                                     "tracking": "bitmap", **coverage([(0, HUGE)])}]).expect(200)
+    compared = announce_huge(world, estimated_bytes=HUGE, allocated_bytes=HUGE).expect(200)
+    assert compared["disks"][0]["mode"] == "compare"
+    tracked = {"tracking": "bitmap", "base_change_id": parent.change, "allocated_bytes": HUGE}
+    assert announce_huge(world, estimated_bytes=0, **tracked).expect(200)["disks"][0]["mode"] == "tracked"
+    announce_huge(world, estimated_bytes=HUGE, **tracked).expect(507)
+    # what was to be tracked becomes a full, and needs the room of a full
+    say_damaged(world, parent)
+    announce_huge(world, estimated_bytes=0, **tracked).expect(507)
+
+
+def test_an_announcement_can_be_repeated(world, vm):
+    """A slow share made the client give up before the hub had looked at the parent's hashes, every time."""
+    job = world.running_job(size=os.path.getsize(vm))
+    body = {"disks": [disk("disk-0", os.path.getsize(vm), job.change)], "left_out": [], "consistency": "crash",
+            "consistency_detail": None}
+    assert job.call("disks", body).expect(200)["disks"] == list(job.disks.values())
+    body["disks"][0]["size"] += 512
+    job.call("disks", body).expect(409)
+    body["disks"][0]["size"] -= 512
+    body["disks"].append(disk("disk-1", MIB, change_id()))
+    job.call("disks", body).expect(409)
+    nbdcopy(vm, job.disks["disk-0"]["uri"])
+    job.complete(job.change).expect(200)
+    same_bytes(vm, image_of(job))
+
 
 def test_two_disks_of_one_number(world):
     """One that the source gave and one that the hub gave: no record can hold that, and the commit failed for ever."""
@@ -248,6 +388,20 @@ def test_announce_without_nbdkit(make_hub, place):
     assert answer.status >= 400 and "nbdkit" in answer.json["details"], answer
     shown = job.show()
     assert shown["status"] == "failed" and "nbdkit" in shown["details"]
+
+
+def test_client_logs_do_not_grow_without_end(make_hub, place):
+    """All clients of a VM wrote to one file for ever."""
+    line = Line(make_hub(), place, [b"a" * MIB])
+    line.point()
+    log = next((line.hub.data / "log").glob("*.client.log"))
+    before = log.stat().st_size
+    for _ in range(2):
+        with open(log, "ab") as f:
+            f.write(b"x" * (1 << 20))
+        line.point()
+    assert sorted(p.name for p in log.parent.iterdir()) == [log.name, f"{log.name}.1"]
+    assert 0 < log.stat().st_size < before + 65536
 
 
 # ---- a repository that holds more than the catalogue knew

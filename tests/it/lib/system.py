@@ -49,6 +49,12 @@ def sockets_below(folder):
     return found
 
 
+def connections_to(path):
+    """How many ends of a unix stream socket are connected, or wait to be accepted."""
+    lines = _read("/proc/net/unix").decode(errors="replace").splitlines()
+    return sum(1 for line in lines if line.endswith(f" {path}") and line.split()[5] in ("02", "03"))
+
+
 def mounts_below(folder):
     places = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), line.split()[4])
               for line in _read("/proc/self/mountinfo").decode(errors="replace").splitlines())
