@@ -280,7 +280,7 @@ def test_damage_met_while_a_child_is_written(world, vm):
 
 
 def test_a_suspect_parent_is_compared(world, vm):
-    """Rule 4: no parent for `tracked`. Damage makes a full; what is suspect for another reason still holds its hashes."""
+    """Rule 4: damage makes a full; what is suspect for another reason still holds what its hashes say."""
     parent = world.job()
     parent.claim()
     parent.change = change_id()
