@@ -9,6 +9,7 @@
 #include "mover/mover.h"
 #include "mover/sink_file.h"
 #include "mover/sink_image.h"
+#include "mover/sink_path.h"
 
 #include <inttypes.h>
 #include <unistd.h>
@@ -139,7 +140,8 @@ static bool measure(Restore *r, const json_t *disk, uint64_t *ret, Err *err)
         point_export_read(&e, &from, err) && point_export_data(from, e.size, ret, err);
 }
 
-// Where the disks' sizes would fit there is nothing to measure. All files go to one folder.
+// Where the disks' sizes would fit there is nothing to measure. All files go to one folder; what a killed restore left
+// of one is room for another.
 static bool check_room(Restore *r, Err *err)
 {
     uint64_t most = 0, needed = 0, have, total;
@@ -147,6 +149,9 @@ static bool check_room(Restore *r, Err *err)
     const Target *first = &r->disks[0].target;
     if (first->device)
         return true;
+    for (size_t i = 0; i < r->len; i++)
+        if (!sink_path_remove_rest(r->disks[i].target.path, err))
+            return false;
     cleanup_free char *folder = target_folder(first, err);
     if (!folder || !file_space(folder, &have, &total, err))
         return false;

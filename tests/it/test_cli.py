@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from lib.api import quote
 from lib.hub import BIN
+from lib.vm import GuestError, PausedQemu
 from lib.world import MIB, make_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -437,6 +439,55 @@ def test_an_interrupted_restore_leaves_nothing(cli, setup, place, form, number):
     no_rest(cli, place)
 
 
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_a_killed_restore_is_done_again(cli, setup, place, form):
+    """It once left a file under a new name each time: a few kills, and the disk was full."""
+    point = slow_disk(cli, place, 200 * MIB)
+    partial = place / "out.partial"
+    for _ in range(2):
+        process = spawn(cli, "restore", point, "--disk", "0", "--to", "out", "--format", form)
+        wait_until(lambda: partial.exists() and partial.stat().st_blocks > 0, "the restore")
+        process.kill()
+        process.communicate(timeout=30)
+        for export in cli.json("exports")["exports"]:
+            cli.ok("export", "end", export["export_id"])
+    assert [p.name for p in place.iterdir() if p.name.startswith("out")] == ["out.partial"]
+    cli.ok("restore", point, "--disk", "0", "--to", "out", "--format", form)
+    subprocess.run(["qemu-img", "compare", "-f", form, "-F", "raw", place / "out", place / "slow.raw"], check=True)
+    no_rest(cli, place)
+
+
+def test_a_path_has_one_restore_at_a_time(cli, setup, place):
+    point = slow_disk(cli, place, 200 * MIB)
+    first = spawn(cli, "restore", point, "--disk", "0", "--to", "out")
+    wait_until((place / "out.partial").exists, "the restore")
+    first.send_signal(signal.SIGSTOP)
+    second = cli.run("restore", point, "--disk", "0", "--to", "out", "--force")
+    first.send_signal(signal.SIGCONT)
+    assert second.status == 1 and "out.partial" in second.err and "another restore" in second.err
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and digest(place / "out") == digest(place / "slow.raw")
+    no_rest(cli, place)
+
+
+def test_what_a_killed_restore_left_is_room_for_the_next(cli, setup, place):
+    small = place / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", small], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (small / "out.partial").write_bytes(os.urandom(4 * MIB))
+        point = backup(cli)
+        os.symlink("elsewhere", small / "link.partial")
+        refused = cli.run("restore", point, "--disk", "0", "--to", "small/link")
+        assert refused.status == 1 and "link.partial" in refused.err and not (small / "elsewhere").exists()
+        cli.ok("restore", point, "--disk", "0", "--to", "small/out")
+        assert digest(small / "out") == digest(place / "a.raw")
+        assert sorted(os.listdir(small)) == ["link.partial", "out"]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 @pytest.fixture
 def device(place):
     """A block device of 8 MiB."""
@@ -474,6 +525,48 @@ def test_block_devices(cli, point, place, device):
     assert result.status == 1
     with open(device, "rb") as f:
         assert f.read() == before
+
+
+@pytest.mark.parametrize("node", ["the same", "its own"])
+def test_restore_refuses_a_device_that_qemu_holds(cli, point, place, device, node):
+    """It once looked for mounts and swap only, and overwrote a running guest's disk. A guest of libvirt's has device
+    nodes of its own, on which QEMU's locks are not seen."""
+    path = device
+    if node == "its own":
+        path = place / "node"
+        os.mknod(path, 0o600 | stat.S_IFBLK, os.stat(device).st_rdev)
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+        except PermissionError:
+            pytest.skip("this folder's filesystem has no devices")
+    with PausedQemu(place / "vm", [(path, "raw")]) as vm:
+        vm.write(0, 0, MIB, 0x5a)
+        result = cli.run("restore", point, "--disk", "0", "--to", device, "--force")
+        assert result.status == 1 and ("QEMU" if path == device else f"process {vm.process.pid}") in result.err
+        vm.qmp("stop")      # drains and flushes
+        with open(device, "rb") as f:
+            assert f.read(MIB) == b"\x5a" * MIB
+    cli.ok("restore", point, "--disk", "0", "--to", device, "--force")
+
+
+def test_qemu_is_kept_from_a_device_that_is_restored_to(cli, setup, place, device):
+    """What is looked at before the restore may have changed by the time it writes."""
+    point = slow_disk(cli, place, 200 * MIB)
+    os.truncate(place / "backing", 200 * MIB)
+    subprocess.run(["losetup", "--set-capacity", device], check=True)
+    restore = spawn(cli, "restore", point, "--disk", "0", "--to", device, "--force")
+    held = f"/proc/{restore.pid}/fd"
+    wait_until(lambda: device in [os.path.realpath(f"{held}/{n}") for n in os.listdir(held)], "the restore")
+    restore.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(GuestError, match="lock"):
+            PausedQemu(place / "vm", [(device, "raw")]).close()
+    finally:
+        restore.send_signal(signal.SIGCONT)
+    restore.communicate(timeout=60)
+    assert restore.returncode == 0
+    with open(device, "rb") as f:
+        assert f.read() == (place / "slow.raw").read_bytes()
 
 
 # ---- verifying
