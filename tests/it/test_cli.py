@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import signal
+import sqlite3
 import stat
 import subprocess
 import time
@@ -632,6 +633,44 @@ def test_verify_finds_one_flipped_byte(cli, setup, place):
     assert not (place / "out").exists()
     cli.ok("restore", second, "--disk", "1", "--to", "out")
     no_rest(cli, place)
+
+
+def test_a_restore_that_meets_damage_tells_the_hub(cli, setup, place):
+    """The point once stayed good, and the next backup was built on it."""
+    with open(place / "a.raw", "r+b") as f:
+        f.seek(20 * CLUSTER)
+        f.write(os.urandom(5 * CLUSTER))
+    first, second = backup(cli), backup(cli)
+    pattern = "ctx-*/disk-0/*-full.qcow2"
+    damage(place, pattern, data_offset(place, pattern, 22) + 1000)
+    said = cli.json("restore", second, "--disk", "0", "--to", "out", status=3)
+    assert str(22 * CLUSTER) in said["details"] and first in said["details"] and second in said["details"]
+    for point in (first, second):
+        shown = cli.json("show", point)
+        assert shown["suspect"] is True and shown["verify_result"] == "damaged"
+    plain = cli.run("restore", second, "--disk", "0", "--to", "out")
+    assert plain.status == 3 and first in plain.err and not (place / "out").exists()
+    done = cli.json("backup", setup, "--repo", "main")
+    assert (done["backup_type"], done["disks"][0]["reason"]) == ("full", "parent_damaged")
+    cli.ok("restore", done["backup_id"], "--disk", "0", "--to", "out")
+    assert digest(place / "out") == digest(place / "a.raw")
+    no_rest(cli, place)
+
+
+def test_damage_that_the_hub_is_not_told_of_is_said(cli, setup, place, hub):
+    """The catalogue is wrong then, and the disk is not restored: two things to say."""
+    with open(place / "a.raw", "r+b") as f:
+        f.seek(20 * CLUSTER)
+        f.write(os.urandom(5 * CLUSTER))
+    point = backup(cli)
+    pattern = "ctx-*/disk-0/*-full.qcow2"
+    damage(place, pattern, data_offset(place, pattern, 22) + 1000)
+    with sqlite3.connect(hub.database) as db:
+        db.execute("CREATE TRIGGER full_disk BEFORE UPDATE OF suspect ON backup_jobs "
+                   "BEGIN SELECT RAISE(ABORT, 'no'); END")
+    db.close()
+    result = cli.run("restore", point, "--disk", "0", "--to", "out")
+    assert result.status == 3 and "the hub was not told" in result.err and str(22 * CLUSTER) in result.err
 
 
 @pytest.mark.parametrize("pattern", ["ctx-*", "ctx-*/disk-0", "ctx-*/disk-0/*.qcow2", "ctx-*/disk-0/*.hashes",
