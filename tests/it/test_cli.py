@@ -88,7 +88,8 @@ def test_help_and_version(cli):
         assert f"usage: sendense {command}" in cli.ok("help", *command.split())
         assert f"usage: sendense {command}" in cli.ok(*command.split(), "--help")
     assert "repo scan" in cli.ok("help", "repo") and "repo scan" in cli.ok("repo", "--help")
-    assert re.fullmatch(r"sendense \d+\.\d+\.\d+\S*\n", cli.ok("--version"))
+    version = re.fullmatch(r"sendense (\d+\.\d+\.\d+\S*)\n", cli.ok("--version")).group(1)
+    assert cli.json("--version") == cli.json("repo", "list", "--version") == {"version": version}
 
 
 @pytest.mark.parametrize("arguments", [
@@ -124,6 +125,33 @@ def test_the_manual_names_everything(cli):
             assert command in text
             for option in re.findall(r"^  (--[a-z-]+)", cli.ok("help", *command.split()), re.MULTILINE):
                 assert option in text, f"{command} {option}"
+
+
+@pytest.mark.parametrize("program, pages", [
+    ("sendense-hub", ["docs/man/sendense-hub.8.scd", "docs/reference/hub.md"]),
+    ("sendense-backup-client", ["docs/man/sendense-backup-client.1.scd"]),
+])
+def test_each_option_of_the_other_programs_is_documented(program, pages):
+    """The hub's options once stood in no page."""
+    said = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+    options = re.findall(r"^  (--[a-z-]+)", said, re.MULTILINE)
+    assert "--help" in options and len(options) > 5
+    for page in pages:
+        text = (ROOT / page).read_text()
+        assert [o for o in options if not re.search(f"[*`]{o}[*`]", text)] == [], page
+
+
+def test_install(place):
+    """Programs, man pages and the completion script, where man and bash look for them."""
+    subprocess.run(["meson", "install", "-C", BIN.parent, "--no-rebuild", "--destdir", place], check=True,
+                   capture_output=True)
+    found = {p.name: p for p in place.rglob("*") if p.is_file()}
+    for page in ("sendense.1", "sendense-backup-client.1", "sendense-hub.8"):
+        assert found[page].match(f"share/man/man{page[-1]}/*")
+        assert f'.TH "{page[:-2]}" "{page[-1]}"' in found[page].read_text()
+    scripts = [p for p in place.rglob("share/bash-completion/completions/*")]
+    assert [p.name for p in scripts] == ["sendense"] and "complete" in scripts[0].read_text()
+    assert {"sendense-hub", "sendense-backup-client", "nbdkit-sendense-plugin.so"} <= set(found)
 
 
 def test_completion(cli, place):
