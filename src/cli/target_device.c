@@ -112,7 +112,9 @@ static void unescape(char *s)
     for (const char *p = s; *p; to++) {
         bool octal =
             p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' && p[3] <= '7';
-        *to = octal ? (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0')) : *p;
+        *to = *p;
+        if (octal)
+            *to = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
         p += octal ? 4 : 1;
     }
     *to = '\0';
