@@ -277,3 +277,28 @@ bool file_lock(const char *path, int *ret_fd, Err *err)
         }
     }
 }
+
+bool file_bytes_are_free(int fd, const char *path, Err *err)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
+        return err_errno(err, errno, "the locks of %s", path);
+    if (lock.l_type == F_UNLCK)
+        return true;
+    // QEMU's are the bytes from 100 and from 200 on
+    bool qemu = lock.l_start >= 100 && lock.l_start < 300;
+    return err_set(err, ERR_BUSY, "%s is locked by %s; stop it first", path,
+                   qemu ? "a running QEMU" : "another process");
+}
+
+bool file_lock_bytes(int fd, const char *path, Err *err)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    while (fcntl(fd, F_OFD_SETLK, &lock) != 0) {
+        if (errno != EAGAIN && errno != EACCES)
+            return err_errno(err, errno, "cannot lock %s", path);
+        if (!file_bytes_are_free(fd, path, err))
+            return false;
+    }
+    return true;
+}

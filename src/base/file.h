@@ -49,3 +49,9 @@ bool file_space(const char *path, uint64_t *ret_free, uint64_t *ret_total, Err *
 // An advisory lock (flock) on path, created 0600; held until the descriptor is closed.
 // Held by somebody else (another descriptor of this process included): ERR_BUSY. The file stays.
 bool file_lock(const char *path, int *ret_fd, Err *err) must_check;
+
+// The bytes of an open file, by locks of its descriptor (F_OFD_SETLK), held until that is closed. QEMU locks bytes of
+// every image that it has open, and opens none on which somebody else holds them. Held by somebody: ERR_BUSY, and the
+// details say whether it is a QEMU. Other names of a block device have locks of their own.
+bool file_lock_bytes(int fd, const char *path, Err *err) must_check;     // all of them; fd may write
+bool file_bytes_are_free(int fd, const char *path, Err *err) must_check; // only looks; fd may read

@@ -5,15 +5,18 @@
 #include "cli/progress.h"
 #include "cli/stop.h"
 #include "cli/target.h"
+#include "cli/verification.h"
 #include "image/repo.h"
 #include "mover/mover.h"
 #include "mover/sink_file.h"
 #include "mover/sink_image.h"
+#include "mover/sink_path.h"
 
 #include <inttypes.h>
 #include <unistd.h>
 
 #define LOOK_BYTES (UINT64_C(256) << 20) // behind the last progress, where a read can have failed
+#define AFFECTED_MAX 600                 // bytes of a message
 
 typedef struct RestoreDisk {
     const json_t *disk; // borrowed from the backup
@@ -139,7 +142,8 @@ static bool measure(Restore *r, const json_t *disk, uint64_t *ret, Err *err)
         point_export_read(&e, &from, err) && point_export_data(from, e.size, ret, err);
 }
 
-// Where the disks' sizes would fit there is nothing to measure. All files go to one folder.
+// Where the disks' sizes would fit there is nothing to measure. All files go to one folder; what a killed restore left
+// of one is room for another.
 static bool check_room(Restore *r, Err *err)
 {
     uint64_t most = 0, needed = 0, have, total;
@@ -147,6 +151,9 @@ static bool check_room(Restore *r, Err *err)
     const Target *first = &r->disks[0].target;
     if (first->device)
         return true;
+    for (size_t i = 0; i < r->len; i++)
+        if (!sink_path_remove_rest(r->disks[i].target.path, err))
+            return false;
     cleanup_free char *folder = target_folder(first, err);
     if (!folder || !file_space(folder, &have, &total, err))
         return false;
@@ -214,14 +221,40 @@ static bool restore_disk(Restore *r, const RestoreDisk *d, MoverResult *ret, Err
     return r->qcow2 ? sink_image_finish(to, err) : sink_file_finish(to, err);
 }
 
-// A read that failed: because what is stored is damaged?
+// The points that an answer names, as many as fit.
+static void join_affected(const json_t *answer, char ret[AFFECTED_MAX])
+{
+    const json_t *ids = cli_list(answer, "affected");
+    size_t i, n = 0, total = json_array_size(ids);
+    json_t *id;
+    ret[0] = '\0';
+    json_array_foreach(ids, i, id)
+    {
+        const char *text = json_string_value(id);
+        if (n + strlen(text) + 32 > AFFECTED_MAX) { // 32: for the words below
+            (void)snprintf(ret + n, AFFECTED_MAX - n, " and %zu more", total - i);
+            return;
+        }
+        n += (size_t)snprintf(ret + n, AFFECTED_MAX - n, "%s%s", i ? ", " : "", text);
+    }
+}
+
+// A read that failed: because what is stored is damaged? Then the hub is told, and makes the points that rest on it
+// suspect. What the opening of an export meets, the hub knows.
 static void explain(Restore *r, const RestoreDisk *d, Err *err)
 {
     uint64_t offset;
-    if (err->code == ERR_IO &&
-        point_export_locate(r->cli, cli_text(r->backup, "backup_id"), d->disk, r->reached, r->reached + LOOK_BYTES,
-                            &offset, err))
-        (void)err_context(err, "not restored; sendense verify tells what else is affected");
+    char affected[AFFECTED_MAX];
+    const char *id = cli_text(r->backup, "backup_id");
+    cleanup_json json_t *answer = NULL;
+    if (err->code != ERR_IO ||
+        !point_export_locate(r->cli, id, d->disk, r->reached, r->reached + LOOK_BYTES, &offset, err) ||
+        !verification_report(r->cli, id, "damaged", d->disk, &offset, err->details, &answer))
+        return;
+    join_affected(answer, affected);
+    Err damage = *err;
+    *err = ERR_INIT;
+    (void)err_set(err, damage.code, "%s; points that rest on it: %s", damage.details, affected);
 }
 
 // ---- the result

@@ -3,6 +3,7 @@
 #include "cli/point_export.h"
 #include "cli/progress.h"
 #include "cli/stop.h"
+#include "cli/verification.h"
 #include "mover/mover.h"
 #include "mover/sink_hasher.h"
 
@@ -107,33 +108,6 @@ static void check_disk(Verify *v, const char *backup_id, const json_t *disk, Fin
     f->ms = clock_mono_ms() - began;
 }
 
-// ---- what the hub is told
-
-static bool report(Verify *v, const char *backup_id, const char *result, const json_t *disk, const Finding *f,
-                   json_t **ret_answer, Err *err)
-{
-    cleanup_json json_t *body = json_object();
-    cleanup_free char *path = cli_path("backups", backup_id, "verification", err);
-    if (!body)
-        return err_no_memory(err);
-    return path && codec_json_set_text(body, "result", result, err) &&
-        (!disk || codec_json_set_u64(body, "disk_id", cli_u64(disk, "disk_id"), err)) &&
-        (!f || !f->have_offset || codec_json_set_u64(body, "offset", f->offset, err)) &&
-        (!f || codec_json_set_text(body, "details", f->why.details, err)) &&
-        cli_send(v->cli, "POST", path, body, true, ret_answer, err);
-}
-
-// A report that does not arrive leaves the catalogue wrong: that counts as something that could not be checked.
-static void report_or_say(Verify *v, const char *backup_id, const char *result, const json_t *disk, const Finding *f,
-                          json_t **ret_answer)
-{
-    Err err = ERR_INIT;
-    if (report(v, backup_id, result, disk, f, ret_answer, &err))
-        return;
-    cli_note("the hub was not told that %s is %s: %s", backup_id, result, err.details);
-    v->worst = MAX(v->worst, VERDICT_FAILED);
-}
-
 // ---- what people are told
 
 static bool add_disk(json_t *disks, const json_t *disk, const Finding *f, Err *err)
@@ -193,6 +167,14 @@ static bool add_point(Verify *v, const json_t *backup, Verdict verdict, json_t *
     return codec_json_push(v->points, o, err);
 }
 
+// A report that does not arrive counts as something that could not be checked.
+static void report(Verify *v, const char *backup_id, const char *result, const json_t *disk, const uint64_t *offset,
+                   const char *details, json_t **ret_answer)
+{
+    if (!verification_report(v->cli, backup_id, result, disk, offset, details, ret_answer))
+        v->worst = MAX(v->worst, VERDICT_FAILED);
+}
+
 // False: this program failed, or was stopped; what was found of the point is in *v.
 static bool verify_disks(Verify *v, const json_t *backup, json_t *results, Verdict *verdict, Finding *ret_failed,
                          Err *err)
@@ -205,7 +187,7 @@ static bool verify_disks(Verify *v, const json_t *backup, json_t *results, Verdi
         Finding f = {0};
         check_disk(v, id, disk, &f);
         if (f.verdict == VERDICT_DAMAGED)
-            report_or_say(v, id, "damaged", disk, &f, &f.report);
+            report(v, id, "damaged", disk, f.have_offset ? &f.offset : NULL, f.why.details, &f.report);
         if (f.verdict == VERDICT_FAILED)
             *ret_failed = f;
         say_finding(id, disk, &f);
@@ -236,9 +218,9 @@ static bool verify_point(Verify *v, const json_t *backup, Err *err)
     if (!verify_disks(v, backup, disks, &verdict, &failed, err))
         return false;
     if (verdict == VERDICT_OK)
-        report_or_say(v, id, "ok", NULL, NULL, &answer);
+        report(v, id, "ok", NULL, NULL, NULL, &answer);
     else if (verdict == VERDICT_FAILED)
-        report_or_say(v, id, "failed", NULL, &failed, &answer);
+        report(v, id, "failed", NULL, NULL, failed.why.details, &answer);
     v->worst = MAX(v->worst, verdict);
     return add_point(v, backup, verdict, disks, err);
 }

@@ -67,6 +67,18 @@ static bool print_help(const OptList *words, size_t skip, Err *err)
     return true;
 }
 
+static bool print_version(Cli *c, Err *err)
+{
+    cleanup_json json_t *o = json_object();
+    if (!o)
+        return err_no_memory(err);
+    if (!codec_json_set_text(o, "version", SENDENSE_VERSION, err))
+        return false;
+    if (!cli_said_json(c, o))
+        (void)puts("sendense " SENDENSE_VERSION);
+    return true;
+}
+
 static bool check_words(const Command *command, const OptList *words, Err *err)
 {
     if (words->len < command->min_words)
@@ -94,6 +106,8 @@ static bool run_command(Cli *c, const Command *command, int argc, char *const *a
     option_collect(command, &c->values, opts);
     if (!opt_parse(argc, argv, opts, false, &words, err))
         return false;
+    if (c->values.version)
+        return print_version(c, err);
     if (c->values.help) {
         help_command(command);
         return true;
@@ -109,10 +123,8 @@ static bool run(Cli *c, int argc, char *const *argv, Err *err)
     option_collect(NULL, &c->values, opts);
     if (!opt_parse(argc, argv, opts, true, &words, err))
         return false;
-    if (c->values.version) {
-        (void)puts("sendense " SENDENSE_VERSION);
-        return true;
-    }
+    if (c->values.version)
+        return print_version(c, err);
     if (c->values.help)
         return print_help(&words, 0, err);
     if (words.len > 0 && str_eq(words.items[0], "help"))

@@ -150,8 +150,11 @@ bool point_export_locate(Cli *c, const char *backup_id, const json_t *disk, uint
     Err err = ERR_INIT;
     cleanup(point_export_close) PointExport e = {0};
     cleanup_blocks Blocks *b = NULL;
-    if (!point_export_open(c, backup_id, disk, "verify", &e, &err) || !point_export_read(&e, &b, &err))
+    if (!point_export_open(c, backup_id, disk, "verify", &e, &err) || !point_export_read(&e, &b, &err)) {
+        if (err.code == ERR_DAMAGED)
+            *why = err;
         return false;
+    }
     cleanup_free void *buffer = mem_calloc(1, e.cluster_size, &err);
     uint64_t at = align_down(start, e.cluster_size), end = MIN(stop, e.size);
     while (buffer && at < end && read_cluster(b, buffer, at, (uint32_t)MIN(e.cluster_size, e.size - at), &err))

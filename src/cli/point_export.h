@@ -30,6 +30,6 @@ bool point_export_data(Blocks *b, uint64_t size, uint64_t *ret, Err *err) must_c
 // After a read of a disk failed with ERR_IO: the first cluster in [start, stop) that the hub's export refuses, which it
 // does with exactly those that are not what was written. Through an export of its own: nbdkit 1.32 dies when a client
 // leaves with requests in flight. True: *ret_offset is the cluster's, and *why becomes ERR_DAMAGED. False: there is
-// none, or it cannot be told; *why stays.
+// none, or it cannot be told, and *why stays; or the hub finds more than a cluster damaged, and *why is what it says.
 bool point_export_locate(Cli *c, const char *backup_id, const json_t *disk, uint64_t start, uint64_t stop,
                          uint64_t *ret_offset, Err *why);

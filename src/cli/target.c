@@ -23,19 +23,6 @@ char *target_folder(const Target *t, Err *err)
 
 // ---- files in use
 
-static bool is_locked(int fd, const char *path, Err *err)
-{
-    // QEMU locks bytes from 100 and from 200 on of every image that it has open; others lock other bytes
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
-        return err_errno(err, errno, "the locks of %s", path);
-    if (lock.l_type == F_UNLCK)
-        return true;
-    bool qemu = lock.l_start >= 100 && lock.l_start < 300;
-    return err_set(err, ERR_BUSY, "%s is locked by %s; stop it first", path,
-                   qemu ? "a running QEMU" : "another process");
-}
-
 // A write lease is given only for a file that nobody else has open. Not every filesystem has leases.
 static bool is_open(int fd, const char *path, Err *err)
 {
@@ -46,12 +33,12 @@ static bool is_open(int fd, const char *path, Err *err)
     return true;
 }
 
-bool target_file_is_free(const char *path, Err *err)
+static bool file_is_free(const char *path, bool device, Err *err)
 {
     cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return err_errno(err, errno, "%s", path);
-    return is_locked(fd, path, err) && is_open(fd, path, err);
+    return file_bytes_are_free(fd, path, err) && (device || is_open(fd, path, err));
 }
 
 // ---- the path
@@ -82,7 +69,8 @@ static bool check_existing(const TargetSystem *system, const struct stat *st, bo
     if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode))
         return err_set(err, ERR_CONFLICT, "%s is neither a file nor a block device", t->path);
     t->device = S_ISBLK(st->st_mode);
-    if (t->device ? !target_device_is_free(system, t->path, st->st_rdev, err) : !target_file_is_free(t->path, err))
+    if (!file_is_free(t->path, t->device, err) ||
+        (t->device && !target_device_is_free(system, t->path, st->st_rdev, err)))
         return false;
     if (!force)
         return err_set(err, ERR_EXISTS,

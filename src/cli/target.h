@@ -1,6 +1,6 @@
 // Where a restore may write, looked at before anything is written. Refused whatever is forced: a path in a repository,
-// a device that is mounted or swapped to (or a part of which is), a file that somebody has open or locked (a running
-// QEMU), folders and everything else that is neither file nor block device.
+// a device that is mounted or swapped to or open for writing (or a part of which is), a file that somebody has open,
+// either when it is locked (a running QEMU), folders and everything else that is neither file nor block device.
 #pragma once
 
 #include "base/mem.h"
@@ -12,6 +12,7 @@ typedef struct TargetSystem {
     const char *mountinfo; // /proc/self/mountinfo
     const char *swaps;     // /proc/swaps
     const char *devices;   // /sys/dev/block
+    const char *processes; // /proc: of other users only root is told what they have open
 } TargetSystem;
 
 extern const TargetSystem target_system;
@@ -27,6 +28,5 @@ void target_clear(Target *t);
 // The folder of a target that is a file, for its free space. New memory.
 char *target_folder(const Target *t, Err *err) must_check;
 
-// Parts of target_check(): ERR_BUSY says by what it is used.
+// A part of target_check(): ERR_BUSY says by what it is used.
 bool target_device_is_free(const TargetSystem *system, const char *path, dev_t device, Err *err) must_check;
-bool target_file_is_free(const char *path, Err *err) must_check;

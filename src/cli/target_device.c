@@ -4,18 +4,21 @@
 #include "base/num.h"
 #include "base/str.h"
 
-#include <stdio.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 
 #define TEXT_MAX (16u << 20)
 #define NAMES_MAX 4096
 #define DEVICES_MAX 1024
 #define DEPTH_MAX 16
+#define PROCESSES_MAX (1u << 22)
 
 const TargetSystem target_system = {
     .mountinfo = "/proc/self/mountinfo",
     .swaps = "/proc/swaps",
     .devices = "/sys/dev/block",
+    .processes = "/proc",
 };
 
 // A device with its partitions and what is made of them (LVM, RAID, dm-crypt).
@@ -109,7 +112,9 @@ static void unescape(char *s)
     for (const char *p = s; *p; to++) {
         bool octal =
             p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' && p[3] <= '7';
-        *to = octal ? (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0')) : *p;
+        *to = *p;
+        if (octal)
+            *to = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
         p += octal ? 4 : 1;
     }
     *to = '\0';
@@ -148,6 +153,64 @@ static bool mount_uses(char *line, const Family *f, const char **ret_where)
     return used;
 }
 
+// ---- who has it open. A virtual machine that libvirt started has device nodes of its own: their locks are not ours.
+
+static bool is_node_of(const char *path, const Family *f)
+{
+    struct statx st; // without asking a server that may hang: the link leads to files of all kinds
+    return statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE, &st) == 0 && S_ISBLK(st.stx_mode) &&
+        is_in(f, makedev(st.stx_rdev_major, st.stx_rdev_minor));
+}
+
+// "pos:\t0\nflags:\t0100002\nmnt_id:\t21\n": proc(5)
+static bool may_write(const char *fdinfo)
+{
+    Err gone = ERR_INIT; // closed by now
+    cleanup_free char *text = NULL;
+    if (!file_read(fdinfo, TEXT_MAX, &text, NULL, &gone))
+        return false;
+    const char *flags = strstr(text, "flags:");
+    size_t n = flags ? strcspn(flags, "\n") : 0; // the last octal digit has the access mode
+    return n > 0 && ((flags[n - 1] - '0') & O_ACCMODE) != O_RDONLY;
+}
+
+static bool process_writes(const TargetSystem *system, const char *pid, const Family *f, bool *ret, Err *err)
+{
+    Err none = ERR_INIT; // it ended, or is not ours to look at
+    FileList fds;
+    cleanup_free char *folder = mem_printf(err, "%s/%s/fd", system->processes, pid);
+    if (!folder)
+        return false;
+    *ret = false;
+    if (pid[strspn(pid, "0123456789")] != '\0' || !file_list(folder, PROCESSES_MAX, &fds, &none))
+        return true;
+    bool fine = true;
+    for (size_t i = 0; fine && !*ret && i < fds.len; i++) {
+        cleanup_free char *node = mem_printf(err, "%s/%s", folder, fds.names[i]);
+        cleanup_free char *info = mem_printf(err, "%s/%s/fdinfo/%s", system->processes, pid, fds.names[i]);
+        fine = node && info;
+        *ret = fine && is_node_of(node, f) && may_write(info);
+    }
+    file_list_clear(&fds);
+    return fine;
+}
+
+static bool no_process_writes(const TargetSystem *system, const char *path, const Family *f, Err *err)
+{
+    FileList pids;
+    if (!file_list(system->processes, PROCESSES_MAX, &pids, err))
+        return false;
+    bool fine = true, writes = false;
+    for (size_t i = 0; fine && i < pids.len; i++) {
+        fine = process_writes(system, pids.names[i], f, &writes, err);
+        if (fine && writes)
+            fine = err_set(err, ERR_BUSY, "%s, or a part of it, is open for writing in process %s; stop that first",
+                           path, pids.names[i]);
+    }
+    file_list_clear(&pids);
+    return fine;
+}
+
 bool target_device_is_free(const TargetSystem *system, const char *path, dev_t device, Err *err)
 {
     cleanup_free char *mounts = NULL, *swaps = NULL;
@@ -164,5 +227,5 @@ bool target_device_is_free(const TargetSystem *system, const char *path, dev_t d
     for (char *line = strtok_r(swaps, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
         if (names_device(line, f))
             return err_set(err, ERR_BUSY, "%s, or a part of it, is swapped to; switch that off first", path);
-    return true;
+    return no_process_writes(system, path, f, err);
 }

@@ -99,13 +99,13 @@ static bool set_limits(Writer *w, Err *err)
 }
 
 // Zeros where the header will be: no valid image, and a trial of direct I/O.
-static bool create_image(Writer *w, bool direct_io, Err *err)
+static bool create_image(Writer *w, const WriterSpec *spec, Err *err)
 {
-    int flags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
+    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (spec->image_is_there ? 0 : O_CREAT | O_EXCL);
     w->fd = open(w->image_path, flags, 0600);
     if (w->fd < 0)
         return err_errno(err, errno, "cannot create %s", w->image_path);
-    w->direct = direct_io && fcntl(w->fd, F_SETFL, O_DIRECT) == 0;
+    w->direct = spec->direct_io && fcntl(w->fd, F_SETFL, O_DIRECT) == 0;
     uint8_t *zeros;
     if (!writer_space_buffer(w, &zeros, err))
         return false;
@@ -131,7 +131,7 @@ static bool set_up(Writer *w, const WriterSpec *spec, Err *err)
         return false;
     w->buffers = mem_calloc(w->buffers_max, sizeof(void *), err);
     return w->buffers && covered_new(w->size, w->cluster_size, w->geo.leaves, &w->covered, err) &&
-        writer_groups_init(w, spec->cache_groups, err) && create_image(w, spec->direct_io, err);
+        writer_groups_init(w, spec->cache_groups, err) && create_image(w, spec, err);
 }
 
 bool writer_open(const WriterSpec *spec, Writer **ret, Err *err)

@@ -12,7 +12,8 @@
 
 typedef struct WriterSpec {
     const char *image_path;   // created, O_EXCL; the caller's name says .partial
-    const char *hashes_path;  // the same
+    bool image_is_there;      // as an empty file of the caller's, who keeps others from it
+    const char *hashes_path;  // created, O_EXCL
     const char *backing_name; // stored in the image; NULL when mode is DISK_FULL, else required
     uint64_t size;            // virtual bytes, > 0, any number (QEMU sees it rounded up to 512)
     uint32_t cluster_bits;    // 12 (4 KiB) to 21 (2 MiB); 16 by default

@@ -16,10 +16,7 @@
 
 typedef struct SinkFile {
     Blocks blocks; // first
-    int fd;
-    char *path;
-    char *partial; // NULL: a device, or finished
-    bool replace;
+    SinkPath target;
     bool device;
     bool cannot_punch;   // the filesystem or device refused once
     uint64_t written_to; // of a file: beyond it there is only a hole
@@ -29,13 +26,13 @@ typedef struct SinkFile {
 static bool file_write_op(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
     SinkFile *f = (SinkFile *)b;
-    if (!file_pwrite(f->fd, p, length, offset, err))
+    if (!file_pwrite(f->target.fd, p, length, offset, err))
         return false;
     f->written_to = MAX(f->written_to, offset + length);
     f->behind += length;
     if (f->behind >= WRITE_BEHIND) {
         f->behind = 0;
-        (void)sync_file_range(f->fd, 0, 0,
+        (void)sync_file_range(f->target.fd, 0, 0,
                               SYNC_FILE_RANGE_WRITE); // only a hint; the flush is what counts
     }
     req->done(req, NULL);
@@ -47,7 +44,7 @@ static bool write_zeros(SinkFile *f, uint64_t offset, uint64_t length, Err *err)
     static const uint8_t zeros[1 << 16];
     while (length > 0) {
         size_t n = (size_t)MIN(length, sizeof(zeros));
-        if (!file_pwrite(f->fd, zeros, n, offset, err))
+        if (!file_pwrite(f->target.fd, zeros, n, offset, err))
             return false;
         offset += n;
         length -= n;
@@ -61,11 +58,11 @@ static bool make_zero(SinkFile *f, uint64_t offset, uint64_t length, Err *err)
         return true;
     int mode = f->device ? FALLOC_FL_ZERO_RANGE : FALLOC_FL_PUNCH_HOLE;
     if (!f->cannot_punch) {
-        if (fallocate(f->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) == 0)
+        if (fallocate(f->target.fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) == 0)
             return true;
         // EINVAL: the device's sector is larger than what is left at the disk's end
         if (errno != EOPNOTSUPP && errno != EINVAL)
-            return err_errno(err, errno, "%s", f->path);
+            return err_errno(err, errno, "%s", f->target.path);
         f->cannot_punch = errno == EOPNOTSUPP;
     }
     return write_zeros(f, offset, length, err);
@@ -82,8 +79,8 @@ static bool file_zero_op(Blocks *b, uint64_t offset, uint64_t length, BlocksReq 
 static bool file_flush_op(Blocks *b, BlocksReq *req, Err *err)
 {
     SinkFile *f = (SinkFile *)b;
-    if (fsync(f->fd) != 0)
-        return err_errno(err, errno, "%s cannot be made durable", f->path);
+    if (fsync(f->target.fd) != 0)
+        return err_errno(err, errno, "%s cannot be made durable", f->target.path);
     req->done(req, NULL);
     return true;
 }
@@ -91,11 +88,7 @@ static bool file_flush_op(Blocks *b, BlocksReq *req, Err *err)
 static void file_free_op(Blocks *b)
 {
     SinkFile *f = (SinkFile *)b;
-    mem_cleanup_close(&f->fd);
-    if (f->partial)
-        (void)unlink(f->partial); // nothing more can be done about a rest
-    free(f->partial);
-    free(f->path);
+    sink_path_clear(&f->target);
     free(f);
 }
 
@@ -107,33 +100,26 @@ static const BlocksOps file_ops = {
     .free = file_free_op,
 };
 
-static bool open_device(SinkFile *f, Err *err)
+static bool open_device(SinkFile *f, const SinkFileSpec *spec, Err *err)
 {
     uint64_t bytes;
-    if (!f->replace)
-        return err_set(err, ERR_EXISTS, "%s is a block device; force it to overwrite what is on it", f->path);
+    if (!spec->replace)
+        return err_set(err, ERR_EXISTS, "%s is a block device; force it to overwrite what is on it", spec->path);
     f->device = true;
-    f->fd = open(f->path, O_RDWR | O_EXCL | O_CLOEXEC);
-    if (f->fd < 0 && errno == EBUSY)
-        return err_set(err, ERR_BUSY, "%s is in use; unmount or detach it first", f->path);
-    if (f->fd < 0 || ioctl(f->fd, BLKGETSIZE64, &bytes) != 0)
-        return err_errno(err, errno, "%s", f->path);
-    if (bytes < f->blocks.size)
-        return err_set(err, ERR_NO_SPACE, "%s has %llu bytes, the disk %llu", f->path, (unsigned long long)bytes,
-                       (unsigned long long)f->blocks.size);
-    return true;
+    if (!sink_path_open_device(spec->path, &f->target, err))
+        return false;
+    if (ioctl(f->target.fd, BLKGETSIZE64, &bytes) != 0)
+        return err_errno(err, errno, "%s", spec->path);
+    return bytes >= spec->size ||
+        err_set(err, ERR_NO_SPACE, "%s has %llu bytes, the disk %llu", spec->path, (unsigned long long)bytes,
+                (unsigned long long)spec->size);
 }
 
-static bool open_file(SinkFile *f, Err *err)
+static bool open_file(SinkFile *f, const SinkFileSpec *spec, Err *err)
 {
-    if (!sink_path_partial(f->path, f->replace, &f->partial, err))
+    if (!sink_path_open(spec->path, spec->replace, &f->target, err))
         return false;
-    f->fd = open(f->partial, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (f->fd < 0)
-        return err_errno(err, errno, "%s", f->partial);
-    if (ftruncate(f->fd, (off_t)f->blocks.size) != 0)
-        return err_errno(err, errno, "%s", f->partial);
-    return true;
+    return ftruncate(f->target.fd, (off_t)spec->size) == 0 || err_errno(err, errno, "%s", f->target.partial);
 }
 
 bool sink_file_open(const SinkFileSpec *spec, Blocks **ret, Err *err)
@@ -141,14 +127,12 @@ bool sink_file_open(const SinkFileSpec *spec, Blocks **ret, Err *err)
     SinkFile *f = mem_calloc(1, sizeof(*f), err);
     if (!f)
         return false;
-    f->fd = -1;
+    f->target = SINK_PATH_NONE;
     f->blocks =
         (Blocks){.ops = &file_ops, .size = spec->size, .max_request = MAX_REQUEST, .max_in_flight = MAX_IN_FLIGHT};
-    f->replace = spec->replace;
-    f->path = mem_strdup(spec->path, err);
     struct stat st;
-    bool is_device = f->path && stat(f->path, &st) == 0 && S_ISBLK(st.st_mode);
-    if (!f->path || !(is_device ? open_device(f, err) : open_file(f, err))) {
+    bool is_device = stat(spec->path, &st) == 0 && S_ISBLK(st.st_mode);
+    if (!(is_device ? open_device(f, spec, err) : open_file(f, spec, err))) {
         file_free_op(&f->blocks);
         return false;
     }
@@ -158,11 +142,5 @@ bool sink_file_open(const SinkFileSpec *spec, Blocks **ret, Err *err)
 
 bool sink_file_finish(Blocks *b, Err *err)
 {
-    SinkFile *f = (SinkFile *)b;
-    if (f->device)
-        return true;
-    if (!sink_path_commit(f->partial, f->path, f->replace, err))
-        return false;
-    free(mem_take(f->partial));
-    return true;
+    return sink_path_commit(&((SinkFile *)b)->target, err);
 }

@@ -1,5 +1,6 @@
 #include "mover/sink_image.h"
 
+#include "base/file.h"
 #include "image/writer.h"
 #include "mover/sink_path.h"
 
@@ -11,9 +12,8 @@
 typedef struct SinkImage {
     Blocks blocks; // first
     Writer *writer;
-    char *path, *partial;
+    SinkPath target;
     char *hashes; // the writer makes them; a restored image has no use for them
-    bool replace;
 } SinkImage;
 
 static bool image_write(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
@@ -46,11 +46,8 @@ static void image_free(Blocks *b)
     writer_free(s->writer);
     if (s->hashes)
         (void)unlink(s->hashes); // nothing more can be done about a rest
-    if (s->partial)
-        (void)unlink(s->partial);
     free(s->hashes);
-    free(s->partial);
-    free(s->path);
+    sink_path_clear(&s->target);
     free(s);
 }
 
@@ -69,20 +66,21 @@ bool sink_image_open(const SinkImageSpec *spec, Blocks **ret, Err *err)
         return false;
     s->blocks =
         (Blocks){.ops = &image_ops, .size = spec->size, .max_request = MAX_REQUEST, .max_in_flight = MAX_IN_FLIGHT};
-    s->replace = spec->replace;
-    s->path = mem_strdup(spec->path, err);
-    bool fine = s->path && sink_path_partial(s->path, s->replace, &s->partial, err);
-    s->hashes = fine ? mem_printf(err, "%s.hashes", s->partial) : NULL;
+    s->target = SINK_PATH_NONE;
+    bool fine = sink_path_open(spec->path, spec->replace, &s->target, err);
+    s->hashes = fine ? mem_printf(err, "%s.hashes", s->target.partial) : NULL;
     if (s->hashes) {
         WriterSpec writer = {
-            .image_path = s->partial,
+            .image_path = s->target.partial,
+            .image_is_there = true,
             .hashes_path = s->hashes,
             .size = spec->size,
             .cluster_bits = (uint32_t)__builtin_ctz(spec->cluster_size),
             .mode = DISK_FULL,
             .direct_io = true,
         };
-        fine = writer_open(&writer, &s->writer, err);
+        // A restore that was killed while it sealed left its own
+        fine = file_unlink(s->hashes, err) && writer_open(&writer, &s->writer, err);
     }
     if (!fine || !s->writer) {
         image_free(&s->blocks);
@@ -97,9 +95,8 @@ bool sink_image_finish(Blocks *b, Err *err)
     SinkImage *s = (SinkImage *)b;
     HashesSummary summary;
     Hash digest;
-    if (!writer_seal(s->writer, NULL, &summary, &digest, err) ||
-        !sink_path_commit(s->partial, s->path, s->replace, err))
+    if (!writer_seal(s->writer, NULL, &summary, &digest, err) || !file_unlink(s->hashes, err))
         return false;
-    free(mem_take(s->partial));
-    return true;
+    free(mem_take(s->hashes)); // from here on the name may be another restore's
+    return sink_path_commit(&s->target, err);
 }

@@ -10,7 +10,7 @@ typedef struct SinkImageSpec {
     bool replace; // an existing file may be replaced
 } SinkImageSpec;
 
-// Written under a name beside the target, which gets its own in sink_image_finish(). Requests complete at once.
+// Written as PATH.partial (mover/sink_path.h), which becomes PATH in sink_image_finish(). Requests complete at once.
 bool sink_image_open(const SinkImageSpec *spec, Blocks **ret, Err *err) must_check;
 // After a copy of the whole disk that went well: writes the tables and gives the image its name, durably. Freeing a
 // sink that was not finished removes the unfinished file.

@@ -166,7 +166,8 @@ class _Qemu:
         args = []
         for i, disk in enumerate(self.disks):
             options = {'discard': 'unmap', 'detect-zeroes': 'off'}
-            file = {'driver': 'file', 'node-name': f'file{i}', 'filename': disk.path, **options}
+            driver = 'host_device' if Path(disk.path).is_block_device() else 'file'
+            file = {'driver': driver, 'node-name': f'file{i}', 'filename': disk.path, **options}
             node = {'driver': disk.format, 'node-name': disk.node, 'file': f'file{i}', **options}
             args += ['-blockdev', json.dumps(file), '-blockdev', json.dumps(node)]
             args += ['-device', f'virtio-blk-pci,id={disk.id},drive={disk.node},serial=SERIAL-{i}']

@@ -8,6 +8,8 @@ import re
 import select
 import shutil
 import signal
+import sqlite3
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from lib.api import quote
 from lib.hub import BIN
+from lib.vm import GuestError, PausedQemu
 from lib.world import MIB, make_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +88,8 @@ def test_help_and_version(cli):
         assert f"usage: sendense {command}" in cli.ok("help", *command.split())
         assert f"usage: sendense {command}" in cli.ok(*command.split(), "--help")
     assert "repo scan" in cli.ok("help", "repo") and "repo scan" in cli.ok("repo", "--help")
-    assert re.fullmatch(r"sendense \d+\.\d+\.\d+\S*\n", cli.ok("--version"))
+    version = re.fullmatch(r"sendense (\d+\.\d+\.\d+\S*)\n", cli.ok("--version")).group(1)
+    assert cli.json("--version") == cli.json("repo", "list", "--version") == {"version": version}
 
 
 @pytest.mark.parametrize("arguments", [
@@ -121,6 +125,33 @@ def test_the_manual_names_everything(cli):
             assert command in text
             for option in re.findall(r"^  (--[a-z-]+)", cli.ok("help", *command.split()), re.MULTILINE):
                 assert option in text, f"{command} {option}"
+
+
+@pytest.mark.parametrize("program, pages", [
+    ("sendense-hub", ["docs/man/sendense-hub.8.scd", "docs/reference/hub.md"]),
+    ("sendense-backup-client", ["docs/man/sendense-backup-client.1.scd"]),
+])
+def test_each_option_of_the_other_programs_is_documented(program, pages):
+    """The hub's options once stood in no page."""
+    said = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+    options = re.findall(r"^  (--[a-z-]+)", said, re.MULTILINE)
+    assert "--help" in options and len(options) > 5
+    for page in pages:
+        text = (ROOT / page).read_text()
+        assert [o for o in options if not re.search(f"[*`]{o}[*`]", text)] == [], page
+
+
+def test_install(place):
+    """Programs, man pages and the completion script, where man and bash look for them."""
+    subprocess.run(["meson", "install", "-C", BIN.parent, "--no-rebuild", "--destdir", place], check=True,
+                   capture_output=True)
+    found = {p.name: p for p in place.rglob("*") if p.is_file()}
+    for page in ("sendense.1", "sendense-backup-client.1", "sendense-hub.8"):
+        assert found[page].match(f"share/man/man{page[-1]}/*")
+        assert f'.TH "{page[:-2]}" "{page[-1]}"' in found[page].read_text()
+    scripts = [p for p in place.rglob("share/bash-completion/completions/*")]
+    assert [p.name for p in scripts] == ["sendense"] and "complete" in scripts[0].read_text()
+    assert {"sendense-hub", "sendense-backup-client", "nbdkit-sendense-plugin.so"} <= set(found)
 
 
 def test_completion(cli, place):
@@ -437,6 +468,55 @@ def test_an_interrupted_restore_leaves_nothing(cli, setup, place, form, number):
     no_rest(cli, place)
 
 
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_a_killed_restore_is_done_again(cli, setup, place, form):
+    """It once left a file under a new name each time: a few kills, and the disk was full."""
+    point = slow_disk(cli, place, 200 * MIB)
+    partial = place / "out.partial"
+    for _ in range(2):
+        process = spawn(cli, "restore", point, "--disk", "0", "--to", "out", "--format", form)
+        wait_until(lambda: partial.exists() and partial.stat().st_blocks > 0, "the restore")
+        process.kill()
+        process.communicate(timeout=30)
+        for export in cli.json("exports")["exports"]:
+            cli.ok("export", "end", export["export_id"])
+    assert [p.name for p in place.iterdir() if p.name.startswith("out")] == ["out.partial"]
+    cli.ok("restore", point, "--disk", "0", "--to", "out", "--format", form)
+    subprocess.run(["qemu-img", "compare", "-f", form, "-F", "raw", place / "out", place / "slow.raw"], check=True)
+    no_rest(cli, place)
+
+
+def test_a_path_has_one_restore_at_a_time(cli, setup, place):
+    point = slow_disk(cli, place, 200 * MIB)
+    first = spawn(cli, "restore", point, "--disk", "0", "--to", "out")
+    wait_until((place / "out.partial").exists, "the restore")
+    first.send_signal(signal.SIGSTOP)
+    second = cli.run("restore", point, "--disk", "0", "--to", "out", "--force")
+    first.send_signal(signal.SIGCONT)
+    assert second.status == 1 and "out.partial" in second.err and "another restore" in second.err
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and digest(place / "out") == digest(place / "slow.raw")
+    no_rest(cli, place)
+
+
+def test_what_a_killed_restore_left_is_room_for_the_next(cli, setup, place):
+    small = place / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", small], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (small / "out.partial").write_bytes(os.urandom(4 * MIB))
+        point = backup(cli)
+        os.symlink("elsewhere", small / "link.partial")
+        refused = cli.run("restore", point, "--disk", "0", "--to", "small/link")
+        assert refused.status == 1 and "link.partial" in refused.err and not (small / "elsewhere").exists()
+        cli.ok("restore", point, "--disk", "0", "--to", "small/out")
+        assert digest(small / "out") == digest(place / "a.raw")
+        assert sorted(os.listdir(small)) == ["link.partial", "out"]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 @pytest.fixture
 def device(place):
     """A block device of 8 MiB."""
@@ -474,6 +554,48 @@ def test_block_devices(cli, point, place, device):
     assert result.status == 1
     with open(device, "rb") as f:
         assert f.read() == before
+
+
+@pytest.mark.parametrize("node", ["the same", "its own"])
+def test_restore_refuses_a_device_that_qemu_holds(cli, point, place, device, node):
+    """It once looked for mounts and swap only, and overwrote a running guest's disk. A guest of libvirt's has device
+    nodes of its own, on which QEMU's locks are not seen."""
+    path = device
+    if node == "its own":
+        path = place / "node"
+        os.mknod(path, 0o600 | stat.S_IFBLK, os.stat(device).st_rdev)
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+        except PermissionError:
+            pytest.skip("this folder's filesystem has no devices")
+    with PausedQemu(place / "vm", [(path, "raw")]) as vm:
+        vm.write(0, 0, MIB, 0x5a)
+        result = cli.run("restore", point, "--disk", "0", "--to", device, "--force")
+        assert result.status == 1 and ("QEMU" if path == device else f"process {vm.process.pid}") in result.err
+        vm.qmp("stop")      # drains and flushes
+        with open(device, "rb") as f:
+            assert f.read(MIB) == b"\x5a" * MIB
+    cli.ok("restore", point, "--disk", "0", "--to", device, "--force")
+
+
+def test_qemu_is_kept_from_a_device_that_is_restored_to(cli, setup, place, device):
+    """What is looked at before the restore may have changed by the time it writes."""
+    point = slow_disk(cli, place, 200 * MIB)
+    os.truncate(place / "backing", 200 * MIB)
+    subprocess.run(["losetup", "--set-capacity", device], check=True)
+    restore = spawn(cli, "restore", point, "--disk", "0", "--to", device, "--force")
+    held = f"/proc/{restore.pid}/fd"
+    wait_until(lambda: device in [os.path.realpath(f"{held}/{n}") for n in os.listdir(held)], "the restore")
+    restore.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(GuestError, match="lock"):
+            PausedQemu(place / "vm", [(device, "raw")]).close()
+    finally:
+        restore.send_signal(signal.SIGCONT)
+    restore.communicate(timeout=60)
+    assert restore.returncode == 0
+    with open(device, "rb") as f:
+        assert f.read() == (place / "slow.raw").read_bytes()
 
 
 # ---- verifying
@@ -539,6 +661,44 @@ def test_verify_finds_one_flipped_byte(cli, setup, place):
     assert not (place / "out").exists()
     cli.ok("restore", second, "--disk", "1", "--to", "out")
     no_rest(cli, place)
+
+
+def test_a_restore_that_meets_damage_tells_the_hub(cli, setup, place):
+    """The point once stayed good, and the next backup was built on it."""
+    with open(place / "a.raw", "r+b") as f:
+        f.seek(20 * CLUSTER)
+        f.write(os.urandom(5 * CLUSTER))
+    first, second = backup(cli), backup(cli)
+    pattern = "ctx-*/disk-0/*-full.qcow2"
+    damage(place, pattern, data_offset(place, pattern, 22) + 1000)
+    said = cli.json("restore", second, "--disk", "0", "--to", "out", status=3)
+    assert str(22 * CLUSTER) in said["details"] and first in said["details"] and second in said["details"]
+    for point in (first, second):
+        shown = cli.json("show", point)
+        assert shown["suspect"] is True and shown["verify_result"] == "damaged"
+    plain = cli.run("restore", second, "--disk", "0", "--to", "out")
+    assert plain.status == 3 and first in plain.err and not (place / "out").exists()
+    done = cli.json("backup", setup, "--repo", "main")
+    assert (done["backup_type"], done["disks"][0]["reason"]) == ("full", "parent_damaged")
+    cli.ok("restore", done["backup_id"], "--disk", "0", "--to", "out")
+    assert digest(place / "out") == digest(place / "a.raw")
+    no_rest(cli, place)
+
+
+def test_damage_that_the_hub_is_not_told_of_is_said(cli, setup, place, hub):
+    """The catalogue is wrong then, and the disk is not restored: two things to say."""
+    with open(place / "a.raw", "r+b") as f:
+        f.seek(20 * CLUSTER)
+        f.write(os.urandom(5 * CLUSTER))
+    point = backup(cli)
+    pattern = "ctx-*/disk-0/*-full.qcow2"
+    damage(place, pattern, data_offset(place, pattern, 22) + 1000)
+    with sqlite3.connect(hub.database) as db:
+        db.execute("CREATE TRIGGER full_disk BEFORE UPDATE OF suspect ON backup_jobs "
+                   "BEGIN SELECT RAISE(ABORT, 'no'); END")
+    db.close()
+    result = cli.run("restore", point, "--disk", "0", "--to", "out")
+    assert result.status == 3 and "the hub was not told" in result.err and str(22 * CLUSTER) in result.err
 
 
 @pytest.mark.parametrize("pattern", ["ctx-*", "ctx-*/disk-0", "ctx-*/disk-0/*.qcow2", "ctx-*/disk-0/*.hashes",

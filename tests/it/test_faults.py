@@ -293,6 +293,8 @@ def test_restore_goes_on_without_the_hub(make_hub, place, back):
         thread = threading.Thread(target=lambda: results.append(
             stage.cli.run("restore", first["backup_id"], "--disk", "0", "--to", target)))
         export = wait_export_stopped(stage, thread)
+        answered = "method=POST path=/api/v1/exports status=201"
+        wait_for(lambda: answered in stage.hub.log, "the restore has been told of its export")
         stage.hub.kill()
         if back == "before it ends":
             stage.start_hub()

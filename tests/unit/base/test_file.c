@@ -360,6 +360,39 @@ static void test_lock_whose_file_is_removed(void **state)
     assert_int_equal(r.faults, 0);
 }
 
+static bool says(const Err *err, const char *word)
+{
+    return err->code == ERR_BUSY && strstr(err->details, word);
+}
+
+// Between two opened descriptors, also of one process; QEMU's locks are told from others'.
+static void test_locked_bytes(void **state)
+{
+    Err err = ERR_INIT;
+    const char *path = unit_path(state, "image");
+    int a = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), b = open(path, O_RDWR | O_CLOEXEC),
+        reader = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(a >= 0 && b >= 0 && reader >= 0);
+    assert_ok(file_lock_bytes(a, path, &err), &err);
+    assert_ok(file_lock_bytes(a, path, &err), &err);
+    assert_ok(file_bytes_are_free(a, path, &err), &err);
+    assert_false(file_lock_bytes(b, path, &err));
+    assert_true(says(&err, "another process"));
+    err_clear(&err);
+    assert_fails(file_bytes_are_free(reader, path, &err), &err, ERR_BUSY);
+    assert_int_equal(close(a), 0);
+    assert_ok(file_bytes_are_free(reader, path, &err), &err);
+    // As QEMU's block/file-posix.c does: "I use the permission to write"
+    struct flock qemu = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1};
+    assert_int_equal(fcntl(reader, F_OFD_SETLK, &qemu), 0);
+    assert_false(file_lock_bytes(b, path, &err));
+    assert_true(says(&err, "QEMU"));
+    err_clear(&err);
+    assert_int_equal(close(reader), 0);
+    assert_ok(file_lock_bytes(b, path, &err), &err);
+    assert_int_equal(close(b), 0);
+}
+
 #define in_folder(f) cmocka_unit_test_setup_teardown(f, unit_folder_setup, unit_folder_teardown)
 
 int main(void)
@@ -379,6 +412,7 @@ int main(void)
         in_folder(test_space),
         in_folder(test_lock),
         in_folder(test_lock_whose_file_is_removed),
+        in_folder(test_locked_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

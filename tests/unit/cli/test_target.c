@@ -118,10 +118,9 @@ static void an_image_that_qemu_holds_is_refused(void **state)
     assert_ok(proc_spawn(&spec, &qemu, &err), &err);
     // Its prompt says that it has opened the image
     assert_true(read(out[0], said, sizeof(said)) > 0);
-    assert_fails(target_file_is_free(image, &err), &err, ERR_BUSY);
     assert_fails(check(image, true, &err), &err, ERR_BUSY);
     proc_stop(&qemu, 2000);
-    assert_ok(target_file_is_free(image, &err), &err);
+    assert_ok(check(image, true, &err), &err);
     assert_int_equal(close(in[0]) + close(in[1]) + close(out[0]) + close(out[1]), 0);
 }
 
@@ -134,15 +133,15 @@ static void a_file_that_is_open_is_refused(void **state)
     assert_true(fd >= 0);
     if (fcntl(fd, F_SETLEASE, F_UNLCK) != 0 && errno == EINVAL)
         skip(); // this filesystem has no leases
-    assert_fails(target_file_is_free(path, &err), &err, ERR_BUSY);
+    assert_fails(check(path, true, &err), &err, ERR_BUSY);
     assert_int_equal(close(fd), 0);
-    assert_ok(target_file_is_free(path, &err), &err);
+    assert_ok(check(path, true, &err), &err);
 }
 
 // ---- devices, with an account of our own. 8:16 has the partition 8:17, on which 253:0 was made.
 
 typedef struct Account {
-    char mountinfo[4096], swaps[4096], devices[4096];
+    char mountinfo[4096], swaps[4096], devices[4096], processes[4096];
     TargetSystem system;
 } Account;
 
@@ -151,9 +150,14 @@ static void make_account(void **state, Account *a, const char *mounts, const cha
     (void)snprintf(a->mountinfo, sizeof(a->mountinfo), "%s", unit_path(state, "mountinfo"));
     (void)snprintf(a->swaps, sizeof(a->swaps), "%s", unit_path(state, "swaps"));
     (void)snprintf(a->devices, sizeof(a->devices), "%s", unit_path(state, "block"));
-    a->system = (TargetSystem){.mountinfo = a->mountinfo, .swaps = a->swaps, .devices = a->devices};
+    (void)snprintf(a->processes, sizeof(a->processes), "%s", unit_path(state, "proc"));
+    a->system =
+        (TargetSystem){.mountinfo = a->mountinfo, .swaps = a->swaps, .devices = a->devices, .processes = a->processes};
     write_file(a->mountinfo, mounts);
     write_file(a->swaps, swaps);
+    make_folder(unit_path(state, "proc/1/fd")); // one that has nothing open, one that may not be looked at
+    make_folder(unit_path(state, "proc/2"));
+    make_folder(unit_path(state, "proc/self/fd"));
     make_folder(unit_path(state, "block/8:16/sdb1"));
     make_folder(unit_path(state, "block/8:16/holders"));
     make_folder(unit_path(state, "block/8:16/queue"));
@@ -210,8 +214,16 @@ static void a_mounted_device_is_refused(void **state)
 static void an_unknown_account_is_an_error(void **state)
 {
     Err err = ERR_INIT;
-    TargetSystem none = {.mountinfo = unit_path(state, "no"), .swaps = unit_path(state, "no"), .devices = *state};
-    assert_fails(target_device_is_free(&none, "/dev/sdb", makedev(8, 16), &err), &err, ERR_NOT_FOUND);
+    Account a;
+    make_account(state, &a, "", "");
+    const char **parts[] = {&a.system.mountinfo, &a.system.swaps, &a.system.processes};
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
+        const char *was = *parts[i];
+        *parts[i] = unit_path(state, "no");
+        assert_fails(target_device_is_free(&a.system, "/dev/sdb", makedev(8, 16), &err), &err, ERR_NOT_FOUND);
+        *parts[i] = was;
+    }
+    assert_ok(target_device_is_free(&a.system, "/dev/sdb", makedev(8, 16), &err), &err);
 }
 
 // A real device, where this machine has one that is mounted.

@@ -4,8 +4,12 @@
 #include "mover/sink_file.h"
 #include "mover/sink_hasher.h"
 #include "mover/sink_image.h"
+#include "mover/sink_path.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -145,6 +149,118 @@ static void odd_targets_are_refused(void **state)
     assert_fails(sink_file_open(&spec, &b, &err), &err, ERR_NOT_FOUND);
 }
 
+// A killed restore once left its file under a new name each time, until the disk was full.
+static void the_rest_of_a_killed_restore_is_replaced(void **state)
+{
+    Err err = ERR_INIT;
+    Blocks *b = NULL;
+    cleanup_free char *text = NULL;
+    SinkFileSpec spec = {.path = unit_path(state, "disk.raw"), .size = 3};
+    const char *partial = unit_path(state, "disk.raw.partial"), *other = unit_path(state, "other");
+    assert_ok(file_create_durable(partial, "a longer rest", 13, 0666, &err), &err);
+    assert_int_equal(link(partial, other), 0); // whoever else knows the file gets nothing of the disk
+    assert_ok(sink_file_open(&spec, &b, &err), &err);
+    put(b, "new", 0, 3);
+    flush(b);
+    assert_ok(sink_file_finish(b, &err), &err);
+    b->ops->free(b);
+    assert_ok(file_read(spec.path, 100, &text, NULL, &err), &err);
+    assert_string_equal(text, "new");
+    free(mem_take(text));
+    assert_ok(file_read(other, 100, &text, NULL, &err), &err);
+    assert_string_equal(text, "a longer rest");
+    assert_int_equal(names_in_folder(state), 2);
+    assert_ok(sink_path_remove_rest(spec.path, &err), &err); // none
+    assert_ok(file_create_durable(partial, "rest", 4, 0600, &err), &err);
+    assert_ok(sink_path_remove_rest(spec.path, &err), &err);
+    assert_false(file_exists(partial));
+}
+
+static void a_partial_file_in_use_is_left_alone(void **state)
+{
+    Err err = ERR_INIT;
+    Blocks *first = NULL, *second = NULL;
+    cleanup_free char *text = NULL;
+    SinkFileSpec spec = {.path = unit_path(state, "disk"), .size = 3, .replace = true};
+    SinkImageSpec image = {.path = spec.path, .size = 3, .cluster_size = CLUSTER, .replace = true};
+    assert_ok(sink_file_open(&spec, &first, &err), &err);
+    put(first, "new", 0, 3);
+    assert_fails(sink_file_open(&spec, &second, &err), &err, ERR_BUSY);
+    assert_fails(sink_image_open(&image, &second, &err), &err, ERR_BUSY);
+    assert_fails(sink_path_remove_rest(spec.path, &err), &err, ERR_BUSY);
+    flush(first);
+    assert_ok(sink_file_finish(first, &err), &err);
+    first->ops->free(first);
+    assert_ok(file_read(spec.path, 10, &text, NULL, &err), &err);
+    assert_string_equal(text, "new");
+    assert_ok(sink_image_open(&image, &first, &err), &err);
+    assert_fails(sink_file_open(&spec, &second, &err), &err, ERR_BUSY);
+    first->ops->free(first);
+    assert_int_equal(names_in_folder(state), 1);
+}
+
+static void what_is_in_the_way_of_the_partial_file_is_refused(void **state)
+{
+    Err err = ERR_INIT;
+    Blocks *b = NULL;
+    cleanup_free char *text = NULL;
+    SinkFileSpec spec = {.path = unit_path(state, "disk"), .size = 3};
+    const char *partial = unit_path(state, "disk.partial"), *mine = unit_path(state, "mine");
+    assert_ok(file_create_durable(mine, "mine", 4, 0600, &err), &err);
+    assert_int_equal(symlink("mine", partial), 0);
+    assert_fails(sink_file_open(&spec, &b, &err), &err, ERR_CONFLICT);
+    assert_int_equal(unlink(partial), 0);
+    assert_int_equal(mkfifo(partial, 0600), 0);
+    assert_fails(sink_file_open(&spec, &b, &err), &err, ERR_CONFLICT);
+    assert_int_equal(unlink(partial), 0);
+    assert_ok(file_mkdir(partial, 0700, &err), &err);
+    assert_fails(sink_file_open(&spec, &b, &err), &err, ERR_CONFLICT);
+    assert_ok(file_read(mine, 10, &text, NULL, &err), &err);
+    assert_string_equal(text, "mine");
+    assert_false(file_exists(spec.path));
+}
+
+typedef struct Race {
+    SinkFileSpec spec;
+    atomic_int holders, faults, finished;
+} Race;
+
+static void *restore_again_and_again(void *arg)
+{
+    Race *r = arg;
+    for (int i = 0; i < 1000; i++) {
+        Blocks *b;
+        Err err = ERR_INIT;
+        if (!sink_file_open(&r->spec, &b, &err)) {
+            r->faults += err.code != ERR_BUSY;
+            continue;
+        }
+        r->faults += atomic_fetch_add(&r->holders, 1) != 0;
+        (void)sched_yield();
+        (void)atomic_fetch_sub(&r->holders, 1);
+        if (i % 2 == 0) { // from here on another one may have the name
+            r->faults += !sink_file_finish(b, &err);
+            r->finished++;
+        }
+        b->ops->free(b);
+    }
+    return NULL;
+}
+
+// Each looks for a rest, removes it and makes its own while the others do.
+static void one_of_many_restores_to_a_path_has_it(void **state)
+{
+    Race r = {.spec = {.path = unit_path(state, "disk"), .size = 3, .replace = true}};
+    pthread_t t[4];
+    for (size_t i = 0; i < ARRAY_LEN(t); i++)
+        assert_int_equal(pthread_create(&t[i], NULL, restore_again_and_again, &r), 0);
+    for (size_t i = 0; i < ARRAY_LEN(t); i++)
+        assert_int_equal(pthread_join(t[i], NULL), 0);
+    assert_int_equal(r.faults, 0);
+    assert_true(r.finished > 0);
+    assert_int_equal(names_in_folder(state), 1);
+}
+
 // ---- hasher
 
 static HashGeometry geometry(HashAlgorithm algorithm)
@@ -270,6 +386,26 @@ static void image_has_a_valid_header(void **state)
     assert_int_equal(names_in_folder(state), 1); // no hashes stay
 }
 
+// Killed while it sealed: its hashes are there, too.
+static void the_rest_of_a_killed_image_is_replaced(void **state)
+{
+    static uint8_t data[CLUSTER];
+    Err err = ERR_INIT;
+    Blocks *b = NULL;
+    cleanup_free char *text = NULL;
+    SinkImageSpec spec = {.path = unit_path(state, "disk.qcow2"), .size = CLUSTER, .cluster_size = CLUSTER};
+    assert_ok(file_create_durable(unit_path(state, "disk.qcow2.partial"), "rest", 4, 0600, &err), &err);
+    assert_ok(file_create_durable(unit_path(state, "disk.qcow2.partial.hashes"), "rest", 4, 0600, &err), &err);
+    assert_ok(sink_image_open(&spec, &b, &err), &err);
+    put(b, data, 0, CLUSTER);
+    flush(b);
+    assert_ok(sink_image_finish(b, &err), &err);
+    b->ops->free(b);
+    assert_ok(file_read(spec.path, 1 << 20, &text, &(size_t){0}, &err), &err);
+    assert_memory_equal(text, "QFI\xfb\0\0\0\3", 8);
+    assert_int_equal(names_in_folder(state), 1);
+}
+
 static void image_with_a_hole_is_not_finished(void **state)
 {
     Err err = ERR_INIT;
@@ -293,10 +429,15 @@ int main(void)
         folder_test(existing_target_stays_until_the_end),
         folder_test(target_that_appears_meanwhile_is_kept),
         folder_test(odd_targets_are_refused),
+        folder_test(the_rest_of_a_killed_restore_is_replaced),
+        folder_test(a_partial_file_in_use_is_left_alone),
+        folder_test(what_is_in_the_way_of_the_partial_file_is_refused),
+        folder_test(one_of_many_restores_to_a_path_has_it),
         cmocka_unit_test(hasher_agrees_xxh3),
         cmocka_unit_test(hasher_agrees_sha256),
         cmocka_unit_test(hasher_wants_each_cluster_once),
         folder_test(image_has_a_valid_header),
+        folder_test(the_rest_of_a_killed_image_is_replaced),
         folder_test(image_with_a_hole_is_not_finished),
     };
     return cmocka_run_group_tests_name("sinks", tests, NULL, NULL);
