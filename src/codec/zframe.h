@@ -10,10 +10,10 @@
 typedef struct ZframePress ZframePress;
 bool zframe_press_new(unsigned level, ZframePress **ret, Err *err) must_check;
 void zframe_press_free(ZframePress *z);
-// Compresses n bytes of p into out, of max bytes (whole sectors). Returns the bytes used, whole sectors, zeros behind the
-// frame; 0 where it does not fit.
+// Compresses n bytes of p into out, of max bytes (whole sectors). Returns the bytes used, whole sectors, zeros behind
+// the frame; 0 where it does not fit.
 size_t zframe_press(ZframePress *z, const void *p, size_t n, void *out, size_t max);
 
-// Inflates the frame at the start of `in` into exactly out_bytes. Everything behind the frame must be zeros. ERR_DAMAGED
-// for anything else: what is in a repository may be hostile. Thread-safe.
+// Inflates the frame at the start of `in` into exactly out_bytes. Everything behind the frame must be zeros.
+// ERR_DAMAGED for anything else: what is in a repository may be hostile. Thread-safe.
 bool zframe_inflate(const void *in, size_t in_bytes, void *out, size_t out_bytes, Err *err) must_check;

@@ -1,5 +1,5 @@
-// What uses each cluster of an image file, worked out from its tables, a window of the file at a time: so memory does not
-// grow with the file. For the seal, which writes the refcounts, and for whoever checks an image (metadata.h).
+// What uses each cluster of an image file, worked out from its tables, a window of the file at a time: so memory does
+// not grow with the file. For the seal, which writes the refcounts, and for whoever checks an image (metadata.h).
 // docs/internals/formats.md says what an image of ours looks like.
 #pragma once
 
@@ -27,9 +27,9 @@ typedef struct Usage {
     struct UsageInside *inside;
 } Usage;
 
-// header: one cluster that is still to be written; NULL: the file's own. The tables that it names are in the file, but for
-// refcount blocks. ERR_DAMAGED: a header or an entry that is not of our subset, an entry beyond the disk's end, or tables
-// that do not lie in the file. ERR_UNSUPPORTED: extended L2 entries. fd is borrowed.
+// header: one cluster that is still to be written; NULL: the file's own. The tables that it names are in the file, but
+// for refcount blocks. ERR_DAMAGED: a header or an entry that is not of our subset, an entry beyond the disk's end, or
+// tables that do not lie in the file. ERR_UNSUPPORTED: extended L2 entries. fd is borrowed.
 bool usage_open(int fd, const uint8_t *header, const HashGeometry *geo, Usage *ret, Err *err) must_check;
 void usage_clear(Usage *u);
 // Fills the window of at most USAGE_WINDOW clusters from `first` on. ERR_DAMAGED: a cluster that is used twice.

@@ -97,8 +97,8 @@ static bool merge(Writer *w, const Piece *piece, uint64_t cluster, uint8_t *plac
     return true;
 }
 
-// One cluster, complete at `from`: is it kept as it is, marked zero, or stored? Compressed only if all of it came, and for
-// the first time: what comes in parts, or again, may do so once more.
+// One cluster, complete at `from`: is it kept as it is, marked zero, or stored? Compressed only if all of it came, and
+// for the first time: what comes in parts, or again, may do so once more.
 static void decide(Writer *w, Piece *piece, uint32_t k, const uint8_t *from, bool whole)
 {
     Hash leaf = w->geo.zero_leaf;

@@ -1,6 +1,6 @@
-// Compressed clusters: zstd frames, packed one behind the other into host clusters. Each begins and ends with a sector of
-// the file, so that whoever checks an image knows from its tables alone which bytes are whose (usage.h). What one piece of
-// a request compresses is written together, aligned.
+// Compressed clusters: zstd frames, packed one behind the other into host clusters. Each begins and ends with a sector
+// of the file, so that whoever checks an image knows from its tables alone which bytes are whose (usage.h). What one
+// piece of a request compresses is written together, aligned.
 #include "image/writer_parts.h"
 
 #include "base/file.h"

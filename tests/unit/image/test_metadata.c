@@ -2,8 +2,8 @@
 
 #include "image/reader.h"
 
-// Packed or not: whatever the tables do not name as data is seen. A flip in compressed data is left to its leaf; one in what
-// lies between, or was replaced, is not.
+// Packed or not: whatever the tables do not name as data is seen. A flip in compressed data is left to its leaf; one
+// in what lies between, or was replaced, is not.
 static void test_packed_damage_is_seen(void **state)
 {
     Err err = ERR_INIT;
