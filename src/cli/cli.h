@@ -16,8 +16,8 @@
 
 // One member for each option; text is owned.
 typedef struct CliValues {
-    char *hub, *path, *cluster_size, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm, *status, *disk,
-        *to, *format;
+    char *hub, *path, *cluster_size, *compression, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm,
+        *status, *disk, *to, *format;
     OptList file, exclude;
     uint64_t limit;
     bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,

@@ -2,12 +2,12 @@
 
 const Command command_table[] = {
     {.name = "repo add",
-     .usage = "NAME --path DIR [--cluster-size N] [--hash ALG]",
+     .usage = "NAME --path DIR [--compression LEVEL] [--cluster-size N] [--hash ALG]",
      .summary = "register a repository; the folder is made, or taken as it is if it is a repository already",
      .notes = "Points in a folder that is taken in are listed after `sendense repo scan NAME`.",
      .min_words = 1,
      .max_words = 1,
-     .options = {"path", "cluster-size", "hash"},
+     .options = {"path", "compression", "cluster-size", "hash"},
      .run = command_repo_add},
     {.name = "repo list", .usage = "", .summary = "the repositories", .run = command_repo_list},
     {.name = "repo show",

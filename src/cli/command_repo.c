@@ -17,6 +17,10 @@ static void print_repository(const json_t *r)
     cli_show("path", cli_text(r, "path"));
     cli_show("cluster size", cluster);
     cli_show("hash", cli_text(r, "hash_algorithm"));
+    if (cli_u64(r, "compression") > 0)
+        (void)printf("%-16szstd, level %" PRIu64 "\n", "compression:", cli_u64(r, "compression"));
+    else
+        cli_show("compression", "off");
     cli_show("created (UTC)", time);
     cli_show("available", cli_flag(r, "available") ? "yes" : "no");
     cli_show("problem", cli_text(r, "problem"));
@@ -27,10 +31,16 @@ static void print_repository(const json_t *r)
 
 static bool build_repository(const CliValues *v, const char *name, json_t *body, Err *err)
 {
-    uint64_t cluster;
+    uint64_t cluster, level = 0;
     cleanup_free char *path = cli_absolute(v->path, err);
     if (!path || !codec_json_set_text(body, "name", name, err) || !codec_json_set_text(body, "path", path, err) ||
         (v->hash && !codec_json_set_text(body, "hash_algorithm", v->hash, err)))
+        return false;
+    if (v->compression && !str_eq(v->compression, "off") && !num_u64(v->compression, 1, 19, &level, err)) {
+        err->code = ERR_USAGE;
+        return err_context(err, "option --compression");
+    }
+    if (!codec_json_set_u64(body, "compression", level, err))
         return false;
     if (!v->cluster_size)
         return true;

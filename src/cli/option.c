@@ -10,6 +10,8 @@ const Option option_table[] = {
     {"help", OPT_FLAG, AT(help), .global = true, .help = "this text"},
     {"version", OPT_FLAG, AT(version), .global = true, .help = "the version"},
     {"path", OPT_TEXT, AT(path), .value = "DIR", .help = "folder of the repository, on the hub"},
+    {"compression", OPT_TEXT, AT(compression), .value = "LEVEL",
+     .help = "zstd level of new images, 1 to 19, or off (off)"},
     {"cluster-size", OPT_TEXT, AT(cluster_size), .value = "N", .help = "of the images, 4K to 2M (64K)"},
     {"hash", OPT_TEXT, AT(hash), .value = "ALG", .help = "xxh3-128 (the default) or sha256"},
     {"file", OPT_LIST, AT(file), .value = "IMAGE", .help = "a disk: image file, device or NBD URI; repeat it for more"},

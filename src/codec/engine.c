@@ -1,5 +1,7 @@
 #include "codec/engine.h"
 
+#include "codec/zframe.h"
+
 #include "base/str.h"
 
 #define LAYERS_MAX 250
@@ -64,7 +66,9 @@ bool engine_config_encode(const EngineConfig *c, char **ret_text, Err *err)
     if (c->role == ENGINE_INGEST &&
         (!codec_json_set_text(o, "image", c->image, err) || !codec_json_set_text(o, "hashes", c->hashes, err) ||
          !codec_json_set_text(o, "backing_name", c->backing_name, err) ||
-         !codec_json_set_u64(o, "size", c->size, err) || !codec_json_set_text(o, "mode", disk_mode_name(c->mode), err)))
+         !codec_json_set_u64(o, "size", c->size, err) ||
+         !codec_json_set_text(o, "mode", disk_mode_name(c->mode), err) ||
+         !codec_json_set_u64(o, "compression", c->compression, err)))
         return false;
     return codec_json_dump(o, ret_text, err);
 }
@@ -107,11 +111,15 @@ static bool decode_layers(const json_t *o, EngineConfig *c, Err *err)
 static bool decode_ingest(const json_t *o, EngineConfig *c, Err *err)
 {
     const char *mode = NULL;
+    uint64_t compression = 0;
+    bool present;
     if (!take_text(o, "image", false, &c->image, err) || !take_text(o, "hashes", false, &c->hashes, err) ||
         !take_text(o, "backing_name", true, &c->backing_name, err) ||
         !codec_json_u64(o, "size", DISK_SIZE_MAX, &c->size, err) || !codec_json_text(o, "mode", 16, &mode, err) ||
-        !disk_mode_parse(mode, &c->mode, err))
+        !disk_mode_parse(mode, &c->mode, err) ||
+        !codec_json_u64_opt(o, "compression", ZFRAME_LEVEL_MAX, &compression, &present, err))
         return false;
+    c->compression = (unsigned)compression;
     bool full = c->mode == DISK_FULL;
     if (c->size == 0 || full != !c->backing_name || full != (c->layers_len == 0))
         return err_set(err, ERR_INVALID, "size, mode, backing file and parent do not go together");
@@ -120,9 +128,9 @@ static bool decode_ingest(const json_t *o, EngineConfig *c, Err *err)
 
 static bool decode_config(const json_t *o, EngineConfig *c, Err *err)
 {
-    static const char *const common[] = {"role",      "export_name", "control", "cluster_size", "hash_algorithm",
-                                         "hash_seed", "layers",      "image",   "hashes",       "backing_name",
-                                         "size",      "mode",        NULL};
+    static const char *const common[] = {
+        "role",  "export_name", "control",      "cluster_size", "hash_algorithm", "hash_seed",   "layers",
+        "image", "hashes",      "backing_name", "size",         "mode",           "compression", NULL};
     static const char *const serve[] = {"role",           "export_name", "control", "cluster_size",
                                         "hash_algorithm", "hash_seed",   "layers",  NULL};
     const char *role = NULL;

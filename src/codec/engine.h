@@ -26,6 +26,7 @@ typedef struct EngineConfig {
     char *image, *hashes, *backing_name;
     uint64_t size;
     DiskMode mode;
+    unsigned compression; // level, 0: none
     // the parent's chain (ingest), or the point's (serve); layers[0] is the newest
     EngineLayer *layers;
     size_t layers_len;

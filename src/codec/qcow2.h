@@ -106,6 +106,12 @@ static inline uint64_t qcow2_l2_zero(uint64_t offset)
     return offset ? offset | QCOW2_OFLAG_COPIED | QCOW2_OFLAG_ZERO : QCOW2_OFLAG_ZERO;
 }
 
+// Compressed data of `bytes` (whole sectors, less than a cluster) at `offset` (a multiple of 512).
+static inline uint64_t qcow2_l2_compressed(uint64_t offset, uint32_t bytes, uint32_t cluster_bits)
+{
+    return QCOW2_OFLAG_COMPRESSED | (uint64_t)(bytes / 512 - 1) << (62 - (cluster_bits - 8)) | offset;
+}
+
 // Refcounts for a file in which every cluster is used once, the refcount blocks and their table included: how many
 // clusters those two take when `used` clusters are in use besides them.
 typedef struct Qcow2RefcountPlan {

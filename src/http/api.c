@@ -27,7 +27,7 @@ HANDLER(health)
 
 HANDLER(repository_add)
 {
-    static const char *const known[] = {"name", "path", "cluster_size", "hash_algorithm", NULL};
+    static const char *const known[] = {"name", "path", "cluster_size", "hash_algorithm", "compression", NULL};
     const json_t *body;
     ret->status = 201;
     return http_request_json(req, known, &body, err) &&

@@ -4,15 +4,12 @@
 
 #include "base/file.h"
 #include "base/str.h"
+#include "codec/zframe.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zstd.h>
-
-// A zstd frame may ask for any window; a cluster never needs more than the largest cluster.
-#define WINDOW_LOG_MAX 23
 
 void reader_file_clear(ReaderFile *f)
 {
@@ -141,34 +138,11 @@ bool reader_file_read(const ReaderFile *f, uint64_t offset, void *p, size_t n, E
 
 // ---- compressed clusters
 
-static bool inflate(const void *in, size_t in_bytes, void *out, size_t out_bytes, Err *err)
-{
-    ZSTD_DCtx *ctx = ZSTD_createDCtx();
-    if (!ctx)
-        return err_no_memory(err);
-    (void)ZSTD_DCtx_setParameter(ctx, ZSTD_d_windowLogMax,
-                                 WINDOW_LOG_MAX); // fails outside 10..31 only
-    ZSTD_inBuffer from = {.src = in, .size = in_bytes};
-    ZSTD_outBuffer to = {.dst = out, .size = out_bytes};
-    // Streaming, because `in` is rounded up to sectors: what follows the frame is somebody else's.
-    while (to.pos < to.size) {
-        size_t was_in = from.pos, was_out = to.pos;
-        size_t hint = ZSTD_decompressStream(ctx, &to, &from);
-        // 0: the frame is over.
-        if (ZSTD_isError(hint) || hint == 0 || (from.pos == was_in && to.pos == was_out))
-            break;
-    }
-    (void)ZSTD_freeDCtx(ctx); // always 0
-    if (to.pos != to.size)
-        return err_set(err, ERR_DAMAGED, "a compressed cluster does not inflate to %zu bytes", out_bytes);
-    return true;
-}
-
 bool reader_file_inflate(const ReaderFile *f, uint64_t offset, uint32_t length, void *p, Err *err)
 {
     if (f->header.compression != QCOW2_ZSTD)
         return err_set(err, ERR_UNSUPPORTED, "clusters compressed with zlib are not read; use qemu-img");
     cleanup_free uint8_t *raw = mem_calloc(length, 1, err);
     return raw && reader_file_read(f, offset, raw, length, err) && // the last sector may end behind the file
-        inflate(raw, length, p, (size_t)1 << f->header.cluster_bits, err);
+        zframe_inflate(raw, length, p, (size_t)1 << f->header.cluster_bits, err);
 }

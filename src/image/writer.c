@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #define AHEAD_FIRST (UINT64_C(16) << 20)
+#define COMPRESSED_CLUSTER_MIN 16384 // what is saved of smaller ones goes into alignment
 
 static bool overlaps(const WriterRange *a, const WriterRange *b)
 {
@@ -72,6 +73,8 @@ static bool check_spec(const WriterSpec *spec, Err *err)
     bool full = spec->mode == DISK_FULL;
     if (full != !spec->parent || full != !spec->backing_name)
         return err_set(err, ERR_INVALID, "a full has no parent, everything else has one");
+    if (spec->compression > ZFRAME_LEVEL_MAX)
+        return err_set(err, ERR_INVALID, "compression is 1 to %d, 0 for none", ZFRAME_LEVEL_MAX);
     if (spec->backing_name && (strlen(spec->backing_name) == 0 || strlen(spec->backing_name) > QCOW2_BACKING_MAX))
         return err_set(err, ERR_INVALID, "bad backing file name");
     if (spec->mode == DISK_TRACKED && chain_hashes_size(spec->parent) != spec->size)
@@ -89,7 +92,8 @@ static bool set_limits(Writer *w, Err *err)
     uint64_t l1 = align_up(l1_bytes, w->cluster_size) >> w->cluster_bits;
     if (!qcow2_refcount_plan(1 + w->clusters + w->groups + l1, w->cluster_bits, &plan, err))
         return false;
-    w->most = plan.total << w->cluster_bits;
+    // with compression what came first may be replaced by a plain cluster
+    w->most = (w->compression != 0 ? plan.total + 2 * w->clusters : plan.total) << w->cluster_bits;
     w->next = w->cluster_size; // 0 is the header
     w->ahead = w->cluster_size;
     w->ahead_step = AHEAD_FIRST;
@@ -147,12 +151,14 @@ bool writer_open(const WriterSpec *spec, Writer **ret, Err *err)
     w->size = spec->size;
     w->cluster_bits = spec->cluster_bits;
     w->cluster_size = 1u << spec->cluster_bits;
+    w->compression = w->cluster_size < COMPRESSED_CLUSTER_MIN ? 0 : spec->compression;
     pthread_mutex_init(&w->lock, NULL); // these never fail on Linux
     pthread_mutex_init(&w->cache_lock, NULL);
     pthread_mutex_init(&w->space_lock, NULL);
     pthread_mutex_init(&w->account_lock, NULL);
     pthread_cond_init(&w->ranges_changed, NULL);
     pthread_cond_init(&w->buffer_freed, NULL);
+    pthread_cond_init(&w->press_freed, NULL);
     if (!set_up(w, spec, err)) {
         writer_free(w);
         return false;
@@ -167,6 +173,7 @@ void writer_free(Writer *w)
         return;
     writer_groups_clear(w);
     covered_free(w->covered);
+    writer_press_clear(w);
     for (unsigned i = 0; i < w->buffers_free; i++)
         free(w->buffers[i]);
     free(w->buffers);
@@ -178,6 +185,7 @@ void writer_free(Writer *w)
     pthread_mutex_destroy(&w->account_lock);
     pthread_cond_destroy(&w->ranges_changed);
     pthread_cond_destroy(&w->buffer_freed);
+    pthread_cond_destroy(&w->press_freed);
     free(w->image_path);
     free(w->hashes_path);
     free(w->backing_name);

@@ -20,6 +20,7 @@ typedef struct WriterSpec {
     HashSpec hash;
     DiskMode mode;
     ChainHashes *parent;   // borrowed until free; NULL when mode is DISK_FULL
+    unsigned compression;  // zstd level for clusters that come whole and for the first time; 0: none. None below 16 KiB
     bool direct_io;        // try O_DIRECT; falls back where the filesystem refuses
     unsigned cache_groups; // groups kept in memory; 0: as many as fit 16 MiB, at least 4
 } WriterSpec;

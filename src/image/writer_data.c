@@ -13,6 +13,14 @@ typedef struct Stored {
     Hash leaf[WRITER_CHUNK_CLUSTERS];
 } Stored;
 
+// And those that are stored compressed.
+typedef struct Packed {
+    uint32_t n;
+    uint32_t k[WRITER_CHUNK_CLUSTERS];
+    uint32_t length[WRITER_CHUNK_CLUSTERS]; // of the frame
+    Hash leaf[WRITER_CHUNK_CLUSTERS];
+} Packed;
+
 // A piece of a request, within one group, and what is needed to work on it.
 typedef struct Piece {
     const uint8_t *p;     // bytes that came; NULL: zeros
@@ -20,17 +28,20 @@ typedef struct Piece {
     uint8_t *buffer;      // chunk_bytes; cluster i of the piece has its place at i * cluster_size
     WriterGroup *g;
     bool changed;
+    WriterPress *press; // NULL: nothing is compressed
     Stored stored;
+    Packed packed;
 } Piece;
 
+// The host cluster that goes with the entry; 0: none of its own.
 static uint64_t host_of(uint64_t entry)
 {
-    return entry & QCOW2_OFFSET_MASK;
+    return entry & QCOW2_OFLAG_COMPRESSED ? 0 : entry & QCOW2_OFFSET_MASK;
 }
 
 static bool is_data(uint64_t entry)
 {
-    return entry != 0 && !(entry & QCOW2_OFLAG_ZERO);
+    return entry != 0 && !writer_is_zero(entry);
 }
 
 // End of a cluster, cut at the disk's.
@@ -74,7 +85,7 @@ static bool merge(Writer *w, const Piece *piece, uint64_t cluster, uint8_t *plac
     uint64_t start = cluster << w->cluster_bits, entry = piece->g->entries[cluster % w->geo.leaves];
     uint64_t from = MAX(start, piece->offset), to = MIN(cluster_end(w, cluster), piece->end);
     if (!holds(w, cluster, piece->offset, piece->end) && is_data(entry)) {
-        if (!file_pread(w->fd, place, w->cluster_size, host_of(entry), err))
+        if (!writer_host_read(w, entry, place, err))
             return false;
     } else {
         memset(place, 0, w->cluster_size);
@@ -86,8 +97,9 @@ static bool merge(Writer *w, const Piece *piece, uint64_t cluster, uint8_t *plac
     return true;
 }
 
-// One cluster, complete at `from`: is it kept as it is, marked zero, or stored?
-static void decide(Writer *w, Piece *piece, uint32_t k, const uint8_t *from)
+// One cluster, complete at `from`: is it kept as it is, marked zero, or stored? Compressed only if all of it came, and
+// for the first time: what comes in parts, or again, may do so once more.
+static void decide(Writer *w, Piece *piece, uint32_t k, const uint8_t *from, bool whole)
 {
     Hash leaf = w->geo.zero_leaf;
     bool zero = hash_is_zero(from, w->cluster_size);
@@ -97,11 +109,19 @@ static void decide(Writer *w, Piece *piece, uint32_t k, const uint8_t *from)
     if (entry == 0 && hash_equal(&leaf, &piece->g->leaves[k]))
         return; // the parent (in a full: nothing) says the same
     if (zero) {
-        if (entry & QCOW2_OFLAG_ZERO)
+        if (writer_is_zero(entry))
             return;
         piece->g->entries[k] = qcow2_l2_zero(host_of(entry));
         piece->g->leaves[k] = leaf;
         piece->changed = true;
+        return;
+    }
+    uint32_t length = whole && entry == 0 && piece->press ? writer_press_add(w, piece->press, from) : 0;
+    if (length > 0) {
+        Packed *p = &piece->packed;
+        p->k[p->n] = k;
+        p->length[p->n] = length;
+        p->leaf[p->n++] = leaf;
         return;
     }
     Stored *s = &piece->stored;
@@ -169,6 +189,22 @@ static bool store(Writer *w, Piece *piece, Err *err)
     return true;
 }
 
+static bool store_packed(Writer *w, Piece *piece, Err *err)
+{
+    Packed *p = &piece->packed;
+    uint64_t offsets[WRITER_CHUNK_CLUSTERS];
+    if (p->n == 0)
+        return true;
+    if (!writer_press_store(w, piece->press, p->length, p->n, offsets, err))
+        return false;
+    for (uint32_t i = 0; i < p->n; i++) {
+        piece->g->entries[p->k[i]] = qcow2_l2_compressed(offsets[i], p->length[i], w->cluster_bits);
+        piece->g->leaves[p->k[i]] = p->leaf[i];
+    }
+    piece->changed = true;
+    return true;
+}
+
 // The range of these clusters is locked. Nothing is acknowledged before its bytes are written.
 static bool work_on(Writer *w, Piece *piece, Err *err)
 {
@@ -184,9 +220,9 @@ static bool work_on(Writer *w, Piece *piece, Err *err)
                 return false;
             from = place;
         }
-        decide(w, piece, (uint32_t)(cluster % w->geo.leaves), from);
+        decide(w, piece, (uint32_t)(cluster % w->geo.leaves), from, holds(w, cluster, piece->offset, piece->end));
     }
-    return store(w, piece, err);
+    return store(w, piece, err) && store_packed(w, piece, err);
 }
 
 // [offset, end) within one chunk_bytes-aligned piece of the disk. p NULL: zeros.
@@ -200,11 +236,13 @@ static bool write_piece(Writer *w, const uint8_t *p, uint64_t offset, uint64_t e
     piece->end = end;
     if (!writer_space_buffer(w, &piece->buffer, err))
         return false;
-    bool ok = writer_groups_get(w, (offset >> w->cluster_bits) / w->geo.leaves, &piece->g, err);
+    bool ok = (w->compression == 0 || !p || writer_press_take(w, &piece->press, err)) &&
+        writer_groups_get(w, (offset >> w->cluster_bits) / w->geo.leaves, &piece->g, err);
     if (ok) {
         ok = work_on(w, piece, err);
         writer_groups_put(w, piece->g, piece->changed);
     }
+    writer_press_back(w, piece->press);
     writer_space_buffer_back(w, piece->buffer);
     return ok;
 }
@@ -270,7 +308,7 @@ static bool zero_in_group(Writer *w, uint64_t number, uint32_t first, uint32_t e
     bool changed = false;
     for (uint32_t k = first; k < end; k++) {
         uint64_t entry = g->entries[k];
-        if ((entry & QCOW2_OFLAG_ZERO) || (entry == 0 && hash_equal(&g->leaves[k], &w->geo.zero_leaf)))
+        if (writer_is_zero(entry) || (entry == 0 && hash_equal(&g->leaves[k], &w->geo.zero_leaf)))
             continue;
         g->entries[k] = qcow2_l2_zero(host_of(entry));
         g->leaves[k] = w->geo.zero_leaf;
@@ -339,7 +377,7 @@ static bool read_cluster(Writer *w, uint64_t cluster, uint64_t from, uint64_t to
         memset(p, 0, to - from);
         return true;
     }
-    if (!file_pread(w->fd, buffer, w->cluster_size, host_of(entry), err))
+    if (!writer_host_read(w, entry, buffer, err))
         return writer_break(w, err);
     memcpy(p, buffer + (from - start), to - from);
     return true;

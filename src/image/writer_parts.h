@@ -1,6 +1,8 @@
 // The inside of the writer, shared by writer*.c only. docs/internals/engine.md.
 #pragma once
 
+#include "codec/qcow2.h"
+#include "codec/zframe.h"
 #include "image/covered.h"
 #include "image/writer.h"
 
@@ -10,7 +12,8 @@
 #define WRITER_CHUNK (1u << 20)    // a request is worked on in pieces of this (or one cluster, if that is more)
 #define WRITER_BUFFERS (32u << 20) // bytes of bounce buffers at most
 #define WRITER_CHUNK_CLUSTERS (WRITER_CHUNK >> 12)
-#define WRITER_ALIGN 4096 // of memory, for direct I/O; clusters are never smaller
+#define WRITER_ALIGN 4096 // of memory and of places in the file, for direct I/O; clusters are never smaller
+#define WRITER_PRESSES 16 // at work at a time, at most
 
 // What this image says of a group of clusters, and the leaves as a reader would see them now: the
 // parent's where an entry is 0. Held by pins; elements belong to who holds the clusters' range.
@@ -22,6 +25,13 @@ typedef struct WriterGroup {
     uint64_t *entries; // L2 entries, host byte order
     Hash *leaves;
 } WriterGroup;
+
+// What compresses the clusters of one piece of a request: their frames, one behind the other.
+typedef struct WriterPress {
+    ZframePress *z;
+    uint8_t *out; // chunk_bytes, aligned
+    uint32_t used;
+} WriterPress;
 
 // A request at work, or waiting: in order of arrival. It runs when nothing before it overlaps.
 typedef struct WriterRange {
@@ -40,13 +50,16 @@ struct Writer {
     bool direct;
 
     // No lock is ever taken while another one is held.
-    pthread_mutex_t lock; // ranges, error, sealed, buffers
-    pthread_cond_t ranges_changed, buffer_freed;
+    pthread_mutex_t lock; // ranges, error, sealed, buffers, presses
+    pthread_cond_t ranges_changed, buffer_freed, press_freed;
     WriterRange *ranges;
     Err error; // the first one, for good
     bool sealed;
     void **buffers; // free ones
     unsigned buffers_free, buffers_made, buffers_max;
+    unsigned compression;                 // 0: none
+    WriterPress *presses[WRITER_PRESSES]; // free ones
+    unsigned presses_free, presses_made;
 
     pthread_mutex_t cache_lock; // groups and the spill file
     WriterGroup **index;        // by number; NULL: not in memory
@@ -56,17 +69,24 @@ struct Writer {
     unsigned cached, cache_max;
     int spill_fd;
 
-    pthread_mutex_t space_lock; // host clusters
-    uint64_t next;              // offset of the next free one
-    uint64_t ahead;             // allocated in the filesystem up to here
-    uint64_t ahead_step;        // 0: not supported here
-    uint64_t most;              // the image cannot grow beyond this
+    pthread_mutex_t space_lock;   // host clusters
+    uint64_t next;                // offset of the next free one
+    uint64_t pack_next, pack_end; // room that is left in the clusters that compressed data was put into last
+    uint64_t ahead;               // allocated in the filesystem up to here
+    uint64_t ahead_step;          // 0: not supported here
+    uint64_t most;                // the image cannot grow beyond this
 
     pthread_mutex_t account_lock;
     Covered *covered;
 
     _Atomic uint64_t received_data, received_zero, stored_bytes;
 };
+
+// An entry's zero bit; in a compressed cluster's that bit is part of its place.
+static inline bool writer_is_zero(uint64_t entry)
+{
+    return !(entry & QCOW2_OFLAG_COMPRESSED) && (entry & QCOW2_OFLAG_ZERO);
+}
 
 // writer.c: false when the writer is broken or sealed. Every request holds its clusters between these two.
 bool writer_range_lock(Writer *w, WriterRange *range, Err *err) must_check;
@@ -77,9 +97,24 @@ bool writer_break(Writer *w, const Err *err);
 // writer_space.c
 // Host clusters, one after the other; their space is allocated ahead where the filesystem can.
 bool writer_space_take(Writer *w, uint64_t clusters, uint64_t *ret_offset, Err *err) must_check;
+// Room for compressed data, aligned: at least `least` bytes and at most `most` (multiples of WRITER_ALIGN).
+bool writer_space_pack(Writer *w, uint64_t least, uint64_t most, uint64_t *ret_offset, uint64_t *ret_room, Err *err)
+    must_check;
 // chunk_bytes of aligned memory; waits while all are in use.
 bool writer_space_buffer(Writer *w, uint8_t **ret, Err *err) must_check;
 void writer_space_buffer_back(Writer *w, uint8_t *buffer);
+
+// writer_pack.c
+bool writer_press_take(Writer *w, WriterPress **ret, Err *err) must_check; // waits while all are in use
+void writer_press_back(Writer *w, WriterPress *p);
+void writer_press_clear(Writer *w);
+// The cluster's frame behind those that are there; its bytes (whole sectors), 0 where that saves too little.
+uint32_t writer_press_add(const Writer *w, WriterPress *p, const uint8_t *cluster);
+// Writes the press's frames, of lengths[0..n), to the image; their places in *ret_offsets.
+bool writer_press_store(Writer *w, WriterPress *p, const uint32_t *lengths, uint32_t n, uint64_t *ret_offsets, Err *err)
+    must_check;
+// A whole cluster that an L2 entry of this image says is data; place: aligned memory.
+bool writer_host_read(Writer *w, uint64_t entry, uint8_t *place, Err *err) must_check;
 
 // writer_groups.c
 bool writer_groups_init(Writer *w, unsigned cache_max, Err *err) must_check;

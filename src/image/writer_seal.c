@@ -4,8 +4,10 @@
 #include "base/file.h"
 #include "codec/qcow2.h"
 #include "image/metadata.h"
+#include "image/usage.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 // Clusters that are appended one after the other, gathered to large writes.
@@ -77,7 +79,7 @@ static bool seal_group(Writer *w, Seal *s, const WriterGroup *g, Err *err)
     for (uint32_t k = 0; k < w->geo.leaves; k++) {
         uint64_t entry = g->entries[k];
         s->marks[k] = HASH_ABSENT;
-        if (entry & QCOW2_OFLAG_ZERO)
+        if (writer_is_zero(entry))
             s->marks[k] = HASH_ZERO;
         else if (entry != 0)
             s->marks[k] = HASH_DATA;
@@ -154,10 +156,9 @@ static bool put_l1(Writer *w, Seal *s, uint64_t *ret_offset, Err *err)
     return true;
 }
 
-// Table, then blocks. Every cluster of the file is used exactly once.
-static bool put_refcounts(Writer *w, Seal *s, const Qcow2RefcountPlan *plan, Err *err)
+static bool put_refcount_table(Writer *w, Seal *s, const Qcow2RefcountPlan *plan, Err *err)
 {
-    uint64_t per_table = w->cluster_size / 8, per_block = w->cluster_size / QCOW2_REFCOUNT_BYTES, offset;
+    uint64_t per_table = w->cluster_size / 8, offset;
     uint64_t blocks = (plan->total - plan->blocks) << w->cluster_bits; // the first block's offset
     uint8_t *p;
     for (uint64_t t = 0; t < plan->table_clusters; t++) {
@@ -166,13 +167,32 @@ static bool put_refcounts(Writer *w, Seal *s, const Qcow2RefcountPlan *plan, Err
         for (uint64_t i = t * per_table; i < MIN((t + 1) * per_table, plan->blocks); i++)
             qcow2_put64(p + i % per_table * 8, blocks + (i << w->cluster_bits));
     }
-    for (uint64_t b = 0; b < plan->blocks; b++) {
-        if (!tail_next(w, &s->tail, &p, &offset, err))
-            return false;
-        for (uint64_t i = b * per_block; i < MIN((b + 1) * per_block, plan->total); i++)
-            qcow2_put16(p + i % per_block * 2, 1);
-    }
     return true;
+}
+
+// From what the tables say that are in the file by now.
+static bool put_refcounts(Writer *w, Seal *s, Err *err)
+{
+    uint64_t per_block = w->cluster_size / QCOW2_REFCOUNT_BYTES, offset;
+    Usage usage;
+    uint8_t *p = NULL;
+    cleanup_close int fd = open(w->image_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return err_errno(err, errno, "cannot open %s", w->image_path);
+    if (!usage_open(fd, s->header, &w->geo, &usage, err))
+        return false;
+    bool ok = true;
+    for (uint64_t first = 0; ok && first < usage.clusters; first += usage.n) {
+        ok = usage_window(&usage, first, err);
+        for (uint64_t i = first; ok && i < first + usage.n; i++) {
+            if (i % per_block == 0)
+                ok = tail_next(w, &s->tail, &p, &offset, err);
+            if (ok)
+                qcow2_put16(p + i % per_block * QCOW2_REFCOUNT_BYTES, usage.refs[i - first]);
+        }
+    }
+    usage_clear(&usage);
+    return ok;
 }
 
 static bool put_tables(Writer *w, Seal *s, Err *err)
@@ -183,7 +203,7 @@ static bool put_tables(Writer *w, Seal *s, Err *err)
     Qcow2RefcountPlan plan;
     uint64_t table_offset = s->tail.offset + s->tail.used;
     if (!qcow2_refcount_plan(table_offset >> w->cluster_bits, w->cluster_bits, &plan, err) ||
-        !put_refcounts(w, s, &plan, err) || !tail_flush(w, &s->tail, err))
+        !put_refcount_table(w, s, &plan, err) || !tail_flush(w, &s->tail, err))
         return false;
     s->summary.image_bytes = plan.total << w->cluster_bits;
     if (ftruncate(w->fd, (off_t)s->summary.image_bytes) != 0) // what was allocated ahead goes
@@ -195,10 +215,11 @@ static bool put_tables(Writer *w, Seal *s, Err *err)
         .l1_offset = l1_offset,
         .refcount_table_offset = table_offset,
         .refcount_table_clusters = (uint32_t)plan.table_clusters,
+        .compression = w->compression != 0 ? QCOW2_ZSTD : QCOW2_ZLIB,
     };
     if (w->backing_name)
         memcpy(header.backing_name, w->backing_name, strlen(w->backing_name) + 1);
-    return qcow2_header_encode(&header, s->header, err);
+    return qcow2_header_encode(&header, s->header, err) && put_refcounts(w, s, err) && tail_flush(w, &s->tail, err);
 }
 
 // The header is the last thing written: until then the file is no QCOW2.

@@ -48,6 +48,39 @@ bool writer_space_take(Writer *w, uint64_t clusters, uint64_t *ret_offset, Err *
     return ok || err_set(err, ERR_INTERNAL, "the image has more clusters than its disk");
 }
 
+// The clusters behind the last ones are taken to them, as long as nothing else was put there meanwhile.
+static bool more_to_pack(Writer *w, uint64_t bytes)
+{
+    uint64_t clusters = align_up(bytes, w->cluster_size);
+    if (clusters > w->most - w->next)
+        return false;
+    if (w->pack_end != w->next)
+        w->pack_next = w->pack_end = w->next;
+    w->next += clusters;
+    w->pack_end = w->next;
+    if (w->ahead_step > 0 && w->next > w->ahead)
+        extend(w);
+    return true;
+}
+
+bool writer_space_pack(Writer *w, uint64_t least, uint64_t most, uint64_t *ret_offset, uint64_t *ret_room, Err *err)
+{
+    pthread_mutex_lock(&w->space_lock);
+    uint64_t left = w->pack_end - w->pack_next;
+    bool ok = true;
+    if (w->pack_end == w->next && left < most)
+        ok = more_to_pack(w, most - left);
+    else if (left < least)
+        ok = more_to_pack(w, most);
+    if (ok) {
+        *ret_offset = w->pack_next;
+        *ret_room = MIN(w->pack_end - w->pack_next, most);
+        w->pack_next += *ret_room;
+    }
+    pthread_mutex_unlock(&w->space_lock);
+    return ok || err_set(err, ERR_INTERNAL, "the image has more clusters than its disk");
+}
+
 bool writer_space_buffer(Writer *w, uint8_t **ret, Err *err)
 {
     pthread_mutex_lock(&w->lock);

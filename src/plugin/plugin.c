@@ -99,6 +99,7 @@ static bool open_ingest(const EngineConfig *c, Err *err)
         .mode = c->mode,
         .parent = engine.parent,
         .direct_io = true,
+        .compression = c->compression,
     };
     return writer_open(&spec, &engine.writer, err);
 }

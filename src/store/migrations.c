@@ -8,7 +8,7 @@ static const char *const steps[] = {
     /* 1 */
     "CREATE TABLE repositories (id INTEGER PRIMARY KEY AUTOINCREMENT, name VARCHAR(255) NOT NULL UNIQUE,"
     " uuid VARCHAR(36) NOT NULL UNIQUE, path VARCHAR(1000) NOT NULL UNIQUE, hash_algorithm VARCHAR(16) NOT NULL,"
-    " cluster_size BIGINT NOT NULL, created_at VARCHAR(32) NOT NULL)",
+    " cluster_size BIGINT NOT NULL, compression BIGINT NOT NULL, created_at VARCHAR(32) NOT NULL)",
     /* 2 */
     "CREATE TABLE vms (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, source TEXT NOT NULL,"
     " excluded_disks TEXT NOT NULL, created_at VARCHAR(32) NOT NULL)",

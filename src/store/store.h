@@ -20,7 +20,7 @@ void store_rollback(Store *s);
 typedef struct StoreRepository {
     int64_t id;
     char *name, *uuid, *path, *hash_algorithm;
-    uint64_t cluster_size;
+    uint64_t cluster_size, compression; // level, 0: none
     int64_t created_us;
 } StoreRepository;
 bool store_repository_add(Store *s, const StoreRepository *r, int64_t *ret_id, Err *err)

@@ -13,6 +13,7 @@ static const DbColumn repository_columns[] = {
     C(path, "path", DB_TEXT),
     C(hash_algorithm, "hash_algorithm", DB_TEXT),
     C(cluster_size, "cluster_size", DB_U64),
+    C(compression, "compression", DB_U64),
     C(created_us, "created_at", DB_TIME),
 };
 #undef C

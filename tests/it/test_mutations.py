@@ -8,16 +8,21 @@ import subprocess
 
 import pytest
 
-from lib.world import MIB
+from lib.world import MIB, World
 
 SIZE = 2 * MIB + 12345
 SEED = int(os.environ.get("SENDENSE_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
 
 
-@pytest.fixture
-def chain(world, cli):
+@pytest.fixture(params=[0, 1], ids=["plain", "zstd"])
+def chain(request, hub, place, cli):
     """Two VMs; the first has a chain of three points, the second one point that no damage of the first may touch."""
+    world = World(hub, place)
+    world.add_repository(compression=request.param)
     _, (image,) = world.add_vm("first", sizes=(SIZE,))
+    with open(image, "r+b") as f:
+        f.seek(MIB)
+        f.write(b"what can be compressed " * 10000)
     world.add_vm("second", sizes=(MIB,), seed=2)
     rand = random.Random(1)
     points, references = [], []

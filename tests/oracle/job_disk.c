@@ -175,6 +175,7 @@ bool job_disk_prepare(Job *j, JobDisk *d, Err *err)
     // One after the other: the order within an initializer is the compiler's.
     spec.direct_io = rng_chance(&h->rng, 10);
     spec.cache_groups = rng_chance(&h->rng, 50) ? (unsigned)rng_between(&h->rng, 1, 3) : 0;
+    spec.compression = rng_chance(&h->rng, 40) ? (unsigned)rng_between(&h->rng, 1, 4) : 0;
     d->noise = rng_chance(&h->rng, 30) ? (unsigned)rng_between(&h->rng, 10, 60) : 0;
     history_note(h, "    %s: %" PRIu64 " bytes, %s%s%s%s%s", d->guest->key, d->view.size, disk_mode_name(d->mode),
                  d->reason ? ", " : "", chain_reason_name(d->reason), d->view.lost[0] ? ": " : "", d->view.lost);

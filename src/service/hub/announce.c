@@ -146,6 +146,7 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, c
     d->hashes = mem_printf(err, "%s-%s.hashes", p->b.stem, kind);
     c->role = ENGINE_INGEST;
     c->size = a->size;
+    c->compression = (unsigned)p->repository.compression;
     c->cluster_size = p->repo.info.cluster_size;
     c->hash_seed = p->repo.info.hash.seed;
     c->image = d->image ? mem_printf(err, "%s/%s.partial-%s", folder, d->image, p->b.attempt) : NULL;

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/num.h"
 #include "base/str.h"
+#include "codec/zframe.h"
 #include "domain/name.h"
 #include "service/hub/internal.h"
 
@@ -23,6 +24,7 @@ static bool view(Hub *h, const StoreRepository *r, json_t **ret, Err *err)
         codec_json_set_text(o, "name", r->name, err) && codec_json_set_text(o, "uuid", r->uuid, err) &&
         codec_json_set_text(o, "path", r->path, err) && codec_json_set_u64(o, "cluster_size", r->cluster_size, err) &&
         codec_json_set_text(o, "hash_algorithm", r->hash_algorithm, err) &&
+        codec_json_set_u64(o, "compression", r->compression, err) &&
         codec_json_set_time(o, "created_at", r->created_us, err) &&
         codec_json_set_bool(o, "available", available, err) &&
         codec_json_set_text(o, "problem", available ? NULL : problem.details, err) &&
@@ -54,14 +56,16 @@ static bool open_or_create(const char *path, uint32_t cluster_size, HashAlgorith
 }
 
 static bool parse(const json_t *body, const char **ret_name, const char **ret_path, uint32_t *ret_cluster_size,
-                  HashAlgorithm *ret_algorithm, Err *err)
+                  HashAlgorithm *ret_algorithm, uint64_t *ret_compression, Err *err)
 {
     const char *algorithm;
     uint64_t cluster_size = 65536;
-    bool present;
+    bool present, compressed;
+    *ret_compression = 0;
     if (!codec_json_text(body, "name", NAME_MAX_BYTES, ret_name, err) ||
         !codec_json_text(body, "path", 1000, ret_path, err) ||
         !codec_json_u64_opt(body, "cluster_size", 2u << 20, &cluster_size, &present, err) ||
+        !codec_json_u64_opt(body, "compression", ZFRAME_LEVEL_MAX, ret_compression, &compressed, err) ||
         !codec_json_text_opt(body, "hash_algorithm", 32, &algorithm, err) || !name_check("name", *ret_name, err) ||
         !hash_algorithm_parse(algorithm ? algorithm : "xxh3-128", ret_algorithm, err))
         return false;
@@ -87,7 +91,7 @@ bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     bool taken_in;
     Repo cleanup_repo repo = {0};
     StoreRepository cleanup_repository r = {0}, taken = {0};
-    if (!parse(body, &name, &path, &cluster_size, &algorithm, err))
+    if (!parse(body, &name, &path, &cluster_size, &algorithm, &r.compression, err))
         return false;
     Err missing = ERR_INIT;
     if (store_repository_find(h->store, name, &taken, &missing)) {

@@ -17,6 +17,7 @@ static void test_config_round_trip(void **state)
                       .backing_name = "i1",
                       .size = 12345,
                       .mode = DISK_COMPARE,
+                      .compression = 3,
                       .layers = layers,
                       .layers_len = 2};
     EngineConfig back;
@@ -25,6 +26,7 @@ static void test_config_round_trip(void **state)
     assert_ok(engine_config_decode(text, strlen(text), &back, &err), &err);
     assert_int_equal(back.size, 12345);
     assert_int_equal(back.mode, DISK_COMPARE);
+    assert_int_equal(back.compression, 3);
     assert_int_equal(back.hash_seed, UINT64_MAX);
     assert_string_equal(back.layers[0].backing_name, "i0");
     assert_null(back.layers[1].backing_name);

@@ -31,6 +31,7 @@ typedef struct Model {
     HashSpec hash;
     HashGeometry geo;
     bool direct;
+    unsigned compression; // then part of what model_fill() makes can be compressed
     unsigned cache_groups;
     ModelPoint points[MODEL_POINTS];
     size_t len;
@@ -103,6 +104,7 @@ static inline Writer *model_begin(Model *m, DiskMode mode, uint64_t size)
         .mode = mode,
         .parent = m->parent,
         .direct_io = m->direct,
+        .compression = m->compression,
         .cache_groups = m->cache_groups,
     };
     Writer *w = NULL;
@@ -127,10 +129,12 @@ static inline void model_zero(Model *m, Writer *w, uint64_t offset, uint64_t len
 
 static inline void model_fill(Model *m, uint8_t *p, uint64_t n)
 {
-    uint64_t v = 0;
+    uint64_t v = 0, mask = UINT64_MAX;
     for (uint64_t i = 0; i < n; i++) {
+        if (i % 40000 == 0)
+            mask = m->compression != 0 && unit_random_below(&m->random, 3) ? 0x0103010301030103 : UINT64_MAX;
         if (i % 8 == 0)
-            v = unit_random_next(&m->random);
+            v = unit_random_next(&m->random) & mask;
         p[i] = (uint8_t)(v >> (i % 8 * 8));
     }
 }

@@ -49,10 +49,11 @@ static void build_chain(Model *m)
 
 static void chains(void **state)
 {
-    static const uint32_t bits[] = {12, 16, 16};
+    static const uint32_t bits[] = {12, 16, 16, 16};
     for (size_t i = 0; i < ARRAY_LEN(bits); i++) {
         Err err = ERR_INIT;
         Model m = model_new(state, bits[i], i == 2 ? HASH_SHA256 : HASH_XXH3_128);
+        m.compression = i == 3;
         build_chain(&m);
         for (size_t all = m.len; m.len > 0; m.len--) { // each of its points
             const ModelPoint *p = &m.points[m.len - 1];

@@ -1,4 +1,4 @@
-// The reader on images that QEMU wrote (subclusters, zstd clusters), with qemu-img convert as the oracle; and on
+// The reader on images that QEMU wrote (subclusters), with qemu-img convert as the oracle; and on
 // what it must refuse (safety rule 19).
 #include "reader_check.h"
 
@@ -183,12 +183,12 @@ static void scribble(const char *image, uint64_t size, unsigned count, UnitRando
         free(commands[i]);
 }
 
-// zstd clusters below, layers with subclusters above, smaller and larger than what is below.
+// Layers with subclusters, smaller and larger than what is below.
 static void foreign_chain(void **state, Foreign *f, bool subclusters, UnitRandom *random)
 {
     const char *raw = unit_path(state, "source");
     random_raw(raw, 3000320, random);
-    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", raw,
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", raw,
         unit_path(state, "a.qcow2"));
     foreign_add(state, f, "a.qcow2");
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F", "qcow2", "-b",

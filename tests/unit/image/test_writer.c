@@ -40,15 +40,19 @@ static void test_full_random(void **state)
         unsigned cache;
         bool direct;
         HashAlgorithm algorithm;
+        unsigned compression;
     } cases[] = {
-        {12, (9u << 20) + 4096, 2, true, HASH_XXH3_128}, {12, (6u << 20) + 1, 1, false, HASH_SHA256},
-        {16, (5u << 20) + 777, 0, true, HASH_XXH3_128},  {16, 70000, 0, false, HASH_XXH3_128},
-        {21, (7u << 20) - 512, 0, true, HASH_XXH3_128},
+        {12, (9u << 20) + 4096, 2, true, HASH_XXH3_128, 0}, {12, (6u << 20) + 1, 1, false, HASH_SHA256, 0},
+        {16, (5u << 20) + 777, 0, true, HASH_XXH3_128, 0},  {16, 70000, 0, false, HASH_XXH3_128, 0},
+        {21, (7u << 20) - 512, 0, true, HASH_XXH3_128, 0},  {16, (5u << 20) + 777, 0, true, HASH_XXH3_128, 1},
+        {14, (5u << 20) + 4096, 1, false, HASH_SHA256, 5},  {21, (7u << 20) - 512, 0, true, HASH_XXH3_128, 3},
+        {12, (3u << 20) + 1, 1, true, HASH_XXH3_128, 1},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         Model m = model_new(state, cases[i].bits, cases[i].algorithm);
         m.direct = cases[i].direct;
         m.cache_groups = cases[i].cache;
+        m.compression = cases[i].compression;
         Writer *w = model_begin(&m, DISK_FULL, cases[i].size);
         for (int n = 0; n < 150; n++)
             random_full_op(&m, w);
@@ -61,6 +65,44 @@ static void test_full_random(void **state)
         model_end(&m, w);
         model_clear(&m);
     }
+}
+
+// What comes whole and new is compressed, what comes again or in parts is not; a dead frame costs its space once.
+static void test_compression(void **state)
+{
+    Err err = ERR_INIT;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    m.compression = 1;
+    uint64_t size = 64 * 65536;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    for (uint64_t i = 0; i < size; i++)
+        m.points[0].bytes[i] = (uint8_t)(i / 100);
+    model_write(&m, w, 0, (uint32_t)size);
+    model_end(&m, w);
+    assert_int_equal(m.points[0].summary.stored_clusters, 64);
+    assert_in_range(m.points[0].summary.image_bytes, 1, size / 8);
+
+    w = model_begin(&m, DISK_TRACKED, size);
+    WriterProgress progress;
+    for (unsigned i = 0; i < 65536; i++)
+        m.points[1].bytes[i] = (uint8_t)(i / 50);
+    model_write(&m, w, 0, 65536);
+    writer_progress(w, &progress);
+    assert_in_range(progress.stored_bytes, 1, 8192);
+    for (unsigned n = 0; n < 20; n++) {
+        uint8_t got[3];
+        m.points[1].bytes[5000 + n] ^= 0xff;
+        model_write(&m, w, 5000 + n, 1);
+        assert_ok(writer_read(w, got, 4999 + n, 3, &err), &err);
+        assert_memory_equal(got, m.points[1].bytes + 4999 + n, 3);
+    }
+    writer_progress(w, &progress);
+    assert_in_range(progress.stored_bytes, 65536, 65536 + 8192);
+    memset(m.points[1].bytes, 7, 65536);
+    model_write(&m, w, 0, 65536);
+    model_zero(&m, w, 65536, 65536);
+    model_end(&m, w);
+    model_clear(&m);
 }
 
 // The smallest disks, and ends beside every kind of bound.
@@ -125,8 +167,10 @@ static void random_incremental_op(Model *m, Writer *w)
 // Chains of tracked and compared points, of any size, each checked after it was made.
 static void test_chain_random(void **state)
 {
-    for (int round = 0; round < 3; round++) {
-        Model m = model_new(state, round == 1 ? 16 : 12, round == 2 ? HASH_SHA256 : HASH_XXH3_128);
+    static const uint32_t bits[] = {12, 16, 12, 16, 14};
+    for (int round = 0; round < 5; round++) {
+        Model m = model_new(state, bits[round], round == 2 ? HASH_SHA256 : HASH_XXH3_128);
+        m.compression = round >= 3;
         m.cache_groups = 1 + (unsigned)unit_random_below(&m.random, 3);
         uint64_t size = 3000000 + unit_random_below(&m.random, 4000000);
         Writer *w = model_begin(&m, DISK_FULL, size);
@@ -335,9 +379,16 @@ static void test_unsealed_is_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(test_full_random), in_folder(test_odd_sizes),        in_folder(test_chain_random),
-        in_folder(test_a_zero_a),    in_folder(test_shrink_then_grow), in_folder(test_compare_stores_differences),
-        in_folder(test_coverage),    in_folder(test_refused),          in_folder(test_unsealed_is_nothing),
+        in_folder(test_full_random),
+        in_folder(test_compression),
+        in_folder(test_odd_sizes),
+        in_folder(test_chain_random),
+        in_folder(test_a_zero_a),
+        in_folder(test_shrink_then_grow),
+        in_folder(test_compare_stores_differences),
+        in_folder(test_coverage),
+        in_folder(test_refused),
+        in_folder(test_unsealed_is_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
