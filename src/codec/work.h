@@ -87,6 +87,9 @@ typedef struct AnnounceAnswerDisk {
     DiskMode mode;
     ChainReason reason;
     char *uri;
+    char *leaves_uri; // hashes of what the export holds already, cluster by cluster; NULL: it holds nothing that helps
+    char *hash_algorithm;
+    uint64_t hash_seed;
 } AnnounceAnswerDisk;
 
 typedef struct AnnounceAnswer {

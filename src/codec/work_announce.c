@@ -161,7 +161,12 @@ bool announce_answer_encode(const AnnounceAnswer *a, char **ret_text, Err *err)
             !codec_json_set_u64(disk, "disk_no", d->disk_no, err) ||
             !codec_json_set_text(disk, "mode", disk_mode_name(d->mode), err) ||
             !codec_json_set_text(disk, "reason", chain_reason_name(d->reason), err) ||
-            !codec_json_set_text(disk, "uri", d->uri, err) || !codec_json_push(disks, mem_take(disk), err))
+            !codec_json_set_text(disk, "uri", d->uri, err) ||
+            (d->leaves_uri &&
+             (!codec_json_set_text(disk, "leaves_uri", d->leaves_uri, err) ||
+              !codec_json_set_text(disk, "hash_algorithm", d->hash_algorithm, err) ||
+              !codec_json_set_hex64(disk, "hash_seed", d->hash_seed, err))) ||
+            !codec_json_push(disks, mem_take(disk), err))
             return false;
     }
     return codec_json_set(o, "disks", mem_take(disks), err) && codec_json_dump(o, ret_text, err);
@@ -172,6 +177,8 @@ void announce_answer_clear(AnnounceAnswer *a)
     for (size_t i = 0; i < a->disks_len; i++) {
         free(a->disks[i].disk_key);
         free(a->disks[i].uri);
+        free(a->disks[i].leaves_uri);
+        free(a->disks[i].hash_algorithm);
     }
     free(a->disks);
     *a = (AnnounceAnswer){0};
@@ -185,7 +192,12 @@ static bool answer_disk_decode(const json_t *o, AnnounceAnswerDisk *d, Err *err)
         !codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) ||
         !codec_json_u64(o, "disk_no", UINT32_MAX, &disk_no, err) || !codec_json_text(o, "mode", 32, &mode, err) ||
         !disk_mode_parse(mode, &d->mode, err) || !codec_json_text(o, "reason", 64, &reason, err) ||
-        !chain_reason_parse(reason, &d->reason, err) || !work_text(o, "uri", 1, WORK_URI_MAX, &d->uri, err))
+        !chain_reason_parse(reason, &d->reason, err) || !work_text(o, "uri", 1, WORK_URI_MAX, &d->uri, err) ||
+        !work_text_opt(o, "leaves_uri", WORK_URI_MAX, &d->leaves_uri, err))
+        return false;
+    if (d->leaves_uri &&
+        (!work_text(o, "hash_algorithm", 1, 32, &d->hash_algorithm, err) ||
+         !codec_json_hex64(o, "hash_seed", &d->hash_seed, err)))
         return false;
     d->disk_no = (unsigned)disk_no;
     return true;

@@ -363,6 +363,46 @@ bool writer_zero(Writer *w, uint64_t offset, uint64_t length, Err *err)
     return ok;
 }
 
+// The range of these clusters is locked.
+static bool holds_nothing(Writer *w, uint64_t first, uint64_t end, Err *err)
+{
+    for (uint64_t at = first, stop; at < end; at = stop) {
+        uint64_t number = at / w->geo.leaves, base = number * w->geo.leaves;
+        WriterGroup *g;
+        stop = MIN(end, base + w->geo.leaves);
+        if (!writer_groups_changed(w, number))
+            continue; // nobody else changes our clusters
+        if (!writer_groups_get(w, number, &g, err))
+            return writer_break(w, err);
+        uint64_t i = at;
+        while (i < stop && g->entries[i - base] == 0)
+            i++;
+        writer_groups_put(w, g, false);
+        if (i < stop)
+            return err_set(err, ERR_INVALID, "the cluster at %llu has come already",
+                           (unsigned long long)(i << w->cluster_bits));
+    }
+    return true;
+}
+
+bool writer_same(Writer *w, uint64_t offset, uint64_t length, Err *err)
+{
+    if (!check_bounds(w, offset, length, err))
+        return false;
+    if (length == 0)
+        return true;
+    WriterRange range = range_of(w, offset, length);
+    if (w->mode != DISK_COMPARE || !holds(w, range.first, offset, offset + length) ||
+        !holds(w, range.end - 1, offset, offset + length))
+        return err_set(err, ERR_INVALID, "only whole clusters of a comparison can be the same");
+    if (!writer_range_lock(w, &range, err))
+        return false;
+    bool ok = holds_nothing(w, range.first, range.end, err) &&
+        (account(w, &w->received_same, offset, length, err) || writer_break(w, err));
+    writer_range_unlock(w, &range);
+    return ok;
+}
+
 static bool read_cluster(Writer *w, uint64_t cluster, uint64_t from, uint64_t to, uint8_t *p, uint8_t *buffer, Err *err)
 {
     uint64_t start = cluster << w->cluster_bits;

@@ -145,6 +145,11 @@ bool writer_groups_initial(const Writer *w, uint64_t number, Hash *ret_leaves, E
     return true;
 }
 
+bool writer_parent_leaves(const Writer *w, uint64_t group, Hash *ret_leaves, Err *err)
+{
+    return writer_groups_initial(w, group, ret_leaves, err);
+}
+
 static bool load(Writer *w, WriterGroup *g, Err *err)
 {
     if (w->spilled[g->number]) {

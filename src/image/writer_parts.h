@@ -79,7 +79,7 @@ struct Writer {
     pthread_mutex_t account_lock;
     Covered *covered;
 
-    _Atomic uint64_t received_data, received_zero, stored_bytes;
+    _Atomic uint64_t received_data, received_zero, received_same, stored_bytes;
 };
 
 // An entry's zero bit; in a compressed cluster's that bit is part of its place.

@@ -1,7 +1,7 @@
 #include "mover/mover.h"
 
 #include "base/clock.h"
-#include "image/hash.h"
+#include "mover/known.h"
 #include "mover/plan.h"
 
 #include <errno.h>
@@ -18,9 +18,11 @@
 
 typedef struct Mover Mover;
 
+typedef enum RunKind { RUN_DATA, RUN_ZERO, RUN_SAME, RUN_FLUSH } RunKind;
+
 typedef enum ChunkState { CHUNK_FREE, CHUNK_READING, CHUNK_FULL } ChunkState;
 
-// A buffer and the part of the disk that travels in it: read whole, then sent as runs of data and of zeros.
+// A buffer and the part of the disk that travels in it: read whole, then sent as runs of one kind each.
 typedef struct Chunk {
     BlocksReq req; // of the read; first, so that done() finds the chunk
     Mover *mover;
@@ -28,6 +30,8 @@ typedef struct Chunk {
     uint8_t *buffer;
     uint64_t offset;
     uint32_t length;
+    bool sorted;      // kinds are known
+    uint8_t *kinds;   // RunKind of each cluster
     uint32_t sent;    // bytes whose run was started
     unsigned pending; // runs in flight
 } Chunk;
@@ -37,7 +41,7 @@ typedef struct Op {
     BlocksReq req;
     Mover *mover;
     bool used;
-    bool zero;
+    RunKind kind;
     Chunk *chunk; // NULL: no buffer
     uint64_t offset, length;
 } Op;
@@ -52,6 +56,8 @@ struct Mover {
     Chunk *chunks;
     size_t chunks_len;
     uint8_t *memory; // of all buffers
+    uint8_t *kinds;  // of all chunks
+    Known known;
     Op *ops;
     size_t ops_len;
     unsigned reads, reads_max; // in flight
@@ -61,6 +67,8 @@ struct Mover {
     Err error;                     // the first
 };
 
+static const char *const verbs[] = {"writing", "zeroing", "confirming", "flushing"};
+
 // ---- completions
 
 static void fail_request(Mover *m, const Err *err, const char *what, uint64_t offset, uint64_t length)
@@ -69,7 +77,7 @@ static void fail_request(Mover *m, const Err *err, const char *what, uint64_t of
         return;
     m->error = *err;
     if (length == 0)
-        (void)err_context(&m->error, "flushing");
+        (void)err_context(&m->error, "%s", what);
     else
         (void)err_context(&m->error, "%s %" PRIu64 " bytes at offset %" PRIu64, what, length, offset);
 }
@@ -99,16 +107,18 @@ static void op_done(BlocksReq *req, const Err *err)
     if (op->chunk && --op->chunk->pending == 0 && op->chunk->sent == op->chunk->length)
         op->chunk->state = CHUNK_FREE;
     if (err)
-        fail_request(m, err, op->zero ? "zeroing" : "writing", op->offset, op->length);
-    else if (op->zero)
+        fail_request(m, err, verbs[op->kind], op->offset, op->length);
+    else if (op->kind == RUN_ZERO)
         m->total.zero_bytes += op->length;
-    else
+    else if (op->kind == RUN_SAME)
+        m->total.same_bytes += op->length;
+    else if (op->kind == RUN_DATA)
         m->total.transferred_bytes += op->length;
 }
 
 // ---- starting requests
 
-static Op *op_get(Mover *m, Chunk *chunk, bool zero, uint64_t offset, uint64_t length)
+static Op *op_get(Mover *m, Chunk *chunk, RunKind kind, uint64_t offset, uint64_t length)
 {
     for (size_t i = 0; i < m->ops_len; i++) {
         Op *op = &m->ops[i];
@@ -117,7 +127,7 @@ static Op *op_get(Mover *m, Chunk *chunk, bool zero, uint64_t offset, uint64_t l
         *op = (Op){.req = {.done = op_done, .ctx = op},
                    .mover = m,
                    .used = true,
-                   .zero = zero,
+                   .kind = kind,
                    .chunk = chunk,
                    .offset = offset,
                    .length = length};
@@ -133,52 +143,63 @@ static void op_put(Mover *m, Op *op) // it was not started
     m->ops_used--;
 }
 
-static bool start_zero(Mover *m, Chunk *chunk, uint64_t offset, uint64_t length, Err *err)
+static bool start_run(Mover *m, RunKind kind, Chunk *chunk, uint64_t offset, uint64_t length, Err *err)
 {
     Blocks *to = m->spec->to;
-    Op *op = op_get(m, chunk, true, offset, length);
-    if (!to->ops->zero(to, offset, length, &op->req, err)) {
-        op_put(m, op);
-        return err_context(err, "zeroing %" PRIu64 " bytes at offset %" PRIu64, length, offset);
+    Op *op = op_get(m, chunk, kind, offset, length);
+    bool ok = false;
+    switch (kind) {
+    case RUN_DATA:
+        ok = to->ops->write(to, chunk->buffer + (offset - chunk->offset), offset, (uint32_t)length, &op->req, err);
+        break;
+    case RUN_ZERO: ok = to->ops->zero(to, offset, length, &op->req, err); break;
+    case RUN_SAME: ok = to->ops->same(to, offset, (uint32_t)length, &op->req, err); break;
+    case RUN_FLUSH: ok = to->ops->flush(to, &op->req, err); break;
     }
+    if (ok)
+        return true;
+    op_put(m, op);
+    return length == 0 ? err_context(err, "%s", verbs[kind])
+                       : err_context(err, "%s %" PRIu64 " bytes at offset %" PRIu64, verbs[kind], length, offset);
+}
+
+// Looks at every byte of every cluster, once.
+static bool sort_chunk(Mover *m, Chunk *c, Err *err)
+{
+    uint32_t cluster = m->spec->cluster_size;
+    for (uint32_t at = 0, n; at < c->length; at += n) {
+        bool same = false;
+        n = MIN(cluster, c->length - at);
+        bool zero = hash_is_zero(c->buffer + at, n);
+        if (!zero && m->spec->known && !known_is_same(&m->known, c->buffer + at, c->offset + at, n, &same, err))
+            return false;
+        c->kinds[at / cluster] = zero ? RUN_ZERO : same ? RUN_SAME : RUN_DATA;
+    }
+    c->sorted = true;
     return true;
 }
 
-// The longest run from c->sent on that is all zero or has no zero cluster.
-static uint32_t run_length(const Mover *m, const Chunk *c, bool *ret_zero)
+// The longest run of one kind from c->sent on.
+static uint32_t run_length(const Mover *m, const Chunk *c)
 {
-    uint32_t cluster = m->spec->cluster_size;
-    uint32_t at = c->sent, n = MIN(cluster, c->length - at);
-    bool zero = hash_is_zero(c->buffer + at, n);
-    for (at += n; at < c->length; at += n) {
-        n = MIN(cluster, c->length - at);
-        if (hash_is_zero(c->buffer + at, n) != zero)
-            break;
-    }
-    *ret_zero = zero;
-    return at - c->sent;
+    uint32_t cluster = m->spec->cluster_size, first = c->sent / cluster, i = first;
+    while (i * cluster < c->length && c->kinds[i] == c->kinds[first])
+        i++;
+    return MIN(i * cluster, c->length) - c->sent;
 }
 
 // Starts runs of a full chunk for as long as the sink takes requests.
 static bool send_chunk(Mover *m, Chunk *c, bool *moved, Err *err)
 {
+    if (c->state == CHUNK_FULL && !c->sorted && !sort_chunk(m, c, err))
+        return false;
     while (c->state == CHUNK_FULL && c->sent < c->length && m->ops_used < m->ops_len) {
-        bool zero;
-        uint32_t at = c->sent, n = run_length(m, c, &zero);
+        uint32_t at = c->sent, n = run_length(m, c);
         c->sent += n;
         c->pending++;
         *moved = true;
-        if (zero) {
-            if (!start_zero(m, c, c->offset + at, n, err))
-                return false;
-            continue;
-        }
-        Blocks *to = m->spec->to;
-        Op *op = op_get(m, c, false, c->offset + at, n);
-        if (!to->ops->write(to, c->buffer + at, c->offset + at, n, &op->req, err)) {
-            op_put(m, op);
-            return err_context(err, "writing %" PRIu32 " bytes at offset %" PRIu64, n, c->offset + at);
-        }
+        if (!start_run(m, c->kinds[at / m->spec->cluster_size], c, c->offset + at, n, err))
+            return false;
     }
     return true;
 }
@@ -198,6 +219,7 @@ static bool start_read(Mover *m, Chunk *c, const Extent *e, Err *err)
                  .mover = m,
                  .state = CHUNK_READING,
                  .buffer = c->buffer,
+                 .kinds = c->kinds,
                  .offset = e->offset,
                  .length = (uint32_t)e->length};
     m->reads++;
@@ -226,7 +248,7 @@ static bool start_planned(Mover *m, bool *moved, Err *err)
         *moved = true;
         if (!plan_take(&m->plan, &e, err))
             return false;
-        if (!(e.zero ? start_zero(m, NULL, e.offset, e.length, err) : start_read(m, c, &e, err)))
+        if (!(e.zero ? start_run(m, RUN_ZERO, NULL, e.offset, e.length, err) : start_read(m, c, &e, err)))
             return false;
     }
     return true;
@@ -324,13 +346,9 @@ static bool send_all(Mover *m, Err *err)
 
 static bool flush(Mover *m, Err *err)
 {
-    Blocks *to = m->spec->to;
-    Op *op = op_get(m, NULL, true, m->spec->size, 0);
     m->moved_at = clock_mono_ms();
-    if (!to->ops->flush(to, &op->req, err)) {
-        op_put(m, op);
-        return err_context(err, "flushing");
-    }
+    if (!start_run(m, RUN_FLUSH, NULL, m->spec->size, 0, err))
+        return false;
     bool idle = false;
     while (m->error.code == ERR_NONE && m->ops_used > 0)
         if (!turn(m, &idle, err))
@@ -358,6 +376,8 @@ static bool check_spec(const MoverSpec *s, Err *err)
     if (!s->from->ops->read || !s->to->ops->write || !s->to->ops->zero || !s->to->ops->flush)
         return err_set(err, ERR_UNSUPPORTED, "%s cannot be read, or %s not written", s->from->ops->name,
                        s->to->ops->name);
+    if (s->known && !s->to->ops->same)
+        return err_set(err, ERR_UNSUPPORTED, "%s cannot be told that it holds the same", s->to->ops->name);
     return true;
 }
 
@@ -386,7 +406,9 @@ static bool mover_init(Mover *m, const MoverSpec *s, Err *err)
     m->ops_len = MAX(1, MIN(s->to->max_in_flight, IN_FLIGHT_MAX));
     m->chunks = mem_calloc(m->chunks_len, sizeof(*m->chunks), err);
     m->ops = mem_calloc(m->ops_len, sizeof(*m->ops), err);
-    if (!m->chunks || !m->ops)
+    uint32_t clusters = m->request_bytes / s->cluster_size;
+    m->kinds = mem_calloc(m->chunks_len * clusters, 1, err);
+    if (!m->chunks || !m->ops || !m->kinds || (s->known && !known_init(&m->known, s, err)))
         return false;
     void *memory;
     size_t stride = (size_t)align_up(m->request_bytes, BUFFER_ALIGNMENT);
@@ -394,7 +416,7 @@ static bool mover_init(Mover *m, const MoverSpec *s, Err *err)
         return err_no_memory(err);
     m->memory = memory;
     for (size_t i = 0; i < m->chunks_len; i++)
-        m->chunks[i].buffer = m->memory + i * stride;
+        m->chunks[i] = (Chunk){.buffer = m->memory + i * stride, .kinds = m->kinds + i * clusters};
     m->moved_at = m->progress_at = clock_mono_ms();
     return true;
 }
@@ -402,6 +424,8 @@ static bool mover_init(Mover *m, const MoverSpec *s, Err *err)
 static void mover_clear(Mover *m)
 {
     plan_clear(&m->plan);
+    known_clear(&m->known);
+    free(m->kinds);
     free(m->chunks);
     free(m->ops);
     free(m->memory);
@@ -416,7 +440,7 @@ static void abort_end(Blocks *b)
 // What was planned is what was acknowledged, to the byte; anything else would be a hole.
 static bool check_account(const Mover *m, Err *err)
 {
-    uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes;
+    uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes + m->total.same_bytes;
     if (sent != m->plan.coverage.bytes || (m->spec->plan == MOVER_ALL && sent != m->spec->size))
         return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned", sent,
                        m->plan.coverage.bytes);

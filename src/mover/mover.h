@@ -2,6 +2,7 @@
 // hypervisors. docs/internals/pipeline.md.
 #pragma once
 
+#include "image/hash.h"
 #include "wire/blocks.h"
 
 #include <stdatomic.h>
@@ -16,14 +17,22 @@ typedef struct MoverProgress {
     uint64_t size;
     uint64_t transferred_bytes; // sent as data
     uint64_t zero_bytes;        // said to be zero
+    uint64_t same_bytes;        // found to be what the sink holds, and not sent
     uint64_t changed_bytes;     // planned as dirty data (tracked), or read
 } MoverProgress;
+
+// What the sink holds before the copy, as hashes of its clusters: what is equal does not travel.
+typedef struct MoverKnown {
+    Blocks *leaves; // borrowed: one hash for each cluster of the disk, hash_size() bytes each
+    HashSpec hash;
+} MoverKnown;
 
 typedef struct MoverSpec {
     Blocks *from, *to;     // borrowed; same size (to may be larger only by the last sector's rounding)
     uint64_t size;         // of the disk, bytes
     uint32_t cluster_size; // extents are rounded outward to it
     MoverPlan plan;
+    const MoverKnown *known;                             // NULL: nothing is; else the sink takes `same`
     uint32_t request_bytes;                              // 0: 1 MiB; a multiple of the cluster size
     unsigned in_flight;                                  // 0: 16; buffers = in_flight * request_bytes
     const atomic_bool *cancel;                           // looked at at least every 100 ms

@@ -214,23 +214,34 @@ static void plugin_unload(void)
     free(engine.config_path);
 }
 
+// What a connection is for: its handle points to one of these.
+static char disk_export, leaves_export;
+
 // The name holds a nonce: a connection that was meant for another instance fails here (safety rule 8).
 static void *plugin_open(int readonly)
 {
     (void)readonly; // a client may open an ingest export read-only; it can only look
     const char *name = nbdkit_export_name();
-    if (!name || strcmp(name, engine.config.export_name) != 0) {
+    size_t n = strlen(engine.config.export_name);
+    void *handle = NULL;
+    if (name && strncmp(name, engine.config.export_name, n) == 0) {
+        if (name[n] == '\0')
+            handle = &disk_export;
+        else if (engine.parent && strcmp(name + n, ENGINE_LEAVES) == 0)
+            handle = &leaves_export;
+    }
+    if (!handle) {
         nbdkit_error("no such export");
         nbdkit_set_error(ENOENT);
         return NULL;
     }
     atomic_fetch_add(&engine.connections, 1);
-    return NBDKIT_HANDLE_NOT_NEEDED;
+    return handle;
 }
 
 static void plugin_close(void *handle)
 {
-    (void)handle; // there is none
+    (void)handle; // nothing is kept in it
     atomic_fetch_sub(&engine.connections, 1);
 }
 
@@ -243,15 +254,22 @@ static int plugin_list_exports(int readonly, int is_tls, struct nbdkit_exports *
     return 0;
 }
 
+static uint64_t leaves_bytes(void)
+{
+    uint64_t size = engine.config.size, cluster = engine.config.cluster_size;
+    return (size / cluster + (size % cluster != 0)) * hash_size(engine.geo.spec.algorithm);
+}
+
 static int64_t plugin_get_size(void *handle)
 {
-    (void)handle; // there is none, here and below
+    if (handle == &leaves_export)
+        return (int64_t)leaves_bytes();
     return (int64_t)(engine.writer ? engine.config.size : reader_size(engine.reader));
 }
 
 static int plugin_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
 {
-    (void)handle;
+    (void)handle; // all exports alike
     *minimum = 1; // more, and clients refuse a disk of an odd size
     *preferred = engine.config.cluster_size;
     *maximum = 32u << 20;
@@ -260,14 +278,19 @@ static int plugin_block_size(void *handle, uint32_t *minimum, uint32_t *preferre
 
 static int plugin_is_ingest(void *handle)
 {
-    (void)handle;
-    return engine.writer != NULL;
+    return engine.writer != NULL && handle == &disk_export;
 }
 
 static int plugin_is_serve(void *handle)
 {
-    (void)handle;
+    (void)handle; // then there is only one export
     return engine.reader != NULL;
+}
+
+static int plugin_can_cache(void *handle)
+{
+    bool compares = engine.writer && engine.config.mode == DISK_COMPARE && handle == &disk_export;
+    return compares ? NBDKIT_CACHE_NATIVE : NBDKIT_CACHE_NONE;
 }
 
 static int plugin_can_multi_conn(void *handle)
@@ -282,14 +305,43 @@ static int plugin_can_fua(void *handle)
     return NBDKIT_FUA_NATIVE;
 }
 
+// Bytes of the leaves, one after the other as if they were an array.
+static bool read_leaves(uint8_t *p, uint32_t count, uint64_t offset, Err *err)
+{
+    uint64_t hash_bytes = hash_size(engine.geo.spec.algorithm), group_bytes = engine.geo.leaves * hash_bytes;
+    cleanup_free Hash *leaves = mem_calloc(engine.geo.leaves, sizeof *leaves, err);
+    cleanup_free uint8_t *packed = mem_calloc(engine.geo.leaves, hash_bytes, err);
+    if (!leaves || !packed)
+        return false;
+    for (uint64_t at = offset, end = offset + count, n; at < end; at += n) {
+        uint64_t in = at % group_bytes;
+        n = MIN(end - at, group_bytes - in);
+        if (!writer_parent_leaves(engine.writer, at / group_bytes, leaves, err))
+            return false;
+        for (uint32_t i = 0; i < engine.geo.leaves; i++)
+            memcpy(packed + i * hash_bytes, leaves[i].bytes, hash_bytes);
+        memcpy(p + (at - offset), packed + in, n);
+    }
+    return true;
+}
+
 static int plugin_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
     Err err = ERR_INIT;
-    (void)handle;
     (void)flags; // none is defined
-    bool ok = engine.reader ? reader_read(engine.reader, buf, offset, count, &err)
-                            : writer_read(engine.writer, buf, offset, count, &err);
+    bool ok = handle == &leaves_export ? read_leaves(buf, count, offset, &err)
+        : engine.reader                ? reader_read(engine.reader, buf, offset, count, &err)
+                                       : writer_read(engine.writer, buf, offset, count, &err);
     return ok ? 0 : fail(&err);
+}
+
+// "Cache this range": the client has compared it with the leaves, and it is the same.
+static int plugin_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    Err err = ERR_INIT;
+    (void)handle; // only an ingest's disk offers it
+    (void)flags;  // none is defined
+    return writer_same(engine.writer, offset, count, &err) ? 0 : fail(&err);
 }
 
 // After a write: with FUA what it wrote is made durable.
@@ -360,11 +412,13 @@ static struct nbdkit_plugin plugin = {
     .can_fast_zero = plugin_is_ingest,
     .can_fua = plugin_can_fua,
     .can_multi_conn = plugin_can_multi_conn,
+    .can_cache = plugin_can_cache,
     .can_extents = plugin_is_serve,
     .pread = plugin_pread,
     .pwrite = plugin_pwrite,
     .zero = plugin_zero,
     .trim = plugin_zero,
+    .cache = plugin_cache,
     .flush = plugin_flush,
     .extents = plugin_extents,
 };

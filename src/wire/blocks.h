@@ -26,6 +26,9 @@ typedef struct BlocksOps {
     bool (*read)(Blocks *b, void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err);
     bool (*write)(Blocks *b, const void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err);
     bool (*zero)(Blocks *b, uint64_t offset, uint64_t length, BlocksReq *req, Err *err);
+    // What the end holds there already is what would be written: nothing travels, and the range counts as written.
+    // May be NULL.
+    bool (*same)(Blocks *b, uint64_t offset, uint32_t length, BlocksReq *req, Err *err);
     bool (*flush)(Blocks *b, BlocksReq *req, Err *err); // everything acknowledged before becomes durable
     // What the source knows of a range, without reading it; ascending, without overlap, within the range:
     // `zeros`: vouched for as zero. `changed`: dirty since the base (only where the end was opened with a change

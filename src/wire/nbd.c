@@ -14,7 +14,7 @@
 
 _Static_assert(NBD_CONNECTIONS_MAX + 1 <= BLOCKS_FDS_MAX, "each connection and the wake-up have a descriptor");
 
-typedef enum NbdKind { NBD_READ, NBD_WRITE, NBD_ZERO, NBD_FLUSH } NbdKind;
+typedef enum NbdKind { NBD_READ, NBD_WRITE, NBD_ZERO, NBD_SAME, NBD_FLUSH } NbdKind;
 
 // One request of the caller. It is on exactly one list: of its connection, of the finished, or the spare ones.
 typedef struct NbdOp {
@@ -117,8 +117,8 @@ static void close_conn(NbdConn *c)
 static bool same_facts(const NbdFacts *a, const NbdFacts *b)
 {
     return a->size == b->size && a->max_request == b->max_request && a->multi_conn == b->multi_conn &&
-        a->can_zero == b->can_zero && a->can_flush == b->can_flush && a->read_only == b->read_only &&
-        a->zeros == b->zeros;
+        a->can_zero == b->can_zero && a->can_cache == b->can_cache && a->can_flush == b->can_flush &&
+        a->read_only == b->read_only && a->zeros == b->zeros;
 }
 
 static bool open_conn(NbdBlocks *n, NbdConn *c, Err *err)
@@ -179,6 +179,7 @@ static bool submit(NbdBlocks *n, NbdOp *op, Err *err)
     case NBD_READ: cookie = nbd_aio_pread(c->h, op->buffer, op->length, op->offset, done, 0); break;
     case NBD_WRITE: cookie = nbd_aio_pwrite(c->h, op->buffer, op->length, op->offset, done, 0); break;
     case NBD_ZERO: cookie = nbd_aio_zero(c->h, op->length, op->offset, done, 0); break;
+    case NBD_SAME: cookie = nbd_aio_cache(c->h, op->length, op->offset, done, 0); break;
     case NBD_FLUSH: cookie = nbd_aio_flush(c->h, done, 0); break;
     }
     if (cookie < 0) {
@@ -248,6 +249,15 @@ static bool op_zero(Blocks *b, uint64_t offset, uint64_t length, BlocksReq *req,
         start(b, (NbdOp){.kind = NBD_ZERO, .offset = offset, .length = step, .rest = length - step}, req, err);
 }
 
+// The protocol has no such command; our engine takes "cache this range" for it, and no other server means that by it.
+static bool op_same(Blocks *b, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
+{
+    if (!((NbdBlocks *)b)->facts.can_cache)
+        return err_set(err, ERR_UNSUPPORTED, "nbd: the server cannot be told that it holds the same");
+    return check_range(b, offset, length, err) &&
+        start(b, (NbdOp){.kind = NBD_SAME, .offset = offset, .length = length}, req, err);
+}
+
 // One connection is enough: with several, the server promised that a flush covers them all.
 static bool op_flush(Blocks *b, BlocksReq *req, Err *err)
 {
@@ -266,7 +276,7 @@ static void complete(NbdBlocks *n, NbdOp *op, const Err *err)
 // Take what finished to its end: called back, or in flight again (a lost connection, more zeros to come).
 static bool drain(NbdBlocks *n, Err *err)
 {
-    static const char *const what[] = {"nbd read", "nbd write", "nbd write-zeroes", "nbd flush"};
+    static const char *const what[] = {"nbd read", "nbd write", "nbd write-zeroes", "nbd cache", "nbd flush"};
     bool ok = true;
     while (n->finished.first && !n->over) {
         NbdOp *op = n->finished.first;
@@ -391,6 +401,7 @@ static const BlocksOps nbd_ops = {
     .read = op_read,
     .write = op_write,
     .zero = op_zero,
+    .same = op_same,
     .flush = op_flush,
     .extents = op_extents,
     .fds = op_fds,

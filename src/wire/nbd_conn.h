@@ -9,7 +9,7 @@
 typedef struct NbdFacts {
     uint64_t size;
     uint32_t max_request;
-    bool multi_conn, can_zero, can_flush, read_only;
+    bool multi_conn, can_zero, can_flush, can_cache, read_only;
     bool zeros; // base:allocation was granted
 } NbdFacts;
 

@@ -9,6 +9,7 @@ typedef struct Copy {
     Job *job;
     JobDisk *disk;
     Blocks *from, *to; // owned
+    MoverKnown known;  // its leaves, owned; NULL: everything travels
     pthread_t thread;
     bool started;
 } Copy;
@@ -28,6 +29,13 @@ static void log_copied(const Copy *c, const MoverResult *r)
              LOG_NUM("transferred_bytes", r->total.transferred_bytes), LOG_NUM("zero_bytes", r->total.zero_bytes));
 }
 
+static void close_ends(Copy *c)
+{
+    blocks_cleanup(&c->known.leaves);
+    blocks_cleanup(&c->to);
+    blocks_cleanup(&c->from);
+}
+
 static void *copy_thread(void *ctx)
 {
     Copy *c = ctx;
@@ -40,13 +48,13 @@ static void *copy_thread(void *ctx)
         .size = c->disk->source->size,
         .cluster_size = j->order.cluster_size,
         .plan = c->disk->answer->mode == DISK_TRACKED ? MOVER_TRACKED : MOVER_ALL,
+        .known = c->known.leaves ? &c->known : NULL,
         .cancel = j->spec->stop,
         .progress = on_progress,
         .progress_ctx = c,
     };
     bool fine = mover_copy(&spec, &result, &err);
-    blocks_cleanup(&c->to);
-    blocks_cleanup(&c->from);
+    close_ends(c);
     if (fine) {
         log_copied(c, &result);
     } else {
@@ -63,6 +71,18 @@ static void *copy_thread(void *ctx)
     return NULL;
 }
 
+// What the parent holds: in a comparison only what differs travels.
+static bool open_leaves(Copy *c, Err *err)
+{
+    const AnnounceAnswerDisk *a = c->disk->answer;
+    NbdSpec nbd = {.uri = a->leaves_uri, .connections = 1, .read_only = true, .timeout_ms = CONNECT_MS};
+    if (a->mode != DISK_COMPARE || !a->leaves_uri)
+        return true;
+    c->known.hash.seed = a->hash_seed;
+    return hash_algorithm_parse(a->hash_algorithm, &c->known.hash.algorithm, err) &&
+        nbd_blocks_open(&nbd, &c->known.leaves, err);
+}
+
 // Both ends are opened here, on the main thread: a source's child process dies with the thread that started it.
 static bool open_ends(Copy *c, size_t index, Err *err)
 {
@@ -71,14 +91,15 @@ static bool open_ends(Copy *c, size_t index, Err *err)
     NbdSpec nbd = {.uri = c->disk->answer->uri, .connections = c->job->spec->connections, .timeout_ms = CONNECT_MS};
     if (tracked && !c->disk->source->base_change_id)
         return err_set(err, ERR_PROTOCOL, "the hub wants only changes, and the source has no change set");
-    return source->ops->blocks(source, index, tracked, &c->from, err) && nbd_blocks_open(&nbd, &c->to, err);
+    return source->ops->blocks(source, index, tracked, &c->from, err) && nbd_blocks_open(&nbd, &c->to, err) &&
+        open_leaves(c, err);
 }
 
 static bool copy_start(Copy *c, size_t index, Err *err)
 {
     Job *j = c->job;
     if (!open_ends(c, index, err)) {
-        blocks_cleanup(&c->from);
+        close_ends(c);
         return err_context(err, "disk %s", c->disk->source->key);
     }
     pthread_mutex_lock(&j->lock);
@@ -92,8 +113,7 @@ static bool copy_start(Copy *c, size_t index, Err *err)
     pthread_mutex_lock(&j->lock);
     j->copying--;
     pthread_mutex_unlock(&j->lock);
-    blocks_cleanup(&c->to);
-    blocks_cleanup(&c->from);
+    close_ends(c);
     return err_errno(err, e, "starting a thread for disk %s", c->disk->source->key);
 }
 

@@ -276,6 +276,23 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
     return ok && mem_replace(&p->b.backup_type, backup_type_name(all_full ? BACKUP_FULL : BACKUP_INCREMENTAL), err);
 }
 
+static bool answer_disk(const Plan *p, const StoreDisk *d, AnnounceAnswer *answer, Err *err)
+{
+    AnnounceAnswerDisk *a = &answer->disks[answer->disks_len++];
+    a->disk_id = d->disk_id;
+    a->disk_no = (unsigned)d->disk_no;
+    if (!disk_mode_parse(d->mode, &a->mode, err) || !chain_reason_parse(d->reason, &a->reason, err) ||
+        !mem_replace(&a->disk_key, d->disk_key, err) || !(a->uri = exporter_uri(d->socket, d->export_name, err)))
+        return false;
+    if (a->mode != DISK_COMPARE)
+        return true;
+    // everything is read: what equals the parent need not travel
+    cleanup_free char *leaves = mem_printf(err, "%s" ENGINE_LEAVES, d->export_name);
+    a->hash_seed = p->repo.info.hash.seed;
+    return leaves && (a->leaves_uri = exporter_uri(d->socket, leaves, err)) &&
+        mem_replace(&a->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
+}
+
 static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
 {
     Running *r = p->running;
@@ -291,14 +308,9 @@ static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
         r->exporters_len++;
         d->exporter_pid = x->proc.pid;
         d->exporter_start = x->proc.start_time;
-        AnnounceAnswerDisk *a = &answer->disks[answer->disks_len++];
-        a->disk_id = d->disk_id;
-        a->disk_no = (unsigned)d->disk_no;
-        a->mode = p->configs[i].mode;
         if (!mem_replace(&d->socket, x->socket, err) || !mem_replace(&d->control, x->control, err) ||
             !mem_replace(&d->export_name, x->export_name, err) || !store_disk_set_exporter(p->h->store, d, err) ||
-            !chain_reason_parse(d->reason, &a->reason, err) || !mem_replace(&a->disk_key, d->disk_key, err) ||
-            !(a->uri = exporter_uri(x->socket, x->export_name, err)))
+            !answer_disk(p, d, answer, err))
             return false;
     }
     return true;
@@ -319,7 +331,7 @@ static bool insert_disks(Plan *p, Err *err)
 }
 
 // Announced before, and the answer was lost on the way, or came too late? Then it is given again.
-static bool answer_again(const StoreDisk *rows, size_t n, const Announce *a, AnnounceAnswer *answer, Err *err)
+static bool answer_again(Plan *p, const StoreDisk *rows, size_t n, const Announce *a, AnnounceAnswer *answer, Err *err)
 {
     if (!(answer->disks = mem_calloc(n, sizeof(*answer->disks), err)))
         return false;
@@ -328,11 +340,7 @@ static bool answer_again(const StoreDisk *rows, size_t n, const Announce *a, Ann
         if (!d || n != a->disks_len || d->size != a->disks[i].size || !d->change_id ||
             strcmp(d->change_id, a->disks[i].change_id) != 0 || !d->socket || !d->export_name)
             return err_set(err, ERR_CONFLICT, "other disks were announced already");
-        AnnounceAnswerDisk *x = &answer->disks[answer->disks_len++];
-        x->disk_id = d->disk_id;
-        x->disk_no = (unsigned)d->disk_no;
-        if (!disk_mode_parse(d->mode, &x->mode, err) || !chain_reason_parse(d->reason, &x->reason, err) ||
-            !mem_replace(&x->disk_key, d->disk_key, err) || !(x->uri = exporter_uri(d->socket, d->export_name, err)))
+        if (!answer_disk(p, d, answer, err))
             return false;
     }
     return true;
@@ -348,15 +356,16 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
         return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", p->b.id, p->b.status);
     if (!store_disk_list(p->h->store, p->b.id, &before, &before_len, err))
         return false;
-    bool again = before_len > 0, answered = again && answer_again(before, before_len, a, answer, err);
-    STORE_LIST_FREE(before, before_len, store_disk_clear);
-    if (again)
-        return answered;
     p->points = (Points){.hub = p->h, .repo = &p->repo, .stop = &p->running->interrupted};
-    p->begun = true;
+    p->begun = before_len == 0;
     bool ok = store_repository_get(p->h->store, p->b.repository_id, &p->repository, err) &&
-        hub_repo_open(p->h, &p->repository, &p->repo, err) && plan_context(p, a, err) && plan_disks(p, a, err) &&
-        check_space(p, a, err) && insert_disks(p, err) && start_exporters(p, answer, err);
+        hub_repo_open(p->h, &p->repository, &p->repo, err);
+    if (ok && !p->begun)
+        ok = answer_again(p, before, before_len, a, answer, err);
+    else if (ok)
+        ok = plan_context(p, a, err) && plan_disks(p, a, err) && check_space(p, a, err) && insert_disks(p, err) &&
+            start_exporters(p, answer, err);
+    STORE_LIST_FREE(before, before_len, store_disk_clear);
     for (size_t i = 0; i < p->disks_len; i++)
         engine_config_clear(&p->configs[i]);
     return ok;

@@ -18,6 +18,11 @@
 #define ANSWER                                                                              \
     "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\"," \
     "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
+#define ANSWER_WITH_LEAVES                                                    \
+    "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,"        \
+    "\"hash_algorithm\":\"xxh3-128\",\"hash_seed\":\"00000000000000ff\","     \
+    "\"leaves_uri\":\"nbd+unix:///x.leaves?socket=/s\",\"mode\":\"compare\"," \
+    "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
 #define PROGRESS                                                                       \
     "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"size\":512," \
     "\"transferred_bytes\":3,\"zero_bytes\":4}],\"phase\":\"copying\"}"
@@ -50,6 +55,7 @@ static void everything_round_trips(void **state)
     round_trip(WorkOrder, work_order, ORDER);
     round_trip(Announce, announce, ANNOUNCE);
     round_trip(AnnounceAnswer, announce_answer, ANSWER);
+    round_trip(AnnounceAnswer, announce_answer, ANSWER_WITH_LEAVES);
     round_trip(WorkProgress, work_progress, PROGRESS);
     round_trip(WorkFailure, work_failure, "{\"cancelled\":true,\"details\":\"why\",\"error\":\"cancelled\"}");
     round_trip(Completion, completion, COMPLETION);

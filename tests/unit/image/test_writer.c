@@ -278,6 +278,47 @@ static void test_compare_stores_differences(void **state)
     model_clear(&m);
 }
 
+// What the client found to be the same counts as arrived, and only where this image has not said anything else.
+static void test_same(void **state)
+{
+    Err err = ERR_INIT;
+    HashesSummary summary;
+    Hash digest, *leaves;
+    Model m = model_new(state, 16, HASH_SHA256);
+    uint64_t size = 20 * 65536 + 100;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    assert_fails(writer_same(w, 0, 65536, &err), &err, ERR_INVALID);
+    model_fill(&m, m.points[0].bytes, size);
+    model_cover(&m, w);
+    model_end(&m, w);
+
+    w = model_begin(&m, DISK_COMPARE, size);
+    leaves = calloc(m.geo.leaves, sizeof(Hash));
+    assert_ok(writer_parent_leaves(w, 0, leaves, &err), &err);
+    for (uint64_t i = 0; i < 20; i++) {
+        Hash leaf;
+        hash_bytes(&m.hash, m.points[0].bytes + i * 65536, 65536, &leaf);
+        assert_true(hash_equal(&leaf, &leaves[i]));
+    }
+    assert_true(hash_equal(&leaves[21], &m.geo.zero_leaf));
+    free(leaves);
+    assert_fails(writer_same(w, 100, 65536, &err), &err, ERR_INVALID);
+    assert_fails(writer_same(w, 0, 65535, &err), &err, ERR_INVALID);
+    assert_fails(writer_same(w, 20 * 65536, 101, &err), &err, ERR_INVALID);
+    m.points[1].bytes[3 * 65536] ^= 1;
+    model_write(&m, w, 3 * 65536, 65536);
+    assert_fails(writer_same(w, 2 * 65536, 2 * 65536, &err), &err, ERR_INVALID); // one of the two has come
+    assert_fails(writer_seal(w, NULL, &summary, &digest, &err), &err, ERR_CONFLICT);
+    assert_ok(writer_same(w, 0, 3 * 65536, &err), &err);
+    assert_ok(writer_same(w, 4 * 65536, size - 4 * 65536, &err), &err); // up to the disk's end
+    memset(m.arrived, 1, size);
+    m.points[1].bytes[5 * 65536] ^= 1; // it may still change its mind
+    model_write(&m, w, 5 * 65536, 65536);
+    model_end(&m, w);
+    assert_int_equal(m.points[1].summary.stored_clusters, 2);
+    model_clear(&m);
+}
+
 // Safety rule 6.
 static void test_coverage(void **state)
 {
@@ -379,6 +420,7 @@ static void test_unsealed_is_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        in_folder(test_same),
         in_folder(test_full_random),
         in_folder(test_compression),
         in_folder(test_odd_sizes),

@@ -41,7 +41,7 @@ typedef struct MemBlocks {
     unsigned requests, fault_at; // fault_at: the number of the request that fails, from 1
     MemFault fault;
     atomic_bool *cancel;
-    uint64_t bytes_read, bytes_written, bytes_zeroed;
+    uint64_t bytes_read, bytes_written, bytes_zeroed, bytes_same;
     uint8_t *touched; // how often each cluster was sent
     bool flushed, aborted;
 } MemBlocks;
@@ -149,6 +149,15 @@ static bool mem_zero(Blocks *b, uint64_t offset, uint64_t length, BlocksReq *req
     return mem_request(m, (MemPending){.req = req}, err);
 }
 
+static bool mem_same(Blocks *b, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
+{
+    MemBlocks *m = mem_of(b);
+    mem_check_range(m, offset, length);
+    mem_touch(m, offset, length);
+    m->bytes_same += length;
+    return mem_request(m, (MemPending){.req = req}, err);
+}
+
 static bool mem_flush(Blocks *b, BlocksReq *req, Err *err)
 {
     MemBlocks *m = mem_of(b);
@@ -238,6 +247,7 @@ static const BlocksOps mem_ops = {
     .read = mem_read,
     .write = mem_write,
     .zero = mem_zero,
+    .same = mem_same,
     .flush = mem_flush,
     .extents = mem_extents,
     .fds = mem_fds,

@@ -13,6 +13,9 @@ typedef struct Case {
     MoverSpec spec;
     Coverage expected;
     uint64_t dirty_bytes; // planned as data
+    MemBlocks *leaves;    // of what `to` holds before; NULL: nobody asks
+    MoverKnown known;
+    uint64_t same_bytes;
 } Case;
 
 static void add_ranges(UnitRandom *r, uint64_t size, unsigned n, ExtentVec *ret)
@@ -58,12 +61,28 @@ static void model(Case *c, bool tracked)
             assert_ok(coverage_add(&c->expected, at, end - at, &err), &err);
         if (dirty && !zero)
             c->dirty_bytes += end - at;
-        if (zero || dirty)
+        bool same = c->leaves && at / CLUSTER % 3 == 0;
+        if ((zero || dirty) && !same)
             memset(c->to->bytes + at, 0xee, end - at); // the parent's, to be overwritten
         else
             memcpy(c->to->bytes + at, c->from->bytes + at, end - at);
     }
     coverage_end(&c->expected);
+}
+
+// The hashes of what `to` holds; what is equal and not zero need not travel.
+static void fill_leaves(Case *c)
+{
+    for (uint64_t at = 0; at < c->spec.size; at += CLUSTER) {
+        uint64_t n = MIN(CLUSTER, c->spec.size - at);
+        uint8_t cluster[CLUSTER] = {0};
+        Hash hash;
+        memcpy(cluster, c->to->bytes + at, n);
+        hash_bytes(&c->known.hash, cluster, CLUSTER, &hash);
+        memcpy(c->leaves->bytes + at / CLUSTER * 16, hash.bytes, 16);
+        if (!hash_is_zero(c->from->bytes + at, n) && memcmp(c->from->bytes + at, c->to->bytes + at, n) == 0)
+            c->same_bytes += n;
+    }
 }
 
 static Case make_case(UnitRandom *r, bool tracked, bool later)
@@ -81,7 +100,13 @@ static Case make_case(UnitRandom *r, bool tracked, bool later)
                          .in_flight = 1 + (unsigned)unit_random_below(r, 6)};
     fill_source(r, c.from);
     add_ranges(r, size, 1 + (unsigned)unit_random_below(r, 8), &c.from->changed);
+    if (!tracked && unit_random_below(r, 2)) {
+        c.leaves = mem_new((size + CLUSTER - 1) / CLUSTER * 16, 16, later, r);
+        c.known = (MoverKnown){.leaves = &c.leaves->blocks, .hash = {.seed = unit_random_next(r)}};
+    }
     model(&c, tracked);
+    if (c.leaves)
+        fill_leaves(&c);
     return c;
 }
 
@@ -89,6 +114,8 @@ static void free_case(Case *c)
 {
     mem_free(&c->from->blocks);
     mem_free(&c->to->blocks);
+    if (c->leaves)
+        mem_free(&c->leaves->blocks);
 }
 
 static void check_result(const Case *c, const MoverResult *result)
@@ -97,7 +124,10 @@ static void check_result(const Case *c, const MoverResult *result)
     assert_int_equal(result->coverage.bytes, c->expected.bytes);
     assert_int_equal(result->coverage.extents, c->expected.extents);
     assert_true(result->coverage.digest == c->expected.digest);
-    assert_int_equal(result->total.transferred_bytes + result->total.zero_bytes, c->expected.bytes);
+    assert_int_equal(result->total.transferred_bytes + result->total.zero_bytes + result->total.same_bytes,
+                     c->expected.bytes);
+    assert_int_equal(result->total.same_bytes, c->to->bytes_same);
+    assert_int_equal(result->total.same_bytes, c->same_bytes);
     assert_int_equal(result->total.transferred_bytes, c->to->bytes_written);
     assert_int_equal(result->total.zero_bytes, c->to->bytes_zeroed);
     assert_int_equal(result->total.changed_bytes, c->dirty_bytes);
@@ -120,6 +150,7 @@ static void copies(bool tracked, bool later)
         Err err = ERR_INIT;
         MoverResult result;
         Case c = make_case(&r, tracked, later);
+        c.spec.known = c.leaves ? &c.known : NULL;
         assert_ok(mover_copy(&c.spec, &result, &err), &err);
         check_result(&c, &result);
         free_case(&c);
@@ -227,12 +258,15 @@ static void cancel_of_a_hanging_end(void **state)
 {
     (void)state;
     UnitRandom r = unit_random();
-    for (int end = 0; end < 2; end++) {
+    for (int end = 0; end < 3; end++) {
         Err err = ERR_INIT;
         MoverResult result;
         atomic_bool cancel = false;
         Case c = make_case(&r, false, true);
-        (end == 0 ? c.from : c.to)->silent = true;
+        for (; end == 2 && !c.leaves; c = make_case(&r, false, true))
+            free_case(&c);
+        (end == 0 ? c.from : end == 1 ? c.to : c.leaves)->silent = true;
+        c.spec.known = end == 2 ? &c.known : NULL;
         c.spec.cancel = &cancel;
         memset(c.from->bytes, 1, 1); // there is something to read
         extent_vec_clear(&c.from->zeros);
