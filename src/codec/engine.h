@@ -14,8 +14,8 @@ typedef struct EngineLayer {
     char *image, *hashes, *backing_name; // paths; backing_name NULL for the full
 } EngineLayer;
 
-// An ingest's second export, read-only: the leaves of what the image shows before anything arrives, one after the other. Its
-// name is the export's with this behind it.
+// An ingest's second export, read-only: the leaves of what the image shows before anything arrives, one after the
+// other. Its name is the export's with this behind it.
 #define ENGINE_LEAVES ".leaves"
 
 // Passed as `config=PATH` (a file of mode 0600) to the plugin.

@@ -36,8 +36,8 @@ void writer_free(Writer *w); // an unsealed image stays as it is: unusable, for 
 // A failed write makes the writer broken: everything after, and the seal, fails with the first error.
 bool writer_write(Writer *w, const void *p, uint64_t offset, uint32_t length, Err *err) must_check;
 bool writer_zero(Writer *w, uint64_t offset, uint64_t length, Err *err) must_check;
-// A comparison only: the range's clusters, whole (or up to the disk's end), are what this image shows already; they count as
-// arrived. ERR_INVALID where it has stored something else meanwhile.
+// A comparison only: the range's clusters, whole (or up to the disk's end), are what this image shows already; they
+// count as arrived. ERR_INVALID where it has stored something else meanwhile.
 bool writer_same(Writer *w, uint64_t offset, uint64_t length, Err *err) must_check;
 // What the image shows before anything arrives: the group's leaves. Thread-safe.
 bool writer_parent_leaves(const Writer *w, uint64_t group, Hash *ret_leaves, Err *err) must_check;
