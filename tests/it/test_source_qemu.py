@@ -4,6 +4,7 @@ Most tests write without a guest: a paused QEMU whose disks the test writes to.
 """
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -399,7 +400,7 @@ def test_excluded_disk(rig):
     assert list(run.disks()) == ['disk0'] and run.opened()['left_out'] == ['disk1']
     subprocess.run(['cmp', references[0], run.image('disk0')], check=True)
     assert rig.bitmaps(1) == []
-    with pytest.raises(ProbeError, match='not_found.*no writable disk'):
+    with pytest.raises(ProbeError, match='not_found.*no disk that is not excluded'):
         rig.line.backup(excluded=['disk0', 'disk1'])
     rig.clean()
 
@@ -617,6 +618,56 @@ def test_disks_in_io_threads(tmp_path):
         for n in range(3):
             rig.write_some(rand)
             assert rig.modes(rig.backup()) == (['whole', 'whole'] if n == 0 else ['tracked', 'tracked'])
+        rig.line.close()
+
+
+class ReadOnlyQemu(PausedQemu):
+    """Some disks are read-only, until it is started again with other ones; and there is a CD in a drive."""
+
+    read_only = ()
+
+    def _machine_args(self):
+        cd = {'driver': 'raw', 'node-name': 'cd', 'read-only': True,
+              'file': {'driver': 'file', 'filename': self.disks[0].path + '.iso'}}
+        return [*super()._machine_args(), '-blockdev', json.dumps(cd), '-device', 'ide-cd,id=cd0,drive=cd']
+
+    def _disk_args(self):
+        args = super()._disk_args()
+        for n, arg in enumerate(args):
+            if arg.startswith('{') and int((node := json.loads(arg))['node-name'][4:]) in self.read_only:
+                args[n] = json.dumps({**node, 'read-only': True})
+        return args
+
+
+def test_read_only_disks(tmp_path):
+    """They were left out without a word. They are not tracked, and writable again they are as any other."""
+    images = [image(tmp_path / f'{n}.{fmt}', fmt) for n, fmt in enumerate(('qcow2', 'raw', 'qcow2'))]
+    (tmp_path / '0.qcow2.iso').write_bytes(bytes(65536))
+    with ReadOnlyQemu(tmp_path / 'vm', images) as vm:
+        rig = Rig(tmp_path, vm)
+        for disk in range(3):
+            vm.write(disk, 0, MIB, 0x11 + disk)
+        assert list(rig.backup().disks()) == ['disk0', 'disk1', 'disk2']
+        vm.read_only = (1, 2)
+        vm.restart()
+        for count in range(2):
+            vm.write(0, 2 * MIB, GRAIN, 0x21 + count)
+            run = rig.backup()
+            assert run.opened()['left_out'] == []
+            assert rig.modes(run) == ['tracked', 'whole', 'whole']
+            for disk in ('disk1', 'disk2'):
+                assert run.disks()[disk]['tracking'] == 'none' and 'read-only' in run.disks()[disk]['lost']
+            assert rig.bitmaps(1) == []
+        assert len(rig.bitmaps(2)) == 2     # of the time before: QEMU cannot remove them
+        run = rig.backup(excluded=['disk1'])
+        assert list(run.disks()) == ['disk0', 'disk2'] and run.opened()['left_out'] == ['disk1']
+        vm.read_only = ()
+        vm.restart()
+        vm.write(2, 3 * MIB, GRAIN, 0x31)
+        run = rig.backup()
+        assert rig.modes(run) == ['tracked', 'whole', 'whole']
+        assert len(rig.bitmaps(2)) == 2     # new ones
+        assert rig.modes(rig.backup()) == ['tracked', 'tracked', 'tracked']
         rig.line.close()
 
 
