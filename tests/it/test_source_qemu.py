@@ -3,6 +3,7 @@
 Most tests write without a guest: a paused QEMU whose disks the test writes to.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,12 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from lib.qmp_gate import QmpGate
 from lib.source_probe import Line, ProbeError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'guest'))
@@ -439,21 +440,29 @@ def test_monitor_is_busy(rig):
     rig.backup()
 
 
+@contextlib.contextmanager
+def bound(path):
+    """A socket with this name, to which nobody listens yet."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(path)
+        try:
+            yield s
+        finally:
+            os.unlink(path)
+
+
 @pytest.mark.parametrize('path', ['/nonexistent/qmp', 'deaf'])
 def test_monitor_is_not_there(rig, path, tmp_path):
-    if path == 'deaf':
-        path = str(tmp_path / 'deaf')
-        with socket.socket(socket.AF_UNIX) as s:
-            s.bind(path)
+    path = str(tmp_path / path)
     rig.line.spec = {'type': 'qemu', 'qmp': path}
-    with pytest.raises(ProbeError, match='not_found|unavailable'):
+    with bound(path) if path.endswith('deaf') else contextlib.nullcontext(), \
+            pytest.raises(ProbeError, match='not_found|unavailable'):
         rig.backup()
 
 
 def test_agent_is_absent(rig, tmp_path):
     path = str(tmp_path / 'agent')
-    with socket.socket(socket.AF_UNIX) as s:  # QEMU takes the connection, and no guest answers
-        s.bind(path)
+    with bound(path) as s:  # QEMU takes the connection, and no guest answers
         s.listen()
         rig.line.spec = spec(rig.vm, agent=path)
         run = rig.backup()
@@ -671,79 +680,29 @@ def test_read_only_disks(tmp_path):
         rig.line.close()
 
 
-class HoldingProxy:
-    """Between a client and QEMU's monitor, descriptors and all. Holds the first message that contains a word."""
-
-    def __init__(self, path, target, word):
-        self.target, self.word = target, word
-        self.held = threading.Event()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen()
-        self.open = [self.listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self.target)
-            self.open += [client, server]
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=self._forward, args=pair, daemon=True).start()
-
-    def _forward(self, source, sink):
-        try:
-            while True:
-                data, fds, _, _ = socket.recv_fds(source, 65536, 8)
-                if not data:
-                    break
-                if self.word in data and not self.held.is_set():
-                    self.held.set()
-                    source.recv(1)  # until the client goes
-                    break
-                socket.send_fds(sink, [data], fds)
-                for fd in fds:
-                    os.close(fd)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def close(self):
-        for end in self.open:
-            end.close()
-
-
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
 def test_ended_while_frozen(tmp_path, guest, how):
     """A client that ends between freeze and thaw thaws; one that is killed leaves that to its guard."""
     rig = Rig(tmp_path, guest)
-    proxy = HoldingProxy(tmp_path / 'proxy', guest.qmp_path, b'"transaction"')
-    rig.line.spec = {'type': 'qemu', 'qmp': str(tmp_path / 'proxy'), 'agent': guest.agent_path}
-    run = rig.line.start()
-    assert proxy.held.wait(60)
-    assert guest.qmp('query-block-exports') == []
-    guests = processes_of(run, 'sendense-guard')
-    assert len(guests) == 1
-    # The probe keeps the agent's socket while the guest is frozen; the harness may have it only afterwards.
-    if how == signal.SIGKILL:
-        run.kill()
-    else:
-        run.process.send_signal(how)
-        with pytest.raises(ProbeError, match='cancelled'):
-            run.finish()
-    wait_for(lambda: guest.agent('guest-fsfreeze-status') == 'thawed', 'still frozen')
-    wait_for(lambda: not Path(f'/proc/{guests[0]}').exists(), 'the guard goes on')
-    rig.clean()
+    with QmpGate(tmp_path / 'gate', guest.qmp_path) as gate:
+        gate.hold('"transaction"')
+        rig.line.spec = {'type': 'qemu', 'qmp': gate.path, 'agent': guest.agent_path}
+        run = rig.line.start()
+        gate.wait_held()
+        assert guest.qmp('query-block-exports') == []
+        guards = processes_of(run, 'sendense-guard')
+        assert len(guards) == 1
+        # The probe keeps the agent's socket while the guest is frozen; the harness may have it only afterwards.
+        if how == signal.SIGKILL:
+            run.kill()
+        else:
+            run.process.send_signal(how)
+            with pytest.raises(ProbeError, match='cancelled'):
+                run.finish()
+        wait_for(lambda: guest.agent('guest-fsfreeze-status') == 'thawed', 'still frozen')
+        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        rig.clean()
     guest.sh('echo alive > /mnt/a/alive; sync')
     rig.line.spec = spec(guest, agent=guest.agent_path)
     assert rig.line.backup().opened()['consistency'] == 'application'
-    proxy.close()
     rig.line.close()
