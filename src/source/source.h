@@ -67,7 +67,7 @@ struct Source {
     char **left_out; // keys that were excluded and exist; owned
     size_t left_out_len;
     const char *consistency;  // "application", "crash", "inconsistent"
-    char *consistency_detail; // e.g. why the agent did not freeze; NULL
+    char *consistency_detail; // what limits it, e.g. why the agent did not freeze; NULL
 };
 
 void source_disk_clear(SourceDisk *d);

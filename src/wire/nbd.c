@@ -1,5 +1,6 @@
 #include "wire/nbd.h"
 
+#include "base/str.h"
 #include "wire/nbd_conn.h"
 
 #include <errno.h>
@@ -114,9 +115,14 @@ static void close_conn(NbdConn *c)
         to_finished(c->ops.first, ENOTCONN);
 }
 
+static bool same_export(const NbdFacts *a, const NbdFacts *b)
+{
+    return a->size == b->size && str_eq(a->names, b->names);
+}
+
 static bool same_facts(const NbdFacts *a, const NbdFacts *b)
 {
-    return a->size == b->size && a->max_request == b->max_request && a->multi_conn == b->multi_conn &&
+    return same_export(a, b) && a->max_request == b->max_request && a->multi_conn == b->multi_conn &&
         a->can_zero == b->can_zero && a->can_cache == b->can_cache && a->can_flush == b->can_flush &&
         a->read_only == b->read_only && a->zeros == b->zeros;
 }
@@ -127,7 +133,9 @@ static bool open_conn(NbdBlocks *n, NbdConn *c, Err *err)
     NbdFacts facts;
     if (!nbd_conn_open(&n->spec, &h, &facts, err))
         return false;
-    if (!same_facts(&facts, &n->facts)) {
+    bool same = same_facts(&facts, &n->facts);
+    nbd_facts_clear(&facts);
+    if (!same) {
         nbd_close(h);
         return err_set(err, ERR_CONFLICT, "nbd: the export is not what it was on the first connection");
     }
@@ -141,6 +149,10 @@ static bool ensure_conn(NbdBlocks *n, NbdConn *c, Err *err)
     if (c->h && !nbd_conn_is_lost(c->h))
         return true;
     close_conn(c);
+    if (n->spec.reconnects > 0 && !n->facts.names[0])
+        return err_set(err, ERR_UNAVAILABLE,
+                       "nbd: connection lost, and not opened again, since the export has neither name nor description "
+                       "to know it by");
     while (n->reopened < n->spec.reconnects) {
         n->reopened++;
         Err tried = ERR_INIT;
@@ -389,6 +401,7 @@ static void op_free(Blocks *b)
             free(op);
         }
     mem_cleanup_close(&n->wake);
+    nbd_facts_clear(&n->facts);
     free((void *)n->spec.uri);
     free((void *)n->spec.socket);
     free((void *)n->spec.export_name);
@@ -460,4 +473,9 @@ bool nbd_blocks_open(const NbdSpec *spec, Blocks **ret, Err *err)
     n->b.max_in_flight = n->n * NBD_PER_CONNECTION;
     *ret = &n->b;
     return true;
+}
+
+bool nbd_blocks_same(const Blocks *a, const Blocks *b)
+{
+    return same_export(&((const NbdBlocks *)a)->facts, &((const NbdBlocks *)b)->facts);
 }

@@ -13,8 +13,12 @@ typedef struct NbdSpec {
     bool require_zeros;
     const char *dirty_context; // "qemu:dirty-bitmap:NAME", must be granted; NULL: none
     int timeout_ms;            // connect and handshake, and each extents call; default 15000
-    unsigned reconnects;       // lost connections reopened (same export name, hence same instance) and what was in
-                               // flight on them sent again: this many times in all; 0: a lost connection fails
+    unsigned reconnects;       // lost connections reopened, to an export of the same size, name and description, and
+                               // what was in flight on them sent again: this many times in all; 0, or an export that
+                               // the server gives neither for: a lost connection fails
 } NbdSpec;
 
 bool nbd_blocks_open(const NbdSpec *spec, Blocks **ret, Err *err) must_check;
+
+// Two ends of nbd_blocks_open(): as far as the servers' words go, are they the same export?
+bool nbd_blocks_same(const Blocks *a, const Blocks *b);

@@ -90,7 +90,7 @@ static bool step(struct nbd_handle *h, int64_t deadline, const char *what, Err *
 static bool configure(struct nbd_handle *h, const NbdSpec *spec)
 {
     // The caller looks at each request's error before at its buffer, which thus need not be cleared.
-    bool ok = nbd_set_pread_initialize(h, false) == 0;
+    bool ok = nbd_set_pread_initialize(h, false) == 0 && nbd_set_full_info(h, true) == 0;
     if (spec->want_zeros || spec->require_zeros)
         ok = ok && nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0;
     if (spec->dirty_context)
@@ -98,6 +98,15 @@ static bool configure(struct nbd_handle *h, const NbdSpec *spec)
     if (!spec->uri)
         ok = ok && nbd_set_export_name(h, spec->export_name ? spec->export_name : "") == 0;
     return ok;
+}
+
+// A server need not say either.
+static bool read_names(struct nbd_handle *h, char **ret, Err *err)
+{
+    cleanup_free char *name = nbd_get_canonical_export_name(h), *description = nbd_get_export_description(h);
+    bool none = (!name || !name[0]) && (!description || !description[0]);
+    *ret = none ? mem_strdup("", err) : mem_printf(err, "%s\n%s", name ? name : "", description ? description : "");
+    return *ret != NULL;
 }
 
 static bool read_facts(struct nbd_handle *h, const NbdSpec *spec, NbdFacts *ret, Err *err)
@@ -117,7 +126,11 @@ static bool read_facts(struct nbd_handle *h, const NbdSpec *spec, NbdFacts *ret,
     // QEMU passes over a bitmap that it does not know without a word: that would read as "nothing changed".
     if (spec->dirty_context && nbd_can_meta_context(h, spec->dirty_context) != 1)
         return err_set(err, ERR_PROTOCOL, "nbd: the server does not grant %s", spec->dirty_context);
+    char *names;
+    if (!read_names(h, &names, err))
+        return false;
     *ret = (NbdFacts){
+        .names = names,
         .size = (uint64_t)size,
         .max_request = max_request,
         .multi_conn = nbd_can_multi_conn(h) == 1,
@@ -128,6 +141,12 @@ static bool read_facts(struct nbd_handle *h, const NbdSpec *spec, NbdFacts *ret,
         .zeros = zeros,
     };
     return true;
+}
+
+void nbd_facts_clear(NbdFacts *f)
+{
+    free(f->names);
+    *f = (NbdFacts){0};
 }
 
 bool nbd_conn_open(const NbdSpec *spec, struct nbd_handle **ret, NbdFacts *ret_facts, Err *err)

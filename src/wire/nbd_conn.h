@@ -7,11 +7,14 @@
 
 // What the server said of the export; the same on each connection, or it is another export.
 typedef struct NbdFacts {
+    char *names; // its canonical name and description, a line each; "" where the server gives neither; owned
     uint64_t size;
     uint32_t max_request;
     bool multi_conn, can_zero, can_flush, can_cache, read_only;
     bool zeros; // base:allocation was granted
 } NbdFacts;
+
+void nbd_facts_clear(NbdFacts *f);
 
 // Connect and shake hands before spec->timeout_ms is over. ERR_UNAVAILABLE: nobody there;
 // ERR_NOT_FOUND: no such socket or export; ERR_TIMEOUT; ERR_PROTOCOL: a context that must be granted

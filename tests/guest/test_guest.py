@@ -255,13 +255,17 @@ def test_exception_leaves_no_process(tmp_path):
 
 def test_killed_test_leaves_no_process(tmp_path):
     script = f'from guest import *; vm = PausedQemu({str(tmp_path)!r}, []); print(vm.process.pid, flush=True); input()'
-    with subprocess.Popen(
-        [sys.executable, '-c', script], cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as test:
-        pid = int(test.stdout.readline())
-        assert not gone(pid, 0.1)
-        test.send_signal(signal.SIGKILL)
-    assert gone(pid)
+    try:
+        with subprocess.Popen(
+            [sys.executable, '-c', script], cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as test:
+            pid = int(test.stdout.readline())
+            assert not gone(pid, 0.1)
+            test.send_signal(signal.SIGKILL)
+        assert gone(pid)
+    finally:
+        for path in tmp_path.glob('*.sock'):  # nobody was left to remove them
+            path.unlink()
 
 
 def test_build_and_probe_are_cached():

@@ -1,18 +1,21 @@
 """The REST API beyond the plan's calls, against the real hub."""
 
+import concurrent.futures
 import os
 import shutil
 import subprocess
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lib import faults
 from lib.api import quote
 from lib.hub import BIN, FINAL
 from lib.job import Job, change_id, disk, full_backup, nbdcopy
-from lib.world import MIB, make_image
+from lib.world import MIB, World, make_image
 
 OPENAPI = Path(__file__).resolve().parents[2] / "api" / "openapi.yaml"
 NOBODY = str(uuid.uuid4())
@@ -382,6 +385,39 @@ def test_claim(world, vm):
     job.call("claim", {}).expect(400)
     job.call("fail", {"error": "x", "details": "x"}).expect(200)
     job.call("claim", {"claim": job.claim_id}).expect(409)
+
+
+def test_claims_beyond_the_hubs_limit(make_hub, place):
+    """The last place is given once, however many ask for it at the same time; who is refused may ask again."""
+    world = World(make_hub(options=["--max-jobs=1"]), place)
+    world.add_repository()
+    names = ("a", "b", "c", "d")
+    for seed, name in enumerate(names):
+        world.add_vm(name, (65536,), seed)
+    for _ in range(6):
+        jobs = [world.job(name) for name in names]
+        together = threading.Barrier(len(jobs))
+
+        def claim(job, together=together):
+            together.wait(10)
+            return job.call("claim", {"claim": job.claim_id})
+
+        # slow locks of the database: else one claim is over before the next begins
+        with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool, \
+                faults.slow_calls(world.hub.process.pid, "fcntl", 0.01):
+            answers = list(pool.map(claim, jobs))
+        assert sorted(a.status for a in answers) == [200, 409, 409, 409], answers
+        winner = jobs[[a.status for a in answers].index(200)]
+        loser = next(j for j in jobs if j is not winner)
+        refused = loser.call("claim", {"claim": loser.claim_id}).expect(409)
+        assert refused["error"] == "busy" and "limit" in refused["details"], refused
+        assert loser.show()["status"] == "pending"
+        winner.claim()                          # again: its answer was lost on the way
+        winner.call("fail", {"error": "x", "details": ""}).expect(200)
+        loser.claim()
+        for job in jobs:
+            if job is not winner:
+                job.call("fail", {"error": "x", "details": ""}).expect(200)
 
 
 def test_announce_refused(world, vm):

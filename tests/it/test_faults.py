@@ -15,7 +15,7 @@ import pytest
 from lib import faults
 from lib.cli import Cli
 from lib.history import partial_files, wait_for
-from lib.stage import MIB, Stage, ended, own_mounts
+from lib.stage import MIB, Stage, ended, is_dead, own_mounts
 
 CANCEL_SECONDS = 5
 
@@ -135,6 +135,33 @@ def test_client_silent(make_hub, place):
         ended(stage, backup_id, "failed", "client silent")
         assert 1 < time.monotonic() - began < 15
         stage.prove_after_go()
+
+
+def test_client_that_hangs_before_its_claim(make_hub, place):
+    """Nobody ended it, and its VM was not backed up again."""
+    with Stage(make_hub, place, options=["--claim-timeout=3"]) as stage:
+        stage.first()
+        stage.change()
+        began = time.monotonic()
+        backup_id = stage.reach("started")
+        pid = faults.client_pid(stage.world, backup_id)
+        ended(stage, backup_id, "failed", "not claimed")
+        assert 2 < time.monotonic() - began < 20
+        wait_for(lambda: is_dead(pid), "the end of the client")
+        stage.prove_after_go()
+
+
+def test_time_to_claim_begins_with_the_client(make_hub, place):
+    """A job that has to wait for its place does not lose it by that."""
+    with Stage(make_hub, place, options=["--claim-timeout=3", "--max-jobs=1"]) as stage:
+        stage.first()
+        stage.change()
+        backup_id = stage.reach("queued")
+        until = time.monotonic() + 4
+        wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "pending", "time passes", 10)
+        assert stage.show(backup_id)["status"] == "pending"
+        assert stage.settle(backup_id)["status"] == "completed"
+        stage.prove()
 
 
 @pytest.mark.parametrize("moment, deaf", [("queued", None), ("opening", None), ("half done", None),

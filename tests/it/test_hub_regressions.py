@@ -1,6 +1,5 @@
 """Faults that the hub once had, each with its story in one line."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import system
+from lib import faults, system
 from lib.api import quote
 from lib.history import wait_for
 from lib.hub import FINAL, HubError
@@ -51,23 +50,6 @@ class Away:
 
 # ---- deletions
 
-@contextlib.contextmanager
-def slow_unlinks(pid, seconds):
-    """Each file that the process removes takes its time, as one of terabytes does."""
-    tracer = subprocess.Popen(
-        ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", "trace=unlink,unlinkat",
-         "-e", f"inject=unlink,unlinkat:delay_enter={int(seconds * 1e6)}"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        said = tracer.stderr.readline()
-        assert "attached" in said, said
-        yield
-    finally:
-        tracer.terminate()      # it lets the process go on
-        tracer.wait(30)
-        tracer.stderr.close()
-
-
 def test_a_deletion_holds_nobody_up(world, vm):
     """The hub held the database's lock until the last file was gone: heartbeats waited, jobs were ended as silent."""
     first, second = world.backup(vm), world.backup(vm)
@@ -75,7 +57,7 @@ def test_a_deletion_holds_nobody_up(world, vm):
     results = []
     thread = threading.Thread(target=lambda: results.append(
         world.api.delete(f"/backups/{quote(first.id)}?with_dependents=true")))
-    with slow_unlinks(world.hub.process.pid, 2):
+    with faults.slow_calls(world.hub.process.pid, "unlink,unlinkat", 2):    # as for a file of terabytes
         thread.start()
         wait_for(lambda: world.show(first.id)["deleting"], "the deletion begins")
         assert world.show(second.id)["deleting"]

@@ -1,8 +1,10 @@
 """The source for files, block devices and NBD exports, read to the byte and compared with what is there."""
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -227,17 +229,59 @@ def test_server_that_dies_is_found(tmp_path):
         run.finish()
 
 
+def listens(path):
+    with socket.socket(socket.AF_UNIX) as s:
+        return s.connect_ex(str(path)) == 0
+
+
+@contextlib.contextmanager
+def nbd_server(path, image, description='monday'):
+    """An export of a raw file; the URI of the default one."""
+    command = ['nbdkit', '-f', '-U', path, '--filter=exportname', 'file', image, f'exportdesc=fixed:{description}']
+    with subprocess.Popen(command) as server:
+        try:
+            deadline = time.monotonic() + 20
+            while not listens(path):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield f'nbd+unix:///?socket={path}'
+        finally:
+            server.kill()
+            path.unlink(missing_ok=True)
+
+
 def test_nbd_uri(tmp_path):
     image = noise(tmp_path / 'a.img', MIB + 512)
-    socket = tmp_path / 's'
-    with subprocess.Popen(['nbdkit', '-f', '-U', socket, 'file', image]) as server:
-        deadline = time.monotonic() + 20
-        while not socket.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        run = Line(tmp_path, spec({'uri': f'nbd+unix:///?socket={socket}'})).backup()
-        assert run.image('disk-0').read_bytes() == image.read_bytes()
-        server.terminate()
+    with nbd_server(tmp_path / 's', image) as uri:
+        run = Line(tmp_path, spec({'uri': uri})).backup()
+    assert run.image('disk-0').read_bytes() == image.read_bytes()
+
+
+def test_nbd_writers_cannot_be_seen(tmp_path):
+    """The point claimed to be of one instant, as if somebody had looked."""
+    image = noise(tmp_path / 'a.img', MIB)
+    with nbd_server(tmp_path / 's', image) as uri:
+        opened = Line(tmp_path, spec({'path': str(image)}, {'uri': uri})).backup().opened()
+    assert opened['consistency'] == 'crash'
+    assert 'disk-1 is an NBD export' in opened['consistency_detail']
+
+
+@pytest.mark.parametrize('description', ['monday', 'tuesday'])
+def test_nbd_server_that_is_replaced(tmp_path, description):
+    """Another export of the same size was read as if it were the one that the backup began with."""
+    image = noise(tmp_path / 'a.img', MIB)
+    with contextlib.ExitStack() as first:
+        uri = first.enter_context(nbd_server(tmp_path / 's', image))
+        run = Line(tmp_path, spec({'uri': uri})).start(hold=['opened'])
+        run.until('hold')
+        first.close()
+        with nbd_server(tmp_path / 's', image, description):
+            run.go()
+            if description == 'monday':
+                run.finish()
+            else:
+                with pytest.raises(ProbeError, match='conflict.*another export'):
+                    run.finish()
 
 
 @pytest.fixture

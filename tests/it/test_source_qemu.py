@@ -3,19 +3,21 @@
 Most tests write without a guest: a paused QEMU whose disks the test writes to.
 """
 
+import contextlib
 import itertools
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from lib.qmp_gate import QmpGate
 from lib.source_probe import Line, ProbeError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'guest'))
@@ -399,7 +401,7 @@ def test_excluded_disk(rig):
     assert list(run.disks()) == ['disk0'] and run.opened()['left_out'] == ['disk1']
     subprocess.run(['cmp', references[0], run.image('disk0')], check=True)
     assert rig.bitmaps(1) == []
-    with pytest.raises(ProbeError, match='not_found.*no writable disk'):
+    with pytest.raises(ProbeError, match='not_found.*no disk that is not excluded'):
         rig.line.backup(excluded=['disk0', 'disk1'])
     rig.clean()
 
@@ -438,21 +440,29 @@ def test_monitor_is_busy(rig):
     rig.backup()
 
 
+@contextlib.contextmanager
+def bound(path):
+    """A socket with this name, to which nobody listens yet."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(path)
+        try:
+            yield s
+        finally:
+            os.unlink(path)
+
+
 @pytest.mark.parametrize('path', ['/nonexistent/qmp', 'deaf'])
 def test_monitor_is_not_there(rig, path, tmp_path):
-    if path == 'deaf':
-        path = str(tmp_path / 'deaf')
-        with socket.socket(socket.AF_UNIX) as s:
-            s.bind(path)
+    path = str(tmp_path / path)
     rig.line.spec = {'type': 'qemu', 'qmp': path}
-    with pytest.raises(ProbeError, match='not_found|unavailable'):
+    with bound(path) if path.endswith('deaf') else contextlib.nullcontext(), \
+            pytest.raises(ProbeError, match='not_found|unavailable'):
         rig.backup()
 
 
 def test_agent_is_absent(rig, tmp_path):
     path = str(tmp_path / 'agent')
-    with socket.socket(socket.AF_UNIX) as s:  # QEMU takes the connection, and no guest answers
-        s.bind(path)
+    with bound(path) as s:  # QEMU takes the connection, and no guest answers
         s.listen()
         rig.line.spec = spec(rig.vm, agent=path)
         run = rig.backup()
@@ -620,79 +630,79 @@ def test_disks_in_io_threads(tmp_path):
         rig.line.close()
 
 
-class HoldingProxy:
-    """Between a client and QEMU's monitor, descriptors and all. Holds the first message that contains a word."""
+class ReadOnlyQemu(PausedQemu):
+    """Some disks are read-only, until it is started again with other ones; and there is a CD in a drive."""
 
-    def __init__(self, path, target, word):
-        self.target, self.word = target, word
-        self.held = threading.Event()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen()
-        self.open = [self.listener]
-        threading.Thread(target=self._accept, daemon=True).start()
+    read_only = ()
 
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self.target)
-            self.open += [client, server]
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=self._forward, args=pair, daemon=True).start()
+    def _machine_args(self):
+        cd = {'driver': 'raw', 'node-name': 'cd', 'read-only': True,
+              'file': {'driver': 'file', 'filename': self.disks[0].path + '.iso'}}
+        return [*super()._machine_args(), '-blockdev', json.dumps(cd), '-device', 'ide-cd,id=cd0,drive=cd']
 
-    def _forward(self, source, sink):
-        try:
-            while True:
-                data, fds, _, _ = socket.recv_fds(source, 65536, 8)
-                if not data:
-                    break
-                if self.word in data and not self.held.is_set():
-                    self.held.set()
-                    source.recv(1)  # until the client goes
-                    break
-                socket.send_fds(sink, [data], fds)
-                for fd in fds:
-                    os.close(fd)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+    def _disk_args(self):
+        args = super()._disk_args()
+        for n, arg in enumerate(args):
+            if arg.startswith('{') and int((node := json.loads(arg))['node-name'][4:]) in self.read_only:
+                args[n] = json.dumps({**node, 'read-only': True})
+        return args
 
-    def close(self):
-        for end in self.open:
-            end.close()
+
+def test_read_only_disks(tmp_path):
+    """They were left out without a word. They are not tracked, and writable again they are as any other."""
+    images = [image(tmp_path / f'{n}.{fmt}', fmt) for n, fmt in enumerate(('qcow2', 'raw', 'qcow2'))]
+    (tmp_path / '0.qcow2.iso').write_bytes(bytes(65536))
+    with ReadOnlyQemu(tmp_path / 'vm', images) as vm:
+        rig = Rig(tmp_path, vm)
+        for disk in range(3):
+            vm.write(disk, 0, MIB, 0x11 + disk)
+        assert list(rig.backup().disks()) == ['disk0', 'disk1', 'disk2']
+        vm.read_only = (1, 2)
+        vm.restart()
+        for count in range(2):
+            vm.write(0, 2 * MIB, GRAIN, 0x21 + count)
+            run = rig.backup()
+            assert run.opened()['left_out'] == []
+            assert rig.modes(run) == ['tracked', 'whole', 'whole']
+            for disk in ('disk1', 'disk2'):
+                assert run.disks()[disk]['tracking'] == 'none' and 'read-only' in run.disks()[disk]['lost']
+            assert rig.bitmaps(1) == []
+        assert len(rig.bitmaps(2)) == 2     # of the time before: QEMU cannot remove them
+        run = rig.backup(excluded=['disk1'])
+        assert list(run.disks()) == ['disk0', 'disk2'] and run.opened()['left_out'] == ['disk1']
+        vm.read_only = ()
+        vm.restart()
+        vm.write(2, 3 * MIB, GRAIN, 0x31)
+        run = rig.backup()
+        assert rig.modes(run) == ['tracked', 'whole', 'whole']
+        assert len(rig.bitmaps(2)) == 2     # new ones
+        assert rig.modes(rig.backup()) == ['tracked', 'tracked', 'tracked']
+        rig.line.close()
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
 def test_ended_while_frozen(tmp_path, guest, how):
     """A client that ends between freeze and thaw thaws; one that is killed leaves that to its guard."""
     rig = Rig(tmp_path, guest)
-    proxy = HoldingProxy(tmp_path / 'proxy', guest.qmp_path, b'"transaction"')
-    rig.line.spec = {'type': 'qemu', 'qmp': str(tmp_path / 'proxy'), 'agent': guest.agent_path}
-    run = rig.line.start()
-    assert proxy.held.wait(60)
-    assert guest.qmp('query-block-exports') == []
-    guests = processes_of(run, 'sendense-guard')
-    assert len(guests) == 1
-    # The probe keeps the agent's socket while the guest is frozen; the harness may have it only afterwards.
-    if how == signal.SIGKILL:
-        run.kill()
-    else:
-        run.process.send_signal(how)
-        with pytest.raises(ProbeError, match='cancelled'):
-            run.finish()
-    wait_for(lambda: guest.agent('guest-fsfreeze-status') == 'thawed', 'still frozen')
-    wait_for(lambda: not Path(f'/proc/{guests[0]}').exists(), 'the guard goes on')
-    rig.clean()
+    with QmpGate(tmp_path / 'gate', guest.qmp_path) as gate:
+        gate.hold('"transaction"')
+        rig.line.spec = {'type': 'qemu', 'qmp': gate.path, 'agent': guest.agent_path}
+        run = rig.line.start()
+        gate.wait_held()
+        assert guest.qmp('query-block-exports') == []
+        guards = processes_of(run, 'sendense-guard')
+        assert len(guards) == 1
+        # The probe keeps the agent's socket while the guest is frozen; the harness may have it only afterwards.
+        if how == signal.SIGKILL:
+            run.kill()
+        else:
+            run.process.send_signal(how)
+            with pytest.raises(ProbeError, match='cancelled'):
+                run.finish()
+        wait_for(lambda: guest.agent('guest-fsfreeze-status') == 'thawed', 'still frozen')
+        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        rig.clean()
     guest.sh('echo alive > /mnt/a/alive; sync')
     rig.line.spec = spec(guest, agent=guest.agent_path)
     assert rig.line.backup().opened()['consistency'] == 'application'
-    proxy.close()
     rig.line.close()

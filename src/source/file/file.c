@@ -127,6 +127,16 @@ static bool open_uri(FileDisk *d, const FileSpecDisk *spec, SourceDisk *out, Err
     return mem_replace(&out->label, "NBD export", err) && mem_replace(&out->backing_identity, "", err);
 }
 
+static bool note_unseen(FileSource *f, const char *key, Err *err)
+{
+    f->s.consistency_detail =
+        mem_printf(err,
+                   "disk %s is an NBD export, whose writers cannot be seen: it is of one instant only if nobody "
+                   "wrote to it meanwhile",
+                   key);
+    return f->s.consistency_detail != NULL;
+}
+
 static bool open_disk(FileSource *f, const FileSpecDisk *spec, const SourceRequest *req, Err *err)
 {
     size_t i = f->s.disks_len++; // what there is of it is freed with the source
@@ -140,7 +150,8 @@ static bool open_disk(FileSource *f, const FileSpecDisk *spec, const SourceReque
         return false;
     bool ok =
         spec->path ? open_file(&f->disks[i], spec, f->inconsistent, out, err) : open_uri(&f->disks[i], spec, out, err);
-    return ok || err_context(err, "disk %s", spec->key);
+    return (ok && (!spec->uri || f->s.consistency_detail || note_unseen(f, spec->key, err))) ||
+        err_context(err, "disk %s", spec->key);
 }
 
 static bool open_disks(FileSource *f, const FileSpec *spec, const SourceRequest *req, Err *err)
@@ -203,9 +214,10 @@ static bool file_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret,
     Blocks *b;
     if (!nbd_blocks_open(&spec, &b, err))
         return err_context(err, "disk %s", s->disks[disk].key);
-    if (b->size != d->keeper->size) {
+    if (!nbd_blocks_same(b, d->keeper)) {
         b->ops->free(b);
-        return err_set(err, ERR_CONFLICT, "disk %s changed its size", s->disks[disk].key);
+        return err_set(err, ERR_CONFLICT, "disk %s: another export is served than when the backup began",
+                       s->disks[disk].key);
     }
     b->size = s->disks[disk].size; // without what QEMU filled the last sector up with
     *ret = b;

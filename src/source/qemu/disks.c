@@ -32,6 +32,7 @@ static bool read_disk(const char *qdev, const json_t *inserted, GuestDiskVec *v,
         .node = json_string_value(json_object_get(inserted, "node-name")),
         .filename = json_string_value(json_object_get(image, "filename")),
         .may_persist = can_hold_bitmaps(inserted, image),
+        .read_only = json_is_true(json_object_get(inserted, "ro")),
     };
     if (!d.node || !d.filename || !json_is_integer(size) || json_integer_value(size) < 0)
         return err_set(err, ERR_PROTOCOL, "qemu's description of the disk at %s lacks its node, file or size", qdev);
@@ -60,8 +61,7 @@ bool guest_disks(const json_t *query_block, GuestDiskVec *ret, Err *err)
         const json_t *entry = json_array_get(query_block, i);
         const json_t *inserted = json_object_get(entry, "inserted");
         const char *qdev = json_string_value(json_object_get(entry, "qdev"));
-        if (!qdev || !inserted || json_is_true(json_object_get(entry, "removable")) ||
-            json_is_true(json_object_get(inserted, "ro")))
+        if (!qdev || !inserted || json_is_true(json_object_get(entry, "removable")))
             continue;
         ok = read_disk(qdev, inserted, &v, err);
     }

@@ -13,12 +13,13 @@ typedef struct GuestDisk { // texts borrowed from QEMU's answer, but for key
     uint64_t size;
     uint64_t allocated; // bytes on disk; size where there are backing files
     bool may_persist;   // a QCOW2 that can hold bitmaps
+    bool read_only;
 } GuestDisk;
 
 VEC_DEFINE(GuestDiskVec, guest_disk_vec, GuestDisk)
 
-// Writable disks with a guest's device, in QEMU's order; passed over: removable ones (CD-ROM, floppy), read-only ones,
-// empty ones. query_block: the answer of query-block; it must outlive the vector. ERR_PROTOCOL when it is not as QEMU
-// documents it; ERR_CONFLICT when two disks have the same key.
+// Disks with a guest's device, in QEMU's order; passed over: removable ones (CD-ROM, floppy), empty ones. query_block:
+// the answer of query-block; it must outlive the vector. ERR_PROTOCOL when it is not as QEMU documents it; ERR_CONFLICT
+// when two disks have the same key.
 bool guest_disks(const json_t *query_block, GuestDiskVec *ret, Err *err) must_check;
 void guest_disks_clear(GuestDiskVec *v);

@@ -17,6 +17,7 @@ typedef struct QemuDisk {
     char *qdev, *filename;
     uint64_t size, allocated;
     bool may_persist;
+    bool read_only; // not tracked: what changes it does so behind QEMU's back
     uint64_t parent_size;
     const char *parent_change_id; // borrowed from the request; NULL: no parent
     bool parent_tracking;

@@ -19,6 +19,7 @@ static bool take_disk(QemuSource *v, size_t i, const GuestDisk *g, Err *err)
     d->size = g->size;
     d->allocated = g->allocated;
     d->may_persist = g->may_persist;
+    d->read_only = g->read_only;
     d->parent_change_id = p ? p->change_id : NULL;
     d->parent_tracking = p && p->tracking;
     d->parent_size = p ? p->size : 0;
@@ -43,7 +44,17 @@ static bool take_disks(QemuSource *v, const GuestDiskVec *disks, Err *err)
         if (excluded ? !source_leave_out(&v->s, g->key, err) : !take_disk(v, v->s.disks_len++, g, err))
             return false;
     }
-    return v->s.disks_len > 0 || err_set(err, ERR_NOT_FOUND, "the VM has no writable disk that is not excluded");
+    return v->s.disks_len > 0 || err_set(err, ERR_NOT_FOUND, "the VM has no disk that is not excluded");
+}
+
+// A bitmap on a read-only node sees no change, since whoever makes one does it behind QEMU's back; it cannot be stored,
+// and one that was stored while the disk was writable cannot be removed (seen).
+static void untracked_line(QemuDisk *d, const char *fresh)
+{
+    d->line = (Line){.next = 1};
+    (void)snprintf(d->line.uuid, sizeof(d->line.uuid), "%s", fresh);
+    if (d->parent_change_id)
+        (void)snprintf(d->line.lost, sizeof(d->line.lost), "nothing tracks a read-only disk's changes");
 }
 
 static bool resolve_lines(QemuSource *v, const BitmapVec *bitmaps, Err *err)
@@ -53,6 +64,10 @@ static bool resolve_lines(QemuSource *v, const BitmapVec *bitmaps, Err *err)
         char fresh[UUID_TEXT];
         if (!uuid_new(fresh, err))
             return false;
+        if (d->read_only) {
+            untracked_line(d, fresh);
+            continue;
+        }
         LineInput in = {
             .all = bitmaps,
             .node = d->node,
@@ -95,7 +110,7 @@ static bool check_space(QemuSource *v, Err *err)
     if (!sizes || !file_space(v->scratch.folder, &free_bytes, &total, err))
         return false;
     for (size_t i = 0; i < v->s.disks_len; i++)
-        sizes[i] = v->disks[i].size;
+        sizes[i] = v->disks[i].read_only ? 0 : v->disks[i].size; // nothing is overwritten
     uint64_t need = scratch_need(total, sizes, v->s.disks_len);
     v->low_water = scratch_low_water(total);
     if (free_bytes < need)
@@ -190,7 +205,8 @@ static bool prepare_disks(QemuSource *v, Err *err)
             return false;
         // Without its witness the line cannot be followed next time: slower, and never wrong.
         Err ignored = ERR_INIT;
-        if (!d->line.tracked && !witness_add(v, d, d->may_persist, &ignored) && ignored.code == ERR_CANCELLED) {
+        if (!d->read_only && !d->line.tracked && !witness_add(v, d, d->may_persist, &ignored) &&
+            ignored.code == ERR_CANCELLED) {
             *err = ignored;
             return false;
         }
@@ -213,10 +229,11 @@ static bool transaction(QemuSource *v, bool persistent, Err *err)
         const QemuDisk *d = &v->disks[i];
         char last[BITMAPS_NAME];
         bitmaps_name(&v->owner, d->line.uuid, d->line.last, last);
-        ok = push_action(actions, "block-dirty-bitmap-add",
-                         json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", d->name, "granularity",
-                                   BITMAPS_GRANULARITY, "persistent", persistent && d->may_persist),
-                         err);
+        ok = d->read_only ||
+            push_action(actions, "block-dirty-bitmap-add",
+                        json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", d->name, "granularity",
+                                  BITMAPS_GRANULARITY, "persistent", persistent && d->may_persist),
+                        err);
         if (ok && d->line.tracked)
             ok = push_action(actions, "block-dirty-bitmap-disable",
                              json_pack("{s:s, s:s}", "node", d->node, "name", last), err);
@@ -325,7 +342,7 @@ static bool describe(QemuSource *v, size_t i, const BitmapVec *bitmaps, Err *err
         (void)snprintf(d->line.lost, sizeof(d->line.lost), "the disk may have been resized in between");
     }
     out->size = d->size;
-    out->tracking = "bitmap";
+    out->tracking = d->read_only ? "none" : "bitmap";
     out->allocated_bytes = d->allocated;
     out->estimated_bytes = d->line.tracked ? dirty_bytes(v, d, bitmaps) : d->allocated;
     out->label = mem_printf(err, "%s: %.*s", d->key, LABEL_MAX, d->filename);

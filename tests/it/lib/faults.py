@@ -1,7 +1,9 @@
 """Doing harm: to processes, to files."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 
 
@@ -22,6 +24,23 @@ def signal_if(pid, word, number=signal.SIGKILL):
     except ProcessLookupError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def slow_calls(pid, calls, seconds):
+    """Each of these system calls (strace's names, with commas) of the process takes its time."""
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", f"trace={calls}",
+         "-e", f"inject={calls}:delay_enter={int(seconds * 1e6)}"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        said = tracer.stderr.readline()
+        assert "attached" in said, said
+        yield
+    finally:
+        tracer.terminate()      # it lets the process go on
+        tracer.wait(30)
+        tracer.stderr.close()
 
 
 def pass_time(rng, most):

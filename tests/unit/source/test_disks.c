@@ -48,20 +48,34 @@ static void test_what_is_no_disk(void **state)
     GuestDiskVec v = {0};
     Err err = ERR_INIT;
     json_t *keep;
-    assert_ok(
-        read_disks(
-            "[{\"device\": \"job\", " INSERTED(
-                "n", 512) "}," // no guest's device
-                          "{\"qdev\": \"cd\", \"removable\": true, " INSERTED(
-                              "n", 512) "},"
-                                        "{\"qdev\": \"empty\", \"removable\": false},"
-                                        "{\"qdev\": \"ro\", \"inserted\": {\"node-name\": \"n\", \"ro\": true, " IMAGE(
-                                            512) "}},"
-                                                 "{\"qdev\": \"nothing\", " INSERTED("n", 0) "},"
-                                                                                             "7]",
-            &v, &keep, &err),
-        &err);
+    assert_ok(read_disks("[{\"device\": \"job\", " INSERTED(
+                             "n", 512) "}," // no guest's device
+                                       "{\"qdev\": \"cd\", \"removable\": true, " INSERTED(
+                                           "n", 512) "},"
+                                                     "{\"qdev\": \"empty\", \"removable\": false},"
+                                                     "{\"qdev\": \"nothing\", " INSERTED("n", 0) "},"
+                                                                                                 "7]",
+                         &v, &keep, &err),
+              &err);
     assert_int_equal(v.len, 0);
+    json_decref(keep);
+}
+
+static void test_read_only(void **state)
+{
+    (void)state;
+    GuestDiskVec v = {0};
+    Err err = ERR_INIT;
+    json_t *keep;
+    assert_ok(
+        read_disks("[" DISK("a", "n0") ", {\"qdev\": \"b\", \"inserted\": {\"node-name\": \"n1\", \"ro\": true, " IMAGE(
+                       512) "}}]",
+                   &v, &keep, &err),
+        &err);
+    assert_int_equal(v.len, 2);
+    assert_false(v.items[0].read_only);
+    assert_true(v.items[1].read_only);
+    guest_disks_clear(&v);
     json_decref(keep);
 }
 
@@ -139,6 +153,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keys),
         cmocka_unit_test(test_what_is_no_disk),
+        cmocka_unit_test(test_read_only),
         cmocka_unit_test(test_where_bitmaps_can_live),
         cmocka_unit_test(test_answers_that_are_none),
         cmocka_unit_test(test_scratch_numbers),

@@ -246,11 +246,12 @@ static void test_handshake_has_a_deadline(void **state)
     assert_fails(nbd_blocks_open(&spec, &b, &err), &err, ERR_NOT_FOUND);
 }
 
-static Proc serve_at(const char *path, const char *file, const char *delay)
+static Proc serve_at(const char *path, const char *file, const char *delay, const char *description)
 {
     Err err = ERR_INIT;
     Proc p = PROC_NONE;
-    const char *argv[] = {"nbdkit", "-f", "-U", path, "--filter=delay", "file", file, delay, NULL};
+    const char *argv[] = {"nbdkit", "-f",  "-U",        path, "--filter=delay", "--filter=exportname", "file",
+                          file,     delay, description, NULL};
     ProcSpec spec = {.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .listen_fd = -1};
     (void)unlink(path);
     assert_ok(proc_spawn(&spec, &p, &err), &err);
@@ -286,7 +287,7 @@ static void test_server_that_dies(void **state)
     char path[100];
     (void)snprintf(path, sizeof(path), "%s", unit_path(state, "s"));
     make_disk(unit_path(state, "disk"), 1 << 20);
-    Proc server = serve_at(path, unit_path(state, "disk"), "delay-read=60");
+    Proc server = serve_at(path, unit_path(state, "disk"), "delay-read=60", "exportdesc=none");
     Err err = ERR_INIT;
     Blocks *b = NULL;
     NbdSpec spec = {.socket = path, .export_name = "", .connections = 2};
@@ -314,8 +315,8 @@ static void test_lost_connections_are_opened_again(void **state)
     const char *file = unit_path(state, "disk");
     Err err = ERR_INIT;
     make_disk(file, 1 << 20);
-    Proc first = serve_at(path, file, "delay-read=60");
-    NbdSpec spec = {.socket = path, .export_name = "", .connections = 3, .want_zeros = true, .reconnects = 6};
+    Proc first = serve_at(path, file, "delay-read=60", "exportdesc=none");
+    NbdSpec spec = {.socket = path, .export_name = "a", .connections = 3, .want_zeros = true, .reconnects = 6};
     Blocks *b = NULL;
     assert_ok(nbd_blocks_open(&spec, &b, &err), &err);
     put(b, "hello", 1000, 5);
@@ -326,7 +327,7 @@ static void test_lost_connections_are_opened_again(void **state)
         assert_ok(b->ops->read(b, p[i], 1000, 5, &d[i].req, &err), &err);
     }
     kill_hard(&first);
-    Proc second = serve_at(path, file, "delay-read=0");
+    Proc second = serve_at(path, file, "delay-read=0", "exportdesc=none");
     for (size_t i = 0; i < 6; i++) {
         wait_done(b, &d[i]);
         assert_int_equal(d[i].err.code, ERR_NONE);
@@ -335,12 +336,53 @@ static void test_lost_connections_are_opened_again(void **state)
     // Another export than before: not the same disk.
     kill_hard(&second);
     assert_int_equal(truncate(file, 2 << 20), 0);
-    Proc third = serve_at(path, file, "delay-read=0");
+    Proc third = serve_at(path, file, "delay-read=0", "exportdesc=none");
     ExtentVec v = {0};
     assert_fails(b->ops->extents(b, 0, MIB, &v, &v, &err), &err, ERR_CONFLICT);
     b->ops->abort(b);
     b->ops->free(b);
     proc_stop(&third, 2000);
+}
+
+// It was opened again to whatever was served there by then, if only its size was the same.
+static void test_lost_connections_are_opened_to_the_same_export(void **state)
+{
+    static const struct {
+        const char *before, *after;
+        ErrCode code;
+        const char *words;
+    } cases[] = {
+        {"exportdesc=fixed:monday", "exportdesc=fixed:monday", ERR_NONE, ""},
+        {"exportdesc=fixed:monday", "exportdesc=fixed:tuesday", ERR_CONFLICT, "not what it was"},
+        {"exportdesc=fixed:monday", "exportdesc=none", ERR_CONFLICT, "not what it was"},
+        {"exportdesc=none", "exportdesc=none", ERR_UNAVAILABLE, "neither name nor description"},
+    };
+    char path[100];
+    (void)snprintf(path, sizeof(path), "%s", unit_path(state, "s"));
+    const char *file = unit_path(state, "disk");
+    make_disk(file, MIB);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        Err err = ERR_INIT;
+        Proc first = serve_at(path, file, "delay-read=0", cases[i].before);
+        NbdSpec spec = {.socket = path, .export_name = "", .want_zeros = true, .reconnects = 3};
+        Blocks *b = NULL, *again = NULL;
+        assert_ok(nbd_blocks_open(&spec, &b, &err), &err);
+        kill_hard(&first);
+        Proc second = serve_at(path, file, "delay-read=0", cases[i].after);
+        Err later = ERR_INIT;
+        assert_ok(nbd_blocks_open(&spec, &again, &later), &later);
+        assert_int_equal(nbd_blocks_same(b, again), cases[i].code != ERR_CONFLICT);
+        again->ops->free(again);
+        ExtentVec v = {0};
+        bool ok = b->ops->extents(b, 0, MIB, &v, &v, &err);
+        extent_vec_clear(&v);
+        assert_int_equal(ok, cases[i].code == ERR_NONE);
+        assert_int_equal(err.code, cases[i].code);
+        assert_non_null(strstr(err.details, cases[i].words));
+        b->ops->abort(b);
+        b->ops->free(b);
+        proc_stop(&second, 2000);
+    }
 }
 
 static void test_map_is_complete_and_clipped(void **state)
@@ -466,6 +508,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_handshake_has_a_deadline, unit_folder_setup, unit_folder_teardown),
         cmocka_unit_test_setup_teardown(test_server_that_dies, unit_folder_setup, unit_folder_teardown),
         cmocka_unit_test_setup_teardown(test_lost_connections_are_opened_again, unit_folder_setup,
+                                        unit_folder_teardown),
+        cmocka_unit_test_setup_teardown(test_lost_connections_are_opened_to_the_same_export, unit_folder_setup,
                                         unit_folder_teardown),
         cmocka_unit_test(test_map_is_complete_and_clipped),
         cmocka_unit_test(test_a_hole_is_no_zero),

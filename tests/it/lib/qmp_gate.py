@@ -1,0 +1,103 @@
+"""Between clients and QEMU's monitor, descriptors and all: holds a chosen command, a moment to kill something in.
+
+    with QmpGate(path, vm.qmp_path) as gate:
+        gate.hold('"transaction"')
+"""
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+
+HOLD_SECONDS = 60
+
+
+class QmpGate:
+    """hold(word) keeps the first message that contains it from QEMU, until open() or the end of who sent it."""
+
+    def __init__(self, path, target):
+        self.path, self.target = str(path), target
+        self.condition = threading.Condition()
+        self.word = None
+        self.held = False
+        self.ends = []
+
+    def __enter__(self):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.open()
+        os.unlink(self.path)
+        for end in [self.listener, *self.ends]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)      # wakes the threads
+            end.close()
+
+    def hold(self, word):
+        with self.condition:
+            self.word, self.held = word.encode(), False
+
+    def wait_held(self, seconds=60):
+        with self.condition:
+            assert self.condition.wait_for(lambda: self.held, seconds), f"{self.word} was not said"
+
+    def open(self):
+        with self.condition:
+            self.word = None
+            self.condition.notify_all()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            try:
+                server.connect(self.target)
+            except OSError:     # no QEMU: as if nobody listened here
+                client.close()
+                server.close()
+                continue
+            self.ends += [client, server]
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, source, sink):
+        with contextlib.suppress(OSError):
+            while True:
+                data, fds, _, _ = socket.recv_fds(source, 65536, 8)
+                if not data:
+                    break
+                if self._goes_on(data, source):
+                    socket.send_fds(sink, [data], fds)
+                for fd in fds:
+                    os.close(fd)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _goes_on(self, data, source):
+        """After a hold, if it is one: whether the sender is still there."""
+        with self.condition:
+            if not self.word or self.word not in data or self.held:
+                return True
+            self.held = True
+            self.condition.notify_all()
+            word, until = self.word, time.monotonic() + HOLD_SECONDS
+            while self.word == word and time.monotonic() < until:
+                if is_gone(source):
+                    return False
+                self.condition.wait(0.02)
+            return True
+
+
+def is_gone(peer):
+    readable = select.select([peer], [], [], 0)[0]
+    return bool(readable) and not peer.recv(1, socket.MSG_PEEK)
