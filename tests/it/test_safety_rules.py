@@ -1,26 +1,5 @@
-"""The safety rules, shown with real processes. A rule without a test here has it elsewhere:
-
-    rule  here             elsewhere
-    1     test_rule_01     test_oracle_file, image/test_reader, image/test_writer
-    2     test_rule_02     test_oracle_file, test_mutations
-    3     test_rule_03_*   test_oracle_file, domain/test_chain
-    4     test_rule_04
-    5     test_rule_05     mover/test_mover, wire/test_nbd
-    6                      test_contract (…not_everything_arrived, …not_what_was_declared), domain/test_extent
-    7                      test_engine (test_unaligned_writes_of_qemu_io), mover/test_mover
-    8     test_rule_08     test_crash (exporter), test_engine (test_only_the_right_name_is_served)
-    9                      test_source_qemu (test_view_that_thaws…, test_scratch_*), test_crash_qemu
-    10                     test_source_qemu (…snapshot…, test_resized), test_oracle_qemu
-    11    test_rule_11_*   test_source_file
-    12                     test_source_qemu (…foreign…, test_two_repositories…), test_oracle_qemu
-    13                     test_source_qemu (test_failed_runs_stay_in_the_line), test_oracle_qemu
-    14    test_rule_14     test_crash (copied to answered), image/test_repo_crash
-    15                     test_client_contract (test_unclear_answer_is_repeated), test_crash, test_faults
-    16    test_rule_16_*   image/test_repo
-    17    test_rule_17     test_faults (test_two_hubs_*), image/test_repo_crash
-    18    test_rule_18_*   test_faults (test_repository_away), image/test_repo
-    19    test_rule_19     test_mutations, image/test_reader_foreign, test_source_file
-    20                     test_pitfalls (pitfall 15), domain/test_name, test_http_hardening
+"""The safety rules, shown with real processes, each by its number. Those that need a hypervisor, the engine alone, or a
+hub that is played are in other files under their numbers, too (test_numbers.py).
 """
 
 import contextlib
