@@ -18,12 +18,18 @@ from lib.proxy import Proxy                 # noqa: E402
 from lib.world import World                 # noqa: E402
 
 
-@pytest.fixture
-def place(tmp_path):
-    """The test's folder. What still has to do with it after the test is a failure."""
-    yield tmp_path
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path):
+    """What still has to do with the test's folder after it is a failure, also where it asks for no `place`."""
+    yield
     left = system.leftovers(tmp_path, ours={os.getpid(), os.getppid()})
     assert not left, "left behind: " + "; ".join(left)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """The test's folder."""
+    return tmp_path
 
 
 @pytest.fixture

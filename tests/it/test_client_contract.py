@@ -216,7 +216,7 @@ def test_without_a_token_none_is_sent(lab):
 # ---- usage
 
 @pytest.mark.parametrize("job_id", ["", None, "a\nb"])
-def test_missing_job_id_is_no_success(lab, job_id):
+def test_pitfall_12_missing_job_id_is_no_success(lab, job_id):
     environ = {"PATH": os.environ["PATH"], **({} if job_id is None else {"MIGRATEKIT_JOB_ID": job_id})}
     done = subprocess.run([BIN / "sendense-backup-client"], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -255,7 +255,7 @@ def test_clear_refusal_is_final(lab, status):
 
 
 @pytest.mark.parametrize("first", [(500, ERROR), (503, ERROR), CLOSE])
-def test_unclear_answer_is_repeated(lab, first):
+def test_rule_15_unclear_answer_is_repeated(lab, first):
     hub = lab.hub("backup-a-1", lab.image(), answers={"complete": [first, first, (200, {})]})
     client = lab.run(hub)
     assert len(hub.calls("complete")) == 3
@@ -264,7 +264,7 @@ def test_unclear_answer_is_repeated(lab, first):
     assert not hub.calls("fail")
 
 
-def test_without_a_clear_answer_the_hub_is_not_told_of_a_failure(lab):
+def test_rule_15_without_a_clear_answer_the_hub_is_not_told_of_a_failure(lab):
     hub = lab.hub("backup-a-1", lab.image(), answers={"complete": [(500, ERROR)]})
     client = lab.run(hub, "--record-for=1", status=1)
     assert len(hub.calls("complete")) >= 2

@@ -120,7 +120,7 @@ def test_complete_as_the_plan_has_it(world, vm):
     assert shown["change_id"] == shown["disks"][0]["change_id"] == job.change
 
 
-def test_complete_again(world, vm):
+def test_pitfall_13_complete_again(world, vm):
     job = world.written_job(vm)
     size = os.path.getsize(vm)
     job.complete(job.change, world.done(job, size), bytes_transferred=5).expect(200)
@@ -131,7 +131,7 @@ def test_complete_again(world, vm):
     assert world.sql("SELECT * FROM backup_jobs") == before
 
 
-def test_complete_again_with_another_change_id(world, vm):
+def test_pitfall_13_complete_again_with_another_change_id(world, vm):
     job = world.backup(vm)
     before = world.sql("SELECT * FROM backup_jobs"), world.sql("SELECT * FROM backup_disks")
     job.complete(change_id()).expect(409)
@@ -240,7 +240,7 @@ def test_complete_ignores_unknown_members(world, vm):
     job.complete(job.change, vm_name="pgtest1", client_version="2.1").expect(200)
 
 
-def test_complete_a_job_that_does_not_run(world, vm):
+def test_pitfall_13_complete_a_job_that_does_not_run(world, vm):
     job = world.job()
     job.complete(change_id()).expect(409)
     assert job.show()["status"] == "pending"
@@ -254,7 +254,7 @@ def test_complete_a_job_that_does_not_run(world, vm):
     assert row["status"] == "failed" and row["change_id"] is None
 
 
-def test_complete_when_not_everything_arrived(world, vm):
+def test_rule_06_complete_when_not_everything_arrived(world, vm):
     """A full whose blocks are not all there is refused, and never listed as good."""
     job = world.running_job()
     answer = job.complete(job.change, world.done(job, 4 * MIB))
@@ -416,7 +416,7 @@ def test_changes_since_another_point_are_not_taken(world, vm, tracked):
     [(65536, 65536)],
     [(0, 65536), (MIB, 65536)],
 ])
-def test_tracked_incremental_that_is_not_what_was_declared(world, vm, tracked, declared):
+def test_rule_06_tracked_incremental_that_is_not_what_was_declared(world, vm, tracked, declared):
     """An extent that got lost on the way, or too many: refused, and never listed as good."""
     job, announced = tracked_job(world, vm, tracked, VMWARE_ID)
     assert announced["mode"] == "tracked"

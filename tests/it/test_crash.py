@@ -32,7 +32,7 @@ assert tuple(ENDS) == MOMENTS
 
 
 @pytest.mark.parametrize("moment, victim", [(m, v) for m, victims in ENDS.items() for v in victims])
-def test_killed(moment, victim, make_hub, place):
+def test_pitfall_12_18_killed(moment, victim, make_hub, place):
     options = ["--max-jobs=1"] if moment == "queued" else []
     with Stage(make_hub, place, options=options) as stage:
         stage.first()

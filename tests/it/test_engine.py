@@ -202,7 +202,7 @@ def test_full_by_qemu_img(place, chain):
     chain.check(raw)
 
 
-def test_unaligned_writes_of_qemu_io(place, chain):
+def test_rule_07_unaligned_writes_of_qemu_io(place, chain):
     size = 2 * MIB + 512
     e = chain.ingest(size)
     expected = bytearray(size)
@@ -255,7 +255,7 @@ def test_chain(place, chain):
     chain.check(raw)
 
 
-def test_tracked_needs_what_was_announced(place, chain):
+def test_rule_06_07_tracked_needs_what_was_announced(place, chain):
     e = chain.ingest(MIB)
     run("qemu-io", "-f", "raw", "-c", f"write -P 1 0 {MIB}", e.uri)
     chain.seal(e)
@@ -271,7 +271,7 @@ def test_tracked_needs_what_was_announced(place, chain):
     assert e.ask("seal", **coverage([(0, 2 * CLUSTER)]))["code"] == "conflict"
 
 
-def test_incomplete_full_is_refused(chain):
+def test_rule_06_incomplete_full_is_refused(chain):
     e = chain.ingest(MIB)
     run("qemu-io", "-f", "raw", "-c", f"write -P 1 0 {MIB - 512}", e.uri)
     answer = e.ask("seal")

@@ -1,19 +1,5 @@
-"""What earlier systems of this kind got wrong, each shown not to be so here, with real processes.
-
-    pitfall  here                     elsewhere
-    1-6      test_pitfall_01 … 06     test_oracle_file, test_oracle_qemu, test_contract
-    7        -                        image/test_repo_crash (what was not synced is forgotten), test_crash
-    9        test_pitfall_09          test_source_file, test_oracle_file
-    10       test_pitfall_10          test_client_contract (test_write_error…, test_read_error…), test_faults
-    11       test_pitfall_11          test_mutations, test_cli
-    12       -                        test_client_contract (test_missing_job_id…), test_crash (client)
-    13       -                        test_contract (test_complete_again*, …does_not_run), test_faults
-    14-17    test_pitfall_14 … 17     test_api (test_strange_names), domain/test_name, test_source_qemu
-    18       -                        test_crash, test_hub_regressions (test_closed_descriptors)
-    19-21    test_pitfall_19 … 21
-    22       test_pitfall_22
-    23       test_pitfall_23
-    26       test_pitfall_26          test_client_contract (test_token_is_sent_and_seen_nowhere_else)
+"""What earlier systems of this kind got wrong, each shown not to be so here, with real processes, by its number. Some
+are in other files, under their numbers, too (test_numbers.py).
 """
 
 import json
@@ -27,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lib import faults, system
+from lib import faults, system, trace
 from lib.api import quote
 from lib.history import flatten, wait_for
+from lib.hub import BIN
 from lib.images import CLUSTER
 from lib.line import Line
 from lib.stage import MIB, Stage
@@ -130,6 +117,77 @@ def test_pitfall_06_zeros_in_an_increment_hide_the_backing_file(make_hub, place)
     line.check_everything()
 
 
+class Durable:
+    """Follows the calls of a program: a file below the folder gets its final name when all of it was synced, a record
+    its own when all names before it were, and what is done is said after that."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+        self.dirty = set()      # files and folders that were written to, and not synced since
+        self.seen = []          # names of what was synced or named, and "said"
+
+    def follow(self, out, said=None):
+        for call, paths, text in trace.calls(out):
+            ours = bool(paths) and paths[0].startswith(self.folder)
+            if said and said in text and call in trace.SENDS:
+                self.expect_clean(self.folder)
+                self.seen.append("said")
+            elif ours and call in trace.WRITES:
+                self.dirty.add(paths[0])
+            elif call in trace.SYNCS:
+                self.dirty.discard(paths[0])
+                self.seen.append(os.path.basename(paths[0]))
+            elif ours and call in trace.NAMES:
+                self.follow_name(*paths)
+        self.expect_clean(self.folder)
+        return self.seen
+
+    def follow_name(self, old, new):
+        self.expect_clean(old)
+        if new.endswith(".json"):
+            self.expect_clean(os.path.dirname(new))
+        self.dirty.add(os.path.dirname(new))
+        self.seen.append(os.path.basename(new))
+
+    def expect_clean(self, beginning):
+        left = [path for path in self.dirty if path.startswith(beginning)]
+        assert not left, f"not synced: {left}"
+
+
+def test_pitfall_07_done_is_durable(make_hub, place):
+    """A full, an increment and a restore, seen by strace: synced, then named, then synced, then said to be done."""
+    hub = make_hub(start=False)
+    plain = hub.command
+    hub.command = lambda: trace.command(place / "calls", plain())
+    line = Line(hub.start(), place, [A + B, B])
+    points = []
+    for n in range(2):
+        line.images[0].write(0, B * n)
+        points.append(line.point())
+    hub.stop()
+    assert not system.wait_gone(place / "calls"), "strace goes on"
+    seen = Durable(line.repositories["main"]).follow(place / "calls", said="Backup completed successfully")
+    for point in points:
+        record = seen.index(f"{point['backup_id']}.json")
+        for disk in point["disks"]:
+            for name in (os.path.basename(disk["image"]), Path(disk["image"]).with_suffix(".hashes").name):
+                assert f"disk-{disk['disk_no']}" in seen[seen.index(name):record], seen
+        # the database follows the record, and goes before the answer
+        assert hub.database.name + "-wal" in seen[record:seen.index("said", record)], seen
+    hub.command = plain
+    line.start_hub()
+    line.check_everything()
+
+    target = place / "target" / "restored.raw"
+    target.parent.mkdir()
+    restore = [str(BIN / "sendense"), "restore", points[1]["backup_id"], "--disk", "0", "--to", str(target)]
+    subprocess.run(trace.command(place / "calls", restore), check=True, capture_output=True, timeout=60,
+                   env={**os.environ, "SHA_API_URL": hub.url})
+    assert not system.wait_gone(place / "calls"), "strace goes on"
+    seen = Durable(target.parent).follow(place / "calls")
+    assert target.name in seen and seen[-1] == target.parent.name, seen
+
+
 def test_pitfall_09_sizes_to_the_byte(make_hub, place):
     line = Line(make_hub(), place, [b"x" * 1000, B[:513], A + b"t"])
     line.point()
@@ -219,7 +277,7 @@ NAMES = ["with blank", "comma,comma", "colon:colon", "a/b", "it's \"quoted\"", "
          "nbd:localhost:1"]
 
 
-def test_pitfall_15_names(make_hub, place):
+def test_pitfall_15_rule_20_names(make_hub, place):
     """The whole way with each: register, full, increment, list, restore, verify, delete, and again from the records."""
     line = Line(make_hub(), place, [A + B], register=False)
     line.add_repository("main")
@@ -251,7 +309,7 @@ def test_pitfall_15_names(make_hub, place):
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "ü" * 128, "a\nb", "a\tb", "a\x7fb", "\x1b[31m"])
-def test_pitfall_15_names_that_are_refused(make_hub, place, name):
+def test_pitfall_15_rule_20_names_that_are_refused(make_hub, place, name):
     line = Line(make_hub(), place, [A], register=False)
     body = {"name": name, "source": {"type": "file", "disks": [{"path": str(line.images[0].path)}]}}
     line.api.post("/vms", body).expect(400)

@@ -199,7 +199,7 @@ def test_crash_loses_the_bitmap(rig, stored, word):
     assert rig.modes(rig.backup()) == ['tracked', 'tracked']
 
 
-def test_failed_runs_stay_in_the_line(rig):
+def test_rule_13_failed_runs_stay_in_the_line(rig):
     """What a failed backup saw is in the next one, which starts from the same parent."""
     rig.vm.write(0, 0, MIB, 0x11)
     rig.backup()
@@ -290,7 +290,7 @@ def test_term_cancels(rig):
     rig.backup()
 
 
-def test_external_snapshot_hides_the_bitmap(rig, tmp_path):
+def test_rule_10_external_snapshot_hides_the_bitmap(rig, tmp_path):
     """The bitmap sits on the backing node, "recording", and blind."""
     rig.vm.write(0, 0, MIB, 0x11)
     rig.backup()
@@ -385,7 +385,7 @@ def test_two_repositories_have_lines_of_their_own(rig, tmp_path):
     other.line.close()
 
 
-def test_foreign_bitmaps_are_not_touched(rig):
+def test_rule_12_foreign_bitmaps_are_not_touched(rig):
     names = ['mine', 'sendense.x.y.z.1', f'sendense.{rig.line.request["repository_uuid"]}.other.z.1']
     for name in names:
         rig.vm.qmp('block-dirty-bitmap-add', {'node': 'node0', 'name': name})
@@ -487,7 +487,7 @@ def test_qemu_quits_in_the_middle(rig):
 
 
 @pytest.mark.parametrize('phase', ['opened', 'copied'])
-def test_view_that_thaws_fails_the_backup(rig, phase):
+def test_rule_09_view_that_thaws_fails_the_backup(rig, phase):
     """Safety rule 9: when the job ends, the export goes on, and shows the live disk."""
     rig.vm.write(0, 0, 8 * MIB, 0x11)
     run = rig.line.start(hold=[phase])

@@ -84,7 +84,11 @@ class Stage(History):
         self.wrapper.write_text(f"#!/bin/sh\n[ -e '{self.flag}' ] && kill -STOP $$\n"
                                 f"SHA_API_URL={self.gate.url} exec {BIN}/sendense-backup-client \"$@\"\n")
         self.wrapper.chmod(self.wrapper.stat().st_mode | stat.S_IXUSR)
-        self.prepare()
+        try:
+            self.prepare()
+        except BaseException:       # whoever fails to enter does not exit
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
@@ -106,8 +110,8 @@ class Stage(History):
                 f.write(self.random.randbytes(DATA if path == self.paths[0] else 65536))
                 f.truncate(SIZE)
         slow = ("--filter=rate", f"rate-file={self.rate}", "burstiness=0.05")
-        self.servers = [NbdServer(self.folder / f"s{n}", path, *(() if n else (*slow, *self.filters)))
-                        for n, path in enumerate(self.paths)]
+        for n, path in enumerate(self.paths):
+            self.servers.append(NbdServer(self.folder / f"s{n}", path, *(() if n else (*slow, *self.filters))))
         self.api.post("/vms", {"name": self.vm_name, "source": {
             "type": "file", "disks": [{"uri": s.uri} for s in self.servers]}}).expect(201)
 
@@ -377,7 +381,9 @@ class QemuStage(Stage):
         os.kill(pid, signal.SIGSTOP)
         self.stopped.append(pid)
         self.gate.open()
+        until = time.monotonic() + 60
         while not any(p.stat().st_blocks * 512 > MIB for p in self.partial_images()):
+            assert time.monotonic() < until, "nothing is written"
             os.kill(pid, signal.SIGCONT)
             time.sleep(0.001)
             os.kill(pid, signal.SIGSTOP)

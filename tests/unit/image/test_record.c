@@ -192,16 +192,34 @@ static char *reseal(json_t *o)
 }
 
 typedef struct Change {
-    int disk; // -1: the record itself
+    int disk; // -1: the record itself, or repository.json
     const char *key;
     const char *json; // NULL: removed
 } Change;
 
-static void expect_after(const char *text, const Change *c, ErrCode code)
+static bool decode_record(const char *text, Err *err)
+{
+    Record r;
+    bool ok = record_decode(text, strlen(text), &xxh, &r, err);
+    if (ok)
+        record_clear(&r);
+    return ok;
+}
+
+static bool decode_info(const char *text, Err *err)
+{
+    RepositoryInfo i;
+    return repository_info_decode(text, strlen(text), &i, err);
+}
+
+static void expect_after(bool (*decode)(const char *text, Err *err), const char *text, const Change *c, ErrCode code)
 {
     Err err = ERR_INIT;
     json_t *o;
     assert_ok(codec_json_parse(text, strlen(text) - 1, RECORD_MAX_BYTES, &o, &err), &err);
+    char *same = reseal(o); // else it would be the digest that is refused
+    assert_string_equal(same, text);
+    free(same);
     json_t *target = c->disk < 0 ? o : json_array_get(json_object_get(o, "disks"), (size_t)c->disk);
     if (c->json) {
         json_t *value = json_loads(c->json, JSON_DECODE_ANY, NULL);
@@ -211,12 +229,26 @@ static void expect_after(const char *text, const Change *c, ErrCode code)
         assert_int_equal(json_object_del(target, c->key), 0);
     }
     char *line = reseal(o);
-    Record r;
-    if (record_decode(line, strlen(line), &xxh, &r, &err))
+    if (decode(line, &err))
         fail_msg("disk %d: %s = %s was accepted", c->disk, c->key, c->json ? c->json : "(none)");
     if (err.code != code)
         fail_msg("disk %d: %s = %s: %s: %s", c->disk, c->key, c->json ? c->json : "(none)", err_name(err.code),
                  err.details);
+    free(line);
+    json_decref(o);
+}
+
+// One of the future, which holds what we do not know, is told apart from a damaged one.
+static void expect_newer(bool (*decode)(const char *text, Err *err), const char *text)
+{
+    Err err = ERR_INIT;
+    json_t *o;
+    assert_ok(codec_json_parse(text, strlen(text) - 1, RECORD_MAX_BYTES, &o, &err), &err);
+    assert_int_equal(json_object_set_new(o, "format", json_integer(2)), 0);
+    assert_int_equal(json_object_set_new(o, "extra", json_true()), 0);
+    char *line = reseal(o);
+    assert_false(decode(line, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
     free(line);
     json_decref(o);
 }
@@ -289,10 +321,9 @@ static void hostile_members(void **state)
     char *text;
     assert_ok(record_encode(&r, &xxh, &text, &err), &err);
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++)
-        expect_after(text, &changes[i],
+        expect_after(decode_record, text, &changes[i],
                      changes[i].disk < 0 && str_eq(changes[i].key, "format") ? ERR_UNSUPPORTED : ERR_DAMAGED);
-    // A sound record of the future is told apart from a damaged one.
-    expect_after(text, &(Change){-1, "format", "2"}, ERR_UNSUPPORTED);
+    expect_newer(decode_record, text);
     free(text);
     record_clear(&r);
 }
@@ -376,12 +407,49 @@ static void repository_info(void **state)
     assert_fails(repository_info_decode(newer, strlen(newer), &back, &err), &err, ERR_UNSUPPORTED);
 }
 
+// Safety rule 18: what repository.json says is looked at also where its digest is right.
+static void hostile_info(void **state)
+{
+    (void)state;
+    static const Change changes[] = {
+        {-1, "uuid", "\"x\""},
+        {-1, "uuid", "\"11111111-2222-4333-8444-55555555555g\""},
+        {-1, "uuid", NULL},
+        {-1, "cluster_size", "65537"},
+        {-1, "cluster_size", "2048"},
+        {-1, "cluster_size", "4194304"},
+        {-1, "cluster_size", "\"65536\""},
+        {-1, "cluster_size", NULL},
+        {-1, "extended_l2", "1"},
+        {-1, "hash_algorithm", "\"md5\""},
+        {-1, "hash_algorithm", "\"sha256\""}, // the digest is of another kind then
+        {-1, "hash_algorithm", NULL},
+        {-1, "hash_seed", "\"fedcba987654321g\""},
+        {-1, "hash_seed", "\"fedcba9876543211\""}, // as above
+        {-1, "hash_seed", NULL},
+        {-1, "created_at", "null"},
+        {-1, "format", NULL},
+        {-1, "format", "\"1\""},
+        {-1, "extra", "1"},
+    };
+    Err err = ERR_INIT;
+    RepositoryInfo i = {.format = 1, .cluster_size = 65536, .hash = xxh, .created_us = 1700000000000000};
+    memcpy(i.uuid, "11111111-2222-4333-8444-555555555555", sizeof i.uuid);
+    char *text;
+    assert_ok(repository_info_encode(&i, &text, &err), &err);
+    for (size_t n = 0; n < sizeof changes / sizeof *changes; n++)
+        expect_after(decode_info, text, &changes[n], ERR_DAMAGED);
+    expect_newer(decode_info, text);
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trip),        cmocka_unit_test(every_flipped_bit_is_seen),
         cmocka_unit_test(hostile_members),   cmocka_unit_test(encode_refuses),
         cmocka_unit_test(decode_is_bounded), cmocka_unit_test(repository_info),
+        cmocka_unit_test(hostile_info),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

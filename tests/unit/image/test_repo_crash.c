@@ -40,6 +40,8 @@ static struct {
     void *ctx;
     Change changes[STEPS_MAX];
     size_t len;
+    ino_t synced[STEPS_MAX]; // files and folders, since begin()
+    size_t synced_len;
     char trash[600];
     unsigned trash_len;
 } world = {.stop_at = -1};
@@ -85,10 +87,23 @@ bool __wrap_file_create_durable(const char *path, const void *p, size_t n, mode_
     return true;
 }
 
+static bool is_synced(const char *path)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    for (size_t i = 0; i < world.synced_len; i++)
+        if (world.synced[i] == st.st_ino)
+            return true;
+    return false;
+}
+
 bool __wrap_file_link(const char *from, const char *to, Err *err)
 {
     if (!step(err) || !__real_file_link(from, to, err))
         return false;
+    // A name is no use without what it names. What an earlier run synced, a commit cannot know of.
+    if (world.on && !is_synced(from))
+        fail_msg("%s gets its final name, and was not synced", from);
     Change *c = note(to);
     if (c)
         (void)snprintf(c->undo_remove, sizeof c->undo_remove, "%s", to);
@@ -128,22 +143,36 @@ bool __wrap_file_fsync_dir(const char *path, Err *err)
 {
     if (!step(err))
         return false;
+    size_t before = world.synced_len;
+    if (!__real_file_fsync_dir(path, err))
+        return false;
+    assert_true(!world.on || (world.synced_len > before && is_synced(path)));
     for (size_t i = 0; world.on && i < world.len; i++)
         if (str_eq(world.changes[i].dir, path))
             world.changes[i].synced = true;
-    return true; // nothing really loses power here
+    return true;
+}
+
+// Nothing really loses power here: that it was asked for is enough.
+static int note_sync(int fd)
+{
+    struct stat st;
+    if (!world.on)
+        return 0;
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_true(world.synced_len < STEPS_MAX);
+    world.synced[world.synced_len++] = st.st_ino;
+    return 0;
 }
 
 int __wrap_fsync(int fd)
 {
-    (void)fd;
-    return 0;
+    return note_sync(fd);
 }
 
 int __wrap_fdatasync(int fd)
 {
-    (void)fd;
-    return 0;
+    return note_sync(fd);
 }
 
 // The power goes: of each folder's changes since its last sync some beginning has reached the disk.
@@ -176,6 +205,7 @@ static void begin(int stop_at)
     world.step = 0;
     world.stop_at = stop_at;
     world.len = 0;
+    world.synced_len = 0;
     world.between = NULL;
 }
 

@@ -1,21 +1,62 @@
 // The n-th call that writes fails, for every n: the writer says so at once or at the seal, stays broken, and leaves
-// no file that could be taken for an image.
+// no file that could be taken for an image. And what is called durable was synced (pitfall 7): after a flush the image,
+// before the header's write and after the seal image and hashes.
 #include "model.h"
 
 #include <errno.h>
+#include <sys/stat.h>
 
 int __real_fdatasync(int fd);
 int __real_fsync(int fd);
 int __real_ftruncate64(int fd, off_t length);
 ssize_t __real_pwrite64(int fd, const void *p, size_t n, off_t offset);
+ssize_t __real_write(int fd, const void *p, size_t n);
 int __wrap_fdatasync(int fd);
 int __wrap_fsync(int fd);
 int __wrap_ftruncate64(int fd, off_t length);
 ssize_t __wrap_pwrite64(int fd, const void *p, size_t n, off_t offset);
+ssize_t __wrap_write(int fd, const void *p, size_t n);
 
 static uint64_t calls, fail_at; // fail_at 0: never
 static int fail_errno;
 static bool fail_short; // a pwrite writes half before it fails
+static const char *image_path, *hashes_path;
+
+// ---- files that were written to, and not synced since
+
+#define DIRTY_MAX 16
+
+static ino_t dirty[DIRTY_MAX]; // 0: a free place
+static unsigned headers;
+
+static void set_dirty(int fd, bool is)
+{
+    struct stat st;
+    size_t at = DIRTY_MAX, space = DIRTY_MAX;
+    assert_int_equal(fstat(fd, &st), 0);
+    for (size_t i = 0; i < DIRTY_MAX; i++) {
+        if (dirty[i] == st.st_ino)
+            at = i;
+        else if (dirty[i] == 0)
+            space = i;
+    }
+    if (is && at == DIRTY_MAX) {
+        assert_true(space < DIRTY_MAX);
+        dirty[space] = st.st_ino;
+    } else if (!is && at < DIRTY_MAX) {
+        dirty[at] = 0;
+    }
+}
+
+static void check_synced(const char *path, const char *when)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    assert_true(st.st_size > 0);
+    for (size_t i = 0; i < DIRTY_MAX; i++)
+        if (dirty[i] == st.st_ino)
+            fail_msg("%s is not synced %s", path, when);
+}
 
 static bool now(void)
 {
@@ -27,21 +68,43 @@ static bool now(void)
 
 int __wrap_fdatasync(int fd)
 {
-    return now() ? -1 : __real_fdatasync(fd);
+    if (now() || __real_fdatasync(fd) != 0)
+        return -1;
+    set_dirty(fd, false);
+    return 0;
 }
 
 int __wrap_fsync(int fd)
 {
-    return now() ? -1 : __real_fsync(fd);
+    if (now() || __real_fsync(fd) != 0)
+        return -1;
+    set_dirty(fd, false);
+    return 0;
 }
 
 int __wrap_ftruncate64(int fd, off_t length)
 {
+    set_dirty(fd, true);
     return now() ? -1 : __real_ftruncate64(fd, length);
+}
+
+// The hashes go through here, and what the test itself says.
+ssize_t __wrap_write(int fd, const void *p, size_t n)
+{
+    if (fd <= STDERR_FILENO)
+        return __real_write(fd, p, n);
+    set_dirty(fd, true);
+    return now() ? -1 : __real_write(fd, p, n);
 }
 
 ssize_t __wrap_pwrite64(int fd, const void *p, size_t n, off_t offset)
 {
+    if (offset == 0 && n >= 4 && memcmp(p, "QFI\xfb", 4) == 0) {
+        headers++;
+        check_synced(image_path, "when its header is written");
+        check_synced(hashes_path, "when the image's header is written");
+    }
+    set_dirty(fd, true);
     if (!now())
         return __real_pwrite64(fd, p, n, offset);
     if (fail_short)
@@ -55,10 +118,16 @@ static bool story(Model *m, Writer *w, HashesSummary *ret, Hash *ret_digest, Err
 {
     uint8_t *bytes = m->points[m->len].bytes;
     uint64_t size = m->points[m->len].size;
-    return writer_write(w, bytes, 0, 300000, err) && writer_zero(w, 8192, 4096, err) &&
-        writer_write(w, bytes + 100, 100, 50, err) && writer_flush(w, err) &&
-        writer_write(w, bytes + 300000, 300000, (uint32_t)(size - 300000), err) &&
-        writer_seal(w, NULL, ret, ret_digest, err);
+    if (!writer_write(w, bytes, 0, 300000, err) || !writer_zero(w, 8192, 4096, err) ||
+        !writer_write(w, bytes + 100, 100, 50, err) || !writer_flush(w, err))
+        return false;
+    check_synced(image_path, "after a flush");
+    if (!writer_write(w, bytes + 300000, 300000, (uint32_t)(size - 300000), err) ||
+        !writer_seal(w, NULL, ret, ret_digest, err))
+        return false;
+    check_synced(image_path, "after the seal");
+    check_synced(hashes_path, "after the seal");
+    return true;
 }
 
 static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
@@ -77,8 +146,11 @@ static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
                        .mode = DISK_FULL,
                        .direct_io = n % 2 == 0,
                        .cache_groups = 1};
-    calls = 0;
+    calls = headers = 0;
     fail_at = n;
+    memset(dirty, 0, sizeof dirty);
+    image_path = spec.image_path;
+    hashes_path = spec.hashes_path;
     bool ok = writer_open(&spec, &w, &err) && story(m, w, &summary, &digest, &err);
     *ret_calls = calls;
     fail_at = 0;
@@ -103,6 +175,7 @@ static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
         assert_true(!has_header || n >= *ret_calls - 1);
     } else {
         assert_true(ok);
+        assert_int_equal(headers, 1);
     }
     writer_free(w);
     assert_int_equal(unlink(spec.image_path), 0);
