@@ -8,21 +8,20 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import time
 
 from lib import faults
 from lib.cli import Cli
 from lib.gate import Gate
 from lib.history import History, partial_files, wait_for
 from lib.hub import BIN
+from lib.nbd_gate import NbdGate
+from lib.qmp_gate import QmpGate
 from lib.vm import check_qemu_is_clean, contents_now, make_vm
 from lib.world import World
 
 MIB = 1 << 20
 SIZE = 6 * MIB + 512
 DATA = 4 * MIB          # of noise, at the start of the first disk
-MOMENTS = ("queued", "started", "opening", "announcing", "announced", "first bytes", "half done", "copied", "sealing",
-           "committing", "linked", "answered", "done")
 
 
 class NbdServer:
@@ -58,6 +57,8 @@ class NbdServer:
 class Stage(History):
     """One VM of two disks, read over NBD, the first one slowly. Use as a context manager."""
 
+    data = DATA     # of the first disk, that change() changes
+
     def __init__(self, make_hub, place, seed=1, options=(), prefix=(), filters=()):
         self.random = random.Random(seed)
         self.flag = place / "stop-the-client"
@@ -73,7 +74,7 @@ class Stage(History):
         self.rate = place / "rate"
         self.servers = []
         self.stopped = []
-        self.gate = self.world = self.obstacle = self.blocker = None
+        self.gate = self.nbd_gate = self.world = self.obstacle = self.blocker = None
 
     def __enter__(self):
         self.hub.start()
@@ -94,8 +95,14 @@ class Stage(History):
     def __exit__(self, *_):
         self.go()
         self.gate.__exit__(None, None, None)
+        self.forget_nbd_gate()
         for server in self.servers:
             server.close()
+
+    def forget_nbd_gate(self):
+        if self.nbd_gate:
+            self.nbd_gate.close()
+            self.nbd_gate = None
 
     def start_hub(self):
         super().start_hub()
@@ -186,11 +193,34 @@ class Stage(History):
         self.gate.wait_held(call, after)
         return backup_id
 
+    def at_connecting(self):
+        """The client has connected to the first disk's exporter, which has not heard a word of it."""
+        return self.at_let_through(0)
+
     def at_first_bytes(self):
-        return self.at_written(1)
+        return self.at_let_through(65536 // 2)      # somewhere in the first writes
+
+    def at_quarter_done(self):
+        return self.at_written(self.data // 4)
 
     def at_half_done(self):
-        return self.at_written(DATA // 2)
+        return self.at_written(self.data // 2)
+
+    def at_three_quarters_done(self):
+        return self.at_written(self.data // 4 * 3)
+
+    def at_last_bytes(self):
+        """All is read, and what was sent besides the data keeps some of it from the exporter."""
+        return self.at_let_through(self.data)
+
+    def at_let_through(self, count):
+        """The first disk's exporter has got so many bytes from the client."""
+        backup_id = self.at_announced()
+        path = self.world.sql("SELECT socket FROM backup_disks WHERE backup_id = ? AND disk_no = 0", backup_id)
+        self.nbd_gate = NbdGate(path[0]["socket"], count)
+        self.gate.open()
+        self.nbd_gate.wait_held()
+        return backup_id
 
     def at_written(self, least):
         """The source is held once it has given so many bytes."""
@@ -209,13 +239,21 @@ class Stage(History):
         return [p for p in partial_files(self.repositories["main"]) if "disk-0" in p.parts and ".qcow2." in p.name]
 
     def at_sealing(self):
+        return self.at_sealing_of(0)
+
+    def at_half_sealed(self):
+        """The first disk is sealed, the second is not."""
+        return self.at_sealing_of(1)
+
+    def at_sealing_of(self, n):
         """The hub asks an exporter to seal, and it does not answer."""
         backup_id = self.at_copied()
-        pid = faults.exporter_pids(self.world, backup_id)[0]
-        os.kill(pid, signal.SIGSTOP)
-        self.stopped.append(pid)
+        row = self.world.sql("SELECT exporter_pid, control FROM backup_disks WHERE backup_id = ? ORDER BY disk_no",
+                             backup_id)[n]
+        os.kill(row["exporter_pid"], signal.SIGSTOP)
+        self.stopped.append(row["exporter_pid"])
         self.gate.open()
-        wait_for(lambda: self.show(backup_id)["phase"] == "completing", "the client completes")
+        wait_for(lambda: connections(row["control"]) > 0, "the hub asks it")
         return backup_id
 
     def at_committing(self):
@@ -246,6 +284,8 @@ class Stage(History):
     def go(self):
         """Ends whatever holds the moment."""
         self.gate.open()
+        if self.nbd_gate:
+            self.nbd_gate.open()
         self.rate.unlink(missing_ok=True)
         for server in self.servers:
             server.go()
@@ -291,7 +331,10 @@ class Stage(History):
         self.go()
         if self.blocker:
             self.cli.run("cancel", self.blocker)
-        return self.note("main", self.wait_final(backup_id), self.references_then)
+            self.blocker = None
+        backup = self.note("main", self.wait_final(backup_id), self.references_then)
+        self.forget_nbd_gate()
+        return backup
 
     def prove_after_go(self):
         self.go()
@@ -299,16 +342,42 @@ class Stage(History):
             self.cli.run("cancel", self.blocker)
         self.prove()
 
-    def prove(self):
-        """All is well: the next increment is right, every point verifies and restores, nothing is left."""
+    def go_on(self):
+        """Nothing is left, and the next increment can be made."""
         self.check_nothing_left()
         self.change()
         before = self.newest("main")
         backup = self.backup("main", self.references_now())
-        assert backup["parent_id"] == before and {d["mode"] for d in backup["disks"]} <= {"compare", "full"}
-        if before:
-            assert {d["mode"] for d in backup["disks"]} == {"compare"}, backup
-        self.check_everything()
+        assert backup["parent_id"] == before
+        assert {d["mode"] for d in backup["disks"]} == {"compare" if before else "full"}, backup
+
+    def prove(self):
+        """All is well: the next increment is right, every point verifies and restores, nothing is left."""
+        self.go_on()
+        self.check_everything(self.random)
+
+
+def run_moments(stage, victim, ends, lost=lambda moment: False):
+    """One after the other in one history. ends: {moment: how the job must end}; lost: does tracking have to be lost?"""
+    stage.first()
+    for moment, end in ends.items():
+        stage.change()
+        backup_id = stage.reach(moment)
+        stage.kill(backup_id, victim)
+        stage.heal_database()
+        backup = stage.settle(backup_id)
+        said = f"{victim} killed, {moment}: {backup['status']}: {backup['error']}: {backup['details']}"
+        stage.say(said)
+        assert backup["status"] == end, f"{said}\n{stage.client_log()}\n{stage.hub.log[-4000:]}"
+        assert end == "completed" or (backup["error"] and backup["details"]), said
+        stage.go_on(**({"lost": True} if lost(moment) else {}))
+    stage.prove()
+
+
+def connections(path):
+    """To the Unix socket of this name, accepted or not."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as f:
+        return sum(line.rstrip().endswith(f" {path}") for line in f) - 1
 
 
 def is_dead(pid):
@@ -346,22 +415,28 @@ def process_state(pid):
 class QemuStage(Stage):
     """The same with a VM in QEMU that the test writes to. `scratch`: the folder for scratch images."""
 
-    def __init__(self, make_hub, place, seed=1, prefix=(), scratch=None):
+    data = 24 * 65536
+
+    def __init__(self, make_hub, place, seed=1, prefix=(), scratch=None, size=6 * MIB):
         super().__init__(make_hub, place, seed, prefix=prefix)
+        self.size = size
         self.scratch = scratch or place
-        self.vm = None
+        self.vm = self.qmp_gate = None
 
     def __exit__(self, *args):
         super().__exit__(*args)
+        if self.qmp_gate:
+            self.qmp_gate.__exit__(*args)
         if self.vm:
             self.vm.close()
 
     def prepare(self):
         self.add_repository("main")
-        self.vm = make_vm(self.folder, [(fmt, self.random.randbytes(DATA).ljust(16 * MIB, b"\0"))
+        self.vm = make_vm(self.folder, [(fmt, self.random.randbytes(DATA).ljust(self.size, b"\0"))
                                         for fmt in ("qcow2", "raw")])
+        self.qmp_gate = QmpGate(self.folder / "qmp", self.vm.qmp_path).__enter__()
         self.api.post("/vms", {"name": self.vm_name, "source": {
-            "type": "qemu", "qmp": self.vm.qmp_path, "scratch": str(self.scratch)}}).expect(201)
+            "type": "qemu", "qmp": self.qmp_gate.path, "scratch": str(self.scratch)}}).expect(201)
 
     def own_processes(self):
         return {self.vm.process.pid}
@@ -371,24 +446,37 @@ class QemuStage(Stage):
 
     def change(self):
         for n in range(2):
-            for _ in range(20):
-                self.vm.write(n, self.random.randrange(255) * 65536, 65536, self.random.randrange(1, 256))
+            for cluster in self.random.sample(range(self.size // 65536 - 1), self.data // 65536):
+                self.vm.write(n, cluster * 65536, 65536, self.random.randrange(1, 256))
 
-    def at_copying(self):
-        """An exporter that runs for a thousandth of a second at a time, until it has something."""
-        backup_id = self.at_announced()
-        pid = faults.exporter_pids(self.world, backup_id)[0]
-        os.kill(pid, signal.SIGSTOP)
-        self.stopped.append(pid)
-        self.gate.open()
-        until = time.monotonic() + 60
-        while not any(p.stat().st_blocks * 512 > MIB for p in self.partial_images()):
-            assert time.monotonic() < until, "nothing is written"
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.001)
-            os.kill(pid, signal.SIGSTOP)
-            assert self.show(backup_id)["status"] == "running"
+    def at_greeting(self):
+        return self.at_command("qmp_capabilities")
+
+    def at_freezing(self):
+        """All is there for the instant."""
+        return self.at_command("transaction")
+
+    def at_frozen(self):
+        """The instant is over, and the client does not know it."""
+        return self.at_command("block-export-add")
+
+    def at_closing(self):
+        """The point is recorded, and its view is to go."""
+        return self.at_command("block-export-del")
+
+    def at_command(self, command):
+        self.qmp_gate.hold(f'"{command}"')
+        backup_id = self.start("main")
+        self.qmp_gate.wait_held()
         return backup_id
+
+    def at_written(self, least):
+        return self.at_let_through(least)
+
+    def go(self):
+        super().go()
+        if self.qmp_gate:
+            self.qmp_gate.open()
 
     def kill(self, backup_id, victim):
         if victim != "guest":
@@ -397,15 +485,15 @@ class QemuStage(Stage):
         self.vm.kill()
         self.vm.start()
 
-    def prove(self, lost=False):
+    def go_on(self, lost=False):
         """As for any stage; and QEMU is clean, and tracking works, or is lost with a reason."""
         self.check_nothing_left()
         check_qemu_is_clean(self.vm, self.folder)
-        for _ in range(2):
-            self.change()
-            backup = self.backup("main", self.references_now())
-            expected = ("compare", "tracking_lost") if lost else ("tracked", "")
-            assert {(d["mode"], d["reason"]) for d in backup["disks"]} == {expected}, (backup, self.client_log())
-            lost = False
-        self.check_everything()
+        self.change()
+        backup = self.backup("main", self.references_now())
+        expected = ("compare", "tracking_lost") if lost else ("tracked", "")
+        assert {(d["mode"], d["reason"]) for d in backup["disks"]} == {expected}, (backup, self.client_log())
+
+    def prove(self):
+        super().prove()
         check_qemu_is_clean(self.vm, self.folder)

@@ -1,0 +1,78 @@
+"""In the place of an exporter's socket: lets so many bytes through to it, and holds the rest."""
+
+import contextlib
+import os
+import socket
+import threading
+
+HOLD_SECONDS = 60
+
+
+class NbdGate:
+    """From now on whoever connects to the exporter's socket gets no more than `limit` bytes to it, until open()."""
+
+    def __init__(self, path, limit):
+        self.path, self.target, self.limit = str(path), f"{path}~", limit
+        self.condition = threading.Condition()
+        self.passed = 0
+        self.held = False
+        self.ends = []
+        os.rename(self.path, self.target)       # a socket is its inode, not its name
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def wait_held(self, seconds=30):
+        with self.condition:
+            assert self.condition.wait_for(lambda: self.held, seconds), f"{self.passed} bytes of {self.limit} came"
+
+    def open(self):
+        with self.condition:
+            self.limit = None
+            self.condition.notify_all()
+
+    def close(self):
+        self.open()
+        for end in [self.listener, *self.ends]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes the threads
+            end.close()
+        for path in (self.path, self.target):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                self.ends += [client, server]
+                server.connect(self.target)
+            except OSError:
+                return
+            threading.Thread(target=self._forward, args=(client, server, self._admit), daemon=True).start()
+            threading.Thread(target=self._forward, args=(server, client, len), daemon=True).start()
+
+    def _forward(self, source, sink, admit):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                while data:
+                    n = admit(data)
+                    sink.sendall(data[:n])
+                    data = data[n:]
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _admit(self, data):
+        """How much of it may go on: at least a byte, sooner or later."""
+        with self.condition:
+            if self.limit is not None and self.passed >= self.limit:
+                self.held = True
+                self.condition.notify_all()
+                self.condition.wait_for(lambda: self.limit is None, HOLD_SECONDS)
+                self.limit = None
+            n = len(data) if self.limit is None else min(len(data), self.limit - self.passed)
+            self.passed += n
+            return n
