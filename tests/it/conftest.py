@@ -20,7 +20,7 @@ from lib.world import World                 # noqa: E402
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path):
-    """What still has to do with the test's folder after the test is a failure, also where the test asks for no `place`."""
+    """What still has to do with the test's folder after it is a failure, also where the test asks for no `place`."""
     yield
     left = system.leftovers(tmp_path, ours={os.getpid(), os.getppid()})
     assert not left, "left behind: " + "; ".join(left)
