@@ -316,13 +316,6 @@ def test_pitfall_15_rule_20_names_that_are_refused(make_hub, place, name):
     line.api.post("/vms", body).expect(400)
 
 
-def test_pitfall_15_two_backups_in_one_second(make_hub, place):
-    line = Line(make_hub(), place, [A])
-    ids = [line.point()["backup_id"] for _ in range(5)]
-    assert len(set(ids)) == 5
-    line.check_everything()
-
-
 def test_pitfall_16_names_of_routes(make_hub, place):
     line = Line(make_hub(), place, [A], vm_name="stats")
     line.point()
