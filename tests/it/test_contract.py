@@ -83,14 +83,16 @@ def test_start_ignores_unknown_members(world, vm):
     world.api.post("/backups", body).expect(201)
 
 
-def test_two_backups_in_one_second(world, vm):
+def test_pitfall_15_two_backups_in_one_second(world, vm):
     """IDs to the second collided: the next free second is taken."""
-    ids = []
-    for _ in range(4):
+    ids, ahead = [], 0
+    while ahead < 3:
         job = world.job()
         ids.append(job.id)
+        ahead += int(job.id.rsplit("-", 1)[1]) > time.time()
         world.api.post(f"{job.path}/cancel").expect(202)
-    assert len(set(ids)) == 4
+        assert len(ids) < 50, "no second that was taken"
+    assert len(set(ids)) == len(ids)
     seconds = [int(i.rsplit("-", 1)[1]) for i in ids]
     assert seconds == sorted(seconds)
 
@@ -257,18 +259,15 @@ def test_pitfall_13_complete_a_job_that_does_not_run(world, vm):
 def test_rule_06_complete_when_not_everything_arrived(world, vm):
     """A full whose blocks are not all there is refused, and never listed as good."""
     job = world.running_job()
-    answer = job.complete(job.change, world.done(job, 4 * MIB))
-    assert answer.status in (409, 422), answer
-    answer.expect(answer.status)
+    job.complete(job.change, world.done(job, 4 * MIB)).expect(409)
     assert job.show()["status"] != "completed"
     assert world.sql("SELECT change_id FROM backup_jobs")[0]["change_id"] is None
 
 
 def test_complete_announced_with_another_change_id(world, vm):
     job = world.written_job(vm)
-    answer = job.complete(change_id(), world.done(job, os.path.getsize(vm)))
-    assert answer.status in (400, 409), answer
-    assert job.show()["status"] in ("running", "failed")
+    job.complete(change_id(), world.done(job, os.path.getsize(vm))).expect(400)
+    assert job.show()["status"] == "running"
 
 
 def test_disks_have_change_ids_of_their_own(world):
@@ -305,8 +304,7 @@ def test_completion_that_names_one_disk_of_two(world):
 def test_completion_of_a_disk_that_was_not_announced(world, vm):
     job = world.written_job(vm)
     done = world.done(job, os.path.getsize(vm))
-    answer = job.complete(job.change, [{**done[0], "disk_id": 4711}])
-    assert answer.status in (400, 409, 422), answer
+    job.complete(job.change, [{**done[0], "disk_id": 4711}]).expect(400)
     assert job.show()["status"] != "completed"
 
 
@@ -422,9 +420,8 @@ def test_rule_06_tracked_incremental_that_is_not_what_was_declared(world, vm, tr
     assert announced["mode"] == "tracked"
     qemu_io(announced["uri"], "write -P 1 0 65536", "flush")
     sent = {} if declared is None else coverage(declared)
-    answer = job.complete(job.change, [{"disk_id": announced["disk_id"], "change_id": job.change,
-                                        "tracking": "bitmap", **sent}])
-    assert answer.status in (400, 409, 422), answer
+    job.complete(job.change, [{"disk_id": announced["disk_id"], "change_id": job.change, "tracking": "bitmap",
+                               **sent}]).expect(400 if declared is None else 409)
     assert job.show()["status"] != "completed"
 
 

@@ -401,16 +401,12 @@ def test_rule_18_what_repository_json_says(make_hub, place):
     line.cli.ok("repo", "add", "main", "--path", place / "repository")
 
 
-@pytest.mark.parametrize("harm", ["other backing file", "no backing file", "data file"])
-def test_rule_19_images_are_read_as_we_wrote_them(make_hub, place, harm):
-    """A backing file of somebody's choice does not get into a restore, nor into an increment."""
-    line = Line(make_hub(), place, [A + B])
-    line.point()
-    line.images[0].write(CLUSTER, A)
-    second = line.point()
-    image = Path(second["disks"][0]["image"])
+HARMS = ("other backing file", "no backing file", "data file")
+
+
+def harm_image(place, image, harm):
+    """The image names another file, whose bytes stock tools would show."""
     secret = place / "secret.raw"
-    secret.write_bytes(b"secret".ljust(2 * CLUSTER, b"."))
     image.chmod(0o600)
     if harm == "other backing file":
         images.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", secret, image)
@@ -420,7 +416,18 @@ def test_rule_19_images_are_read_as_we_wrote_them(make_hub, place, harm):
         image.unlink()
         images.tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={secret},data_file_raw=on", image,
                     2 * CLUSTER)
-        secret.write_bytes(b"secret".ljust(2 * CLUSTER, b"."))
+    secret.write_bytes(b"secret".ljust(2 * CLUSTER, b"."))
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_rule_19_images_are_read_as_we_wrote_them(make_hub, place, harm):
+    """A file of somebody's choice does not get into a restore. A verify finds it; from then on no increment rests on
+    it."""
+    line = Line(make_hub(), place, [A + B])
+    line.point()
+    line.images[0].write(CLUSTER, A)
+    second = line.point()
+    harm_image(place, Path(second["disks"][0]["image"]), harm)
     restored = line.cli.run("restore", second["backup_id"], "--disk", "0", "--to", place / "out.raw")
     assert restored.status in (1, 3) and not (place / "out.raw").exists(), restored
     assert line.cli.run("verify", second["backup_id"]).status == 3
@@ -429,6 +436,27 @@ def test_rule_19_images_are_read_as_we_wrote_them(make_hub, place, harm):
     assert third["disks"][0]["mode"] == "full" and third["disks"][0]["reason"] == "parent_damaged", third
     line.check_point(third["backup_id"])
     line.check_point(line.order["main"][0])
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_rule_19_nor_through_an_increment(make_hub, place, harm):
+    """Where nobody has looked at the image: the next backup finds another length by itself, and is a full. Of what it
+    does not find, its restore hands out nothing."""
+    line = Line(make_hub(), place, [A + B])
+    line.point()
+    line.images[0].write(CLUSTER, A)
+    second = line.point()
+    harm_image(place, Path(second["disks"][0]["image"]), harm)
+    line.images[0].write(0, B)
+    third = line.point()
+    if harm == "data file":
+        assert line.modes(third) == [("full", "parent_damaged")]
+    if line.modes(third) == [("full", "parent_damaged")]:
+        line.check_point(third["backup_id"])
+        return
+    restored = line.cli.run("restore", third["backup_id"], "--disk", "0", "--to", place / "out.raw")
+    assert restored.status in (1, 3) and not list(place.glob("out.raw*")), restored
+    assert line.cli.run("verify", third["backup_id"]).status == 3
 
 
 def line_database(line):
