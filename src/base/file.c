@@ -302,3 +302,9 @@ bool file_lock_bytes(int fd, const char *path, Err *err)
     }
     return true;
 }
+
+void file_unlock_bytes(int fd)
+{
+    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+    (void)fcntl(fd, F_OFD_SETLK, &lock); // closing it does the same
+}

@@ -54,4 +54,5 @@ bool file_lock(const char *path, int *ret_fd, Err *err) must_check;
 // every image that it has open, and opens none on which somebody else holds them. Held by somebody: ERR_BUSY, and the
 // details say whether it is a QEMU. Other names of a block device have locks of their own.
 bool file_lock_bytes(int fd, const char *path, Err *err) must_check;     // all of them; fd may write
+void file_unlock_bytes(int fd);
 bool file_bytes_are_free(int fd, const char *path, Err *err) must_check; // only looks; fd may read

@@ -137,7 +137,10 @@ bool sink_path_commit(SinkPath *p, Err *err)
     if (!(p->replace ? file_rename(p->partial, p->path, err) : rename_new(p->partial, p->path, err)))
         return false;
     free(mem_take(p->partial));
-    return sync_folder_of(p->path, err);
+    if (!sync_folder_of(p->path, err))
+        return false;
+    file_unlock_bytes(p->fd); // it is nobody's work any more: a QEMU may open it
+    return true;
 }
 
 void sink_path_clear(SinkPath *p)
