@@ -112,6 +112,24 @@ bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Er
 
 // ---- progress and failure
 
+// The disks' rows and the job's sums in one transaction, which the caller has open: nobody sees one without the other.
+static bool note_progress(Hub *h, const StoreBackup *b, const WorkProgress *progress, Err *err)
+{
+    for (size_t i = 0; i < progress->disks_len; i++) {
+        const WorkProgressDisk *d = &progress->disks[i];
+        StoreDisk row = {.backup_id = b->id,
+                         .disk_id = d->disk_id,
+                         .done_bytes = MIN(d->done_bytes, HUB_BYTES_MAX),
+                         .transferred_bytes = MIN(d->transferred_bytes, HUB_BYTES_MAX),
+                         .zero_bytes = MIN(d->zero_bytes, HUB_BYTES_MAX),
+                         .changed_bytes = MIN(d->changed_bytes, HUB_BYTES_MAX)};
+        if (!store_disk_set_progress(h->store, &row, err))
+            return false;
+    }
+    return store_backup_seen(h->store, b->id, progress->phase, clock_utc_us(), err) &&
+        (progress->disks_len == 0 || store_backup_set_progress(h->store, b->id, err));
+}
+
 bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, WorkProgressAnswer *ret, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
@@ -122,19 +140,13 @@ bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, Work
         return err_set(err, ERR_CONFLICT, "backup %s was not claimed", id);
     if (job_state_is_final(state))
         return err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
-    for (size_t i = 0; i < progress->disks_len; i++) {
-        const WorkProgressDisk *d = &progress->disks[i];
-        StoreDisk row = {.backup_id = b.id,
-                         .disk_id = d->disk_id,
-                         .done_bytes = MIN(d->done_bytes, HUB_BYTES_MAX),
-                         .transferred_bytes = MIN(d->transferred_bytes, HUB_BYTES_MAX),
-                         .zero_bytes = MIN(d->zero_bytes, HUB_BYTES_MAX),
-                         .changed_bytes = MIN(d->changed_bytes, HUB_BYTES_MAX)};
-        if (!store_disk_set_progress(h->store, &row, err))
-            return false;
+    if (!store_begin(h->store, err))
+        return false;
+    if (!note_progress(h, &b, progress, err)) {
+        store_rollback(h->store);
+        return false;
     }
-    if (!store_backup_seen(h->store, id, progress->phase, clock_utc_us(), err) ||
-        (progress->disks_len > 0 && !store_backup_set_progress(h->store, id, err)))
+    if (!store_commit(h->store, err))
         return false;
     *ret = (WorkProgressAnswer){.cancel = b.cancel_requested, .status = state};
     return true;
