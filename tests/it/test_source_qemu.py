@@ -19,6 +19,7 @@ import pytest
 
 from lib.qmp_gate import QmpGate
 from lib.source_probe import Line, ProbeError
+from lib.vm import release_descriptors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'guest'))
 
@@ -264,6 +265,25 @@ def test_killed_in_the_middle(rig, phase, guard):
     run = rig.backup()
     assert rig.modes(run) == ['tracked', 'tracked']
     assert run.copied('disk0')['read'] == 2 * GRAIN
+
+
+@pytest.mark.parametrize('word', ['"blockdev-add"', '"remove-fd"'])
+def test_killed_with_a_descriptor_in_qemu(rig, word):
+    """The scratch image's descriptor stayed in QEMU for as long as any other monitor was open, as libvirt's is."""
+    with QmpGate(rig.folder / 'gate', rig.vm.qmp_path) as gate:
+        gate.hold(word)
+        rig.line.spec['qmp'] = gate.path
+        run = rig.line.start()
+        gate.wait_held()
+        assert rig.vm.qmp('query-fdsets')
+        guards = processes_of(run, 'sendense-guard')
+        assert len(guards) == 1
+        run.kill()
+        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+    rig.clean()
+    release_descriptors(rig.vm)
+    rig.line.spec['qmp'] = rig.vm.qmp_path
+    rig.backup()
 
 
 def test_killed_and_at_once_again(rig):

@@ -138,6 +138,31 @@ static bool remove_bitmaps(Qmp *q, const char *prefix, Err *err)
     return ok;
 }
 
+// QEMU gives up a descriptor by itself only when its last monitor is closed, and libvirt never closes its own.
+static bool remove_descriptors(Qmp *q, const char *prefix, Err *err)
+{
+    json_t *sets = NULL;
+    if (!qmp_call(q, "query-fdsets", NULL, &sets, err))
+        return false;
+    bool ok = true;
+    for (size_t i = 0; i < json_array_size(sets); i++) {
+        const json_t *set = json_array_get(sets, i), *fds = json_object_get(set, "fds");
+        for (size_t j = 0; j < json_array_size(fds); j++) {
+            const json_t *fd = json_array_get(fds, j);
+            const char *opaque = json_string_value(json_object_get(fd, "opaque"));
+            if (opaque && str_starts(opaque, prefix))
+                ok = sweep_call(q, "remove-fd",
+                                json_pack("{s:I, s:I}", "fdset-id",
+                                          json_integer_value(json_object_get(set, "fdset-id")), "fd",
+                                          json_integer_value(json_object_get(fd, "fd"))),
+                                err) &&
+                    ok;
+        }
+    }
+    json_decref(sets);
+    return ok;
+}
+
 static bool stop_server(Qmp *q, Err *err)
 {
     json_t *exports = NULL;
@@ -161,6 +186,7 @@ bool sweep(Qmp *q, const SweepSpec *spec, Err *err)
     bool ok = remove_kind(q, &sweep_exports, spec->prefix, err);
     ok = remove_kind(q, &sweep_jobs, spec->prefix, err) && ok;
     ok = remove_kind(q, &sweep_nodes, spec->prefix, err) && ok;
+    ok = remove_descriptors(q, spec->prefix, err) && ok;
     if (spec->bitmap_prefix)
         ok = remove_bitmaps(q, spec->bitmap_prefix, err) && ok;
     if (spec->server_is_ours)

@@ -1,5 +1,5 @@
-// Takes out of a QEMU what a backup put into it: exports, jobs, nodes, temporary bitmaps, the NBD server. By name,
-// whether it is the run's own end or that of an earlier one that was killed.
+// Takes out of a QEMU what a backup put into it: exports, jobs, nodes, descriptors, temporary bitmaps, the NBD
+// server. By name, whether it is the run's own end or that of an earlier one that was killed.
 #pragma once
 
 #include "source/qemu/bitmaps.h"
@@ -11,7 +11,7 @@
 void sweep_vm_prefix(const char *vm, char out[SWEEP_NAME]);
 
 typedef struct SweepSpec {
-    const char *prefix;        // of exports, jobs and nodes
+    const char *prefix;        // of exports, jobs and nodes, and of what descriptors are told to be for
     const char *bitmap_prefix; // of temporary bitmaps; NULL: none
     bool server_is_ours;       // then the NBD server goes, too, unless exports of others are on it
 } SweepSpec;

@@ -192,7 +192,7 @@ static bool attach_scratch(QemuSource *v, const QemuDisk *d, Err *err)
     json_int_t fdset = json_is_integer(id) ? json_integer_value(id) : -1;
     json_decref(result);
     bool ok = add_scratch_node(v, d, fdset, err);
-    Err ignored = ERR_INIT; // the node has its own by now; the set goes with our connection at the latest
+    Err ignored = ERR_INIT; // the node has its own by now; what stays is swept at the end
     (void)!sweep_call(v->q, "remove-fd", json_pack("{s:I}", "fdset-id", fdset), &ignored);
     return ok || err_context(err, "disk %s", d->key);
 }
