@@ -274,8 +274,8 @@ def test_repository_away(make_hub, place):
         stage.check_listed()
         assert os.listdir(path) == []
         path.rmdir()
-        os.rename(f"{path}.away", path)
-        assert partial_files(path)      # and it comes back
+        assert partial_files(f"{path}.away")
+        os.rename(f"{path}.away", path)     # it comes back
         wait_for(lambda: not partial_files(path), "what the job left is taken away", 15)
         stage.prove()
 

@@ -338,7 +338,6 @@ def test_rule_17_a_late_hub_lists_nothing_wrong(make_hub, place, moment, error):
         backup_id = stage.reach(moment)
         assert partial_files(stage.repositories["main"])
         second = make_hub("second")
-        other = Cli(second.url, cwd=place)
         os.kill(stage.hub.process.pid, signal.SIGSTOP)
         try:
             # the lock of the data folder holds: there, nobody takes over while it may wake up
@@ -347,13 +346,14 @@ def test_rule_17_a_late_hub_lists_nothing_wrong(make_hub, place, moment, error):
             with pytest.raises(AssertionError, match="another hub"):
                 third.start()
             stage.go()
-            other.ok("repo", "add", "main", "--path", stage.repositories["main"])
+            second.api.post("/repositories", {"name": "main", "path": str(stage.repositories["main"])}).expect(201)
             second.restart()        # recovery: what nobody it knows of is at work on, is left over
             assert not partial_files(stage.repositories["main"])
         finally:
             os.kill(stage.hub.process.pid, signal.SIGCONT)
         late = stage.settle(backup_id)
         assert (late["status"], late["error"]) == ("failed", error), late
+        other = Cli(second.url, cwd=place)
         other.ok("repo", "scan", "main")
         assert [b["backup_id"] for b in other.json("backups")["backups"]] == [first["backup_id"]]
         other.ok("verify", "--repo", "main")
