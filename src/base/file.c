@@ -168,10 +168,11 @@ bool file_mkdir(const char *path, mode_t mode, Err *err)
     if (mkdir(path, mode) == 0)
         return true;
     int e = errno;
-    if (file_is_dir(
-            path)) // also where a read-only filesystem or a missing permission was the answer
-        return true;
-    return err_errno(err, e, "cannot make the folder %s", path);
+    struct stat st;
+    if (stat(path, &st) != 0) // where something has the name, what keeps us from looking at it is the error
+        return err_errno(err, e == EEXIST && errno != ENOENT ? errno : e, "cannot make the folder %s", path);
+    // there, also where a read-only filesystem or a missing permission was the answer
+    return S_ISDIR(st.st_mode) || err_errno(err, e, "cannot make the folder %s", path);
 }
 
 bool file_mkdir_p(const char *path, mode_t mode, Err *err)

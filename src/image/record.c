@@ -40,6 +40,7 @@ void record_clear(Record *r)
     free(r->context);
     free(r->parent_backup_id);
     free(r->consistency);
+    free(r->consistency_detail);
     free(r->left_out);
     *r = (Record){0};
 }
@@ -136,6 +137,7 @@ static bool check_record(const Record *r, Err *err)
         return err_set(err, ERR_INVALID, "parent_backup_id: a point is not its own parent");
     if (!check_uuid("vm_id", r->vm_id, err) || !check_uuid("repository_uuid", r->repository_uuid, err) ||
         !check_text("source_type", r->source_type, 1, 32, err) ||
+        (r->consistency_detail && !check_text("consistency_detail", r->consistency_detail, 0, TEXT_MAX, err)) ||
         !check_text("left_out", r->left_out, 0, LEFT_OUT_MAX, err))
         return false;
     if (!r->vm_name || !name_check("vm_name", r->vm_name, err))
@@ -280,6 +282,7 @@ bool record_encode(const Record *r, const HashSpec *hash, char **ret_text, Err *
         !codec_json_set_text(o, "type", backup_type_name(r->type), err) ||
         !codec_json_set_text(o, "reason", chain_reason_name(r->reason), err) ||
         !codec_json_set_text(o, "consistency", r->consistency, err) ||
+        !codec_json_set_text(o, "consistency_detail", r->consistency_detail, err) ||
         !codec_json_set_bool(o, "partial", r->partial, err) || !codec_json_set_text(o, "left_out", r->left_out, err) ||
         !codec_json_set_time(o, "created_at", r->created_us, err) ||
         !codec_json_set_time(o, "completed_at", r->completed_us, err))
@@ -392,9 +395,10 @@ static bool decode_disks(json_t *o, const HashSpec *hash, Record *r, Err *err)
 static bool decode_members(json_t *o, const HashSpec *hash, Record *r, Err *err)
 {
     static const char *const known[] = {
-        "format",           "backup_id",  "vm_id",          "vm_name", "source_type", "repository_uuid", "context",
-        "parent_backup_id", "sequence",   "requested_type", "type",    "reason",      "consistency",     "partial",
-        "left_out",         "created_at", "completed_at",   "disks",   NULL};
+        "format",         "backup_id",      "vm_id",   "vm_name",          "source_type", "repository_uuid",
+        "context",        "sequence",       "type",    "parent_backup_id", "reason",      "consistency",
+        "requested_type", "consistency_detail", "partial", "left_out",     "created_at",  "completed_at",
+        "disks",          NULL};
     uint64_t format;
     if (!codec_json_u64(o, "format", INT64_MAX, &format, err))
         return false;
@@ -409,6 +413,7 @@ static bool decode_members(json_t *o, const HashSpec *hash, Record *r, Err *err)
         codec_json_u64(o, "sequence", INT64_MAX, &r->sequence, err) &&
         get_type(o, "requested_type", &r->requested_type, err) && get_type(o, "type", &r->type, err) &&
         get_reason(o, &r->reason, err) && get_text(o, "consistency", 32, &r->consistency, err) &&
+        get_text_opt(o, "consistency_detail", TEXT_MAX, &r->consistency_detail, err) &&
         codec_json_bool_opt(o, "partial", false, &r->partial, err) &&
         get_text(o, "left_out", LEFT_OUT_MAX, &r->left_out, err) && get_time(o, "created_at", &r->created_us, err) &&
         get_time(o, "completed_at", &r->completed_us, err) && decode_disks(o, hash, r, err) && check_record(r, err);

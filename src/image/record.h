@@ -43,6 +43,7 @@ typedef struct Record {
     BackupType requested_type, type;
     ChainReason reason; // why the job is not incremental
     char *consistency;  // "application" (frozen by the agent), "crash", "inconsistent"
+    char *consistency_detail; // what limits it; NULL
     bool partial;       // a disk was left out
     char *left_out;     // keys of disks that were left out, comma-separated; "" if none
     int64_t created_us, completed_us;

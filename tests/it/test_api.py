@@ -154,7 +154,7 @@ def test_scan_brings_a_catalogue_back(world, vm):
     assert scan["added"] + scan["unchanged"] == 2 and not scan["problems"] and not scan["orphans"]
     after = [world.show(j.id) for j in jobs]
     same = ("backup_id", "vm_name", "vm_id", "backup_type", "change_id", "parent_id", "sequence", "status",
-            "created_at", "completed_at")
+            "created_at", "completed_at", "consistency", "consistency_detail")
     for old, new in zip(before, after):
         assert {k: old[k] for k in same} == {k: new[k] for k in same}
         assert [d["root"] for d in old["disks"]] == [d["root"] for d in new["disks"]]

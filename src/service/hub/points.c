@@ -115,6 +115,7 @@ bool hub_record_from_rows(const StoreBackup *b, const StoreDisk *disks, size_t n
         mem_replace(&r.repository_uuid, repo->info.uuid, err) && mem_replace(&r.context, b->context, err) &&
         mem_replace(&r.parent_backup_id, b->parent_id, err) &&
         mem_replace(&r.consistency, b->consistency ? b->consistency : "crash", err) &&
+        mem_replace(&r.consistency_detail, b->consistency_detail, err) &&
         joined(b->left_out, &r.left_out, err) && backup_type_parse(b->requested_type, &r.requested_type, err) &&
         backup_type_parse(b->backup_type, &r.type, err) &&
         chain_reason_parse(b->reason ? b->reason : "", &r.reason, err) &&
@@ -188,7 +189,8 @@ bool hub_rows_from_record(const Record *rec, const char *stem, const StoreReposi
         mem_replace(&b.parent_id, rec->parent_backup_id, err) &&
         mem_replace(&b.reason, chain_reason_name(rec->reason), err) &&
         mem_replace(&b.reason_text, chain_reason_text(rec->reason), err) &&
-        mem_replace(&b.consistency, rec->consistency, err) && split(rec->left_out, &b.left_out, err) &&
+        mem_replace(&b.consistency, rec->consistency, err) &&
+        mem_replace(&b.consistency_detail, rec->consistency_detail, err) && split(rec->left_out, &b.left_out, err) &&
         mem_replace(&b.context, rec->context, err) && mem_replace(&b.stem, stem, err) &&
         mem_replace(&b.change_id, rec->disks_len ? rec->disks[0].change_id : NULL, err);
     for (; ok && n < rec->disks_len; n++) {
@@ -233,8 +235,11 @@ static bool load(Points *p, const char *backup_id, Record **ret, Err *err)
         (strcmp(r->backup_id, backup_id) != 0 && !err_set(&reading, ERR_DAMAGED, "it is another point's"))) {
         record_clear(r);
         free(r);
-        return err_set(err, passes(&reading) ? reading.code : ERR_DAMAGED,
-                       "the commit record %s/%s.json is not what was written: %s", b.context, b.stem, reading.details);
+        if (passes(&reading))
+            return err_set(err, reading.code, "the commit record %s/%s.json cannot be read: %s", b.context, b.stem,
+                           reading.details);
+        return err_set(err, ERR_DAMAGED, "the commit record %s/%s.json is not what was written: %s", b.context, b.stem,
+                       reading.details);
     }
     *ret = r;
     return true;

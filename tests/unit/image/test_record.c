@@ -38,6 +38,7 @@ static Record sample(const HashSpec *spec)
         .type = BACKUP_INCREMENTAL,
         .reason = CHAIN_NONE,
         .consistency = dup("crash"),
+        .consistency_detail = dup("the agent did not answer"),
         .partial = true,
         .left_out = dup("scsi0:3"),
         .created_us = 1700000060123456,
@@ -107,6 +108,7 @@ static void round_trip(void **state)
         assert_true(back.sequence == 9007199254740993);
         assert_true(back.partial);
         assert_string_equal(back.left_out, "scsi0:3");
+        assert_string_equal(back.consistency_detail, "the agent did not answer");
         assert_true(back.created_us == r.created_us && back.completed_us == r.completed_us);
         assert_int_equal(back.disks_len, 2);
         assert_string_equal(back.disks[0].label, "Platte\n1");
