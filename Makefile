@@ -4,7 +4,7 @@
 BUILD := build
 BUILDTYPE := debugoptimized
 
-.PHONY: build deps test quickstart install soak lint clean help
+.PHONY: build deps test quickstart install soak fuzz sanitize lint clean help
 
 build: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -31,6 +31,16 @@ soak:
 	$(MAKE) build
 	tests/soak/run
 
+fuzz:
+	tools/install-deps build fuzz
+	[ -e build-fuzz/build.ninja ] || CC=clang meson setup build-fuzz --buildtype=debugoptimized
+	ninja -C build-fuzz fuzz
+	tests/fuzz/run
+
+sanitize:
+	tools/install-deps build run guest test
+	tools/sanitize
+
 lint:
 	tools/install-deps build run guest test dev
 	tools/lint
@@ -39,7 +49,7 @@ install: build
 	meson install -C $(BUILD) --no-rebuild
 
 clean:
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) build-fuzz build-asan build-tsan
 
 help:
 	@echo 'make build        programs into $(BUILD)/bin/'
@@ -49,4 +59,6 @@ help:
 	@echo 'make deps         Debian packages for all of the above; needs root'
 	@echo 'make lint         checks, API lint, shellcheck, layout'
 	@echo 'make soak         random histories for hours'
-	@echo 'make clean        removes $(BUILD)/'
+	@echo 'make fuzz         fuzzes every decoder, for MINUTES (10) in all; needs clang'
+	@echo 'make sanitize     the tests with address, undefined behaviour and thread sanitizers'
+	@echo 'make clean        removes $(BUILD)/ and the build folders of fuzz and sanitize'

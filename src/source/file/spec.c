@@ -42,7 +42,7 @@ static bool read_disk(const json_t *disk, size_t index, FileSpecDisk *ret, Err *
         return err_set(err, ERR_INVALID, "a disk has either a path or a uri");
     if (d.path && !source_check_path("path", d.path, SOURCE_TEXT_MAX, err))
         return false;
-    if (d.uri && !is_nbd_uri(d.uri))
+    if (d.uri && (!is_nbd_uri(d.uri) || !str_has_no_controls(d.uri)))
         return err_set(err, ERR_INVALID, "uri is no NBD URI; HINT: nbd://host/export");
     if (d.uri && d.format != FILE_PROBED)
         return err_set(err, ERR_INVALID, "a disk with a uri has no format: the export is the disk");
