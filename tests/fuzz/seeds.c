@@ -168,7 +168,7 @@ static HashGeometry geometry(HashAlgorithm algorithm, uint32_t cluster_size)
     return geo;
 }
 
-// An increment of subclusters of 512 bytes on a full of ours: one of the cluster 0 written, two of the cluster 1 zeroed.
+// An increment of subclusters of 512 bytes on a full of ours: one of cluster 0 written, two of cluster 1 zeroed.
 static Layer qemu_layer(const char *name, const HashGeometry *geo, const Layer *base, const char *clusters)
 {
     Err err = ERR_INIT;
@@ -194,7 +194,7 @@ static Layer qemu_layer(const char *name, const HashGeometry *geo, const Layer *
         if (i >= strlen(clusters))
             continue;
         memset(p, 0, geo->cluster_size);
-        if (i != 1)
+        if (i != 1 && clusters[i] != '.')
             memset(p, clusters[i], (i + 1) * 8);
         if (i == 0)
             memset(p + 512, 7, 512);
