@@ -36,6 +36,8 @@ void zframe_press_free(ZframePress *z)
 
 size_t zframe_press(ZframePress *z, const void *p, size_t n, void *out, size_t max)
 {
+    if (max < ZFRAME_SECTOR)
+        return 0;
     size_t used = ZSTD_compress2(z->ctx, out, max - CHECK_BYTES, p, n);
     if (ZSTD_isError(used)) // it would be longer than max; memory is had, or not, and then it is stored as it is
         return 0;
