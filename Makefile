@@ -4,9 +4,12 @@
 BUILD := build
 BUILDTYPE := debugoptimized
 
-.PHONY: build deps test quickstart install soak fuzz sanitize lint clean help
+.PHONY: build all deps test quickstart install soak fuzz sanitize lint clean help
 
 build: $(BUILD)/build.ninja
+	ninja -C $(BUILD) programs
+
+all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
 
 $(BUILD)/build.ninja:
@@ -18,7 +21,7 @@ deps:
 
 test:
 	tools/install-deps build run guest test
-	$(MAKE) build
+	$(MAKE) all
 	tools/run-tests
 
 quickstart:
@@ -28,7 +31,7 @@ quickstart:
 
 soak:
 	tools/install-deps build run guest test
-	$(MAKE) build
+	$(MAKE) all
 	tests/soak/run
 
 fuzz:
@@ -53,6 +56,7 @@ clean:
 
 help:
 	@echo 'make build        programs into $(BUILD)/bin/'
+	@echo 'make all          these, and all that tests need'
 	@echo 'make test         every test and check'
 	@echo 'make quickstart   a first backup and restore, shown step by step'
 	@echo 'make install      into the prefix given to meson setup; DESTDIR is obeyed'

@@ -36,7 +36,7 @@ def place(tmp_path):
 def make_hub(place):
     """A function that makes a Hub, started unless told otherwise; all are closed at the end."""
     if not (BIN / "sendense-hub").exists():
-        pytest.fail(f"{BIN}/sendense-hub is not built; type make build")
+        pytest.fail(f"{BIN}/sendense-hub is not built; type make all")
     hubs = []
 
     def make(name="hub", start=True, **more):
