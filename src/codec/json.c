@@ -1,7 +1,63 @@
 #include "codec/json.h"
 
 #include "base/clock.h"
+#include "base/mem.h"
 #include "base/str.h"
+
+#include <pthread.h>
+
+// jansson's reader and writer go on when the buffer that collects a text cannot grow: what did not fit is left out,
+// and both say that all is well; worse, the reader then writes behind the text. So it is we who watch for lack of
+// memory, and a reader's buffer (32 bytes, 64, ...) then grows in a reserve. All else is refused, which it handles.
+typedef struct Memory {
+    bool lacking;
+    char *reserve;
+    size_t size, used;
+} Memory;
+static _Thread_local Memory memory;
+
+static void *take_memory(size_t n)
+{
+    void *p = malloc(n);
+    if (p)
+        return p;
+    memory.lacking = true;
+    bool may_be_buffer = n >= 32 && (n & (n - 1)) == 0;
+    if (!may_be_buffer || n > memory.size - memory.used)
+        return NULL;
+    p = memory.reserve + memory.used;
+    memory.used += n;
+    return p;
+}
+
+static void give_memory(void *p)
+{
+    uintptr_t at = (uintptr_t)p, reserve = (uintptr_t)memory.reserve;
+    if (!memory.reserve || at < reserve || at - reserve >= memory.size)
+        free(p);
+}
+
+// What was made before was made by malloc(), too, and is freed by free().
+static void watch_memory(void)
+{
+    json_set_alloc_funcs(take_memory, give_memory);
+}
+
+static bool begin(size_t reserve, Err *err)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    (void)pthread_once(&once, watch_memory);
+    memory = (Memory){.size = reserve};
+    return reserve == 0 || (memory.reserve = mem_calloc(1, reserve, err));
+}
+
+static bool end(Err *err)
+{
+    bool lacking = memory.lacking;
+    free(memory.reserve);
+    memory = (Memory){0};
+    return !lacking || err_no_memory(err);
+}
 
 // Depth is looked at before jansson recurses. Strings are skipped; whatever else is wrong, jansson says.
 static bool check_depth(const char *text, size_t n, Err *err)
@@ -36,9 +92,14 @@ bool codec_json_parse(const char *text, size_t n, size_t max, json_t **ret, Err 
     if (!check_depth(text, n, err))
         return false;
     json_error_t e;
+    // per byte of text: a buffer that doubles, and whatever else could be taken for one
+    if (!begin(16 * n + 4096, err))
+        return false;
     json_t *value = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
-    if (!value && json_error_code(&e) == json_error_out_of_memory)
-        return err_no_memory(err);
+    if (memory.lacking)
+        json_decref(mem_take(value)); // while what it took from the reserve is known
+    if (!end(err))
+        return false;
     if (!value)
         return err_set(err, ERR_INVALID, "json: %s at line %d, column %d", e.text, e.line, e.column);
     *ret = value;
@@ -47,9 +108,15 @@ bool codec_json_parse(const char *text, size_t n, size_t max, json_t **ret, Err 
 
 bool codec_json_dump(const json_t *value, char **ret_text, Err *err)
 {
+    if (!begin(0, err))
+        return false;
     char *text = json_dumps(value, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY);
+    if (!end(err)) {
+        free(text);
+        return false;
+    }
     if (!text)
-        return err_no_memory(err);
+        return err_set(err, ERR_INTERNAL, "json: a value that cannot be written");
     *ret_text = text;
     return true;
 }

@@ -115,10 +115,9 @@ bool work_set_keys(json_t *object, const char *key, char *const *keys, size_t le
     if (!array)
         return false;
     for (size_t i = 0; i < len; i++) {
-        json_t *s = json_string(keys[i]);
-        if (!s)
+        if (!str_is_utf8(keys[i], strlen(keys[i])))
             return err_set(err, ERR_INVALID, "%s[%zu] is not UTF-8", key, i);
-        if (!codec_json_push(array, s, err))
+        if (!codec_json_push(array, json_string_nocheck(keys[i]), err))
             return false;
     }
     return codec_json_set(object, key, mem_take(array), err);

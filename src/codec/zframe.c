@@ -3,6 +3,7 @@
 #include <endian.h>
 #include <xxhash.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #define CHECK_BYTES sizeof(uint64_t)
 
@@ -75,6 +76,8 @@ bool zframe_inflate(const void *in, size_t in_bytes, void *out, size_t out_bytes
             break;
     }
     (void)ZSTD_freeDCtx(ctx); // always 0
+    if (ZSTD_getErrorCode(hint) == ZSTD_error_memory_allocation)
+        return err_no_memory(err);
     if (hint != 0 || to.pos != to.size)
         return err_set(err, ERR_DAMAGED, "a compressed cluster does not inflate to %zu bytes", out_bytes);
     return true;

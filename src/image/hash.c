@@ -3,9 +3,9 @@
 #include "base/str.h"
 
 #include <endian.h>
-#include <openssl/evp.h>
-#include <pthread.h>
-#include <stdio.h>
+#define OPENSSL_SUPPRESS_DEPRECATED // SHA256_*: the same code as EVP's, and nothing is allocated, so it cannot fail
+#include <openssl/sha.h>
+#define XXH_STATIC_LINKING_ONLY // the state's size
 #include <xxhash.h>
 #ifdef HAVE_XXH_DISPATCH
 #    include <xxh_x86dispatch.h> // the same names, and the widest registers of this machine
@@ -17,8 +17,10 @@ static const char *const algorithm_names[] = {"xxh3-128", "sha256"};
 
 struct HashStream {
     HashAlgorithm algorithm;
-    XXH3_state_t *xxh;
-    EVP_MD_CTX *sha;
+    union {
+        XXH3_state_t xxh;
+        SHA256_CTX sha;
+    };
 };
 
 const char *hash_algorithm_name(HashAlgorithm a)
@@ -42,41 +44,6 @@ size_t hash_size(HashAlgorithm a)
     return a == HASH_SHA256 ? 32 : 16;
 }
 
-// A hash that cannot be computed must not be guessed, and no caller could go on without it.
-static void require(bool ok)
-{
-    if (!ok) {
-        fputs("a hash could not be computed: no memory, or no SHA-256 in OpenSSL\n", stderr);
-        abort();
-    }
-}
-
-static pthread_once_t sha_once = PTHREAD_ONCE_INIT;
-static EVP_MD *sha_md; // fetched once: doing it on each call costs more than the hash of a small cluster
-
-static void sha_fetch(void)
-{
-    sha_md = EVP_MD_fetch(NULL, "SHA256", NULL);
-}
-
-static EVP_MD_CTX *sha_begin(uint64_t seed)
-{
-    pthread_once(&sha_once, sha_fetch);
-    EVP_MD_CTX *ctx = sha_md ? EVP_MD_CTX_new() : NULL;
-    seed = htole64(seed);
-    if (ctx && EVP_DigestInit_ex2(ctx, sha_md, NULL) == 1 && EVP_DigestUpdate(ctx, &seed, sizeof seed) == 1)
-        return ctx;
-    EVP_MD_CTX_free(ctx);
-    return NULL;
-}
-
-static void sha_end(EVP_MD_CTX *ctx, Hash *ret)
-{
-    unsigned n = 0;
-    *ret = (Hash){0};
-    require(EVP_DigestFinal_ex(ctx, ret->bytes, &n) == 1 && n == 32);
-}
-
 static void xxh_store(XXH128_hash_t h, Hash *ret)
 {
     XXH128_canonical_t c;
@@ -85,16 +52,29 @@ static void xxh_store(XXH128_hash_t h, Hash *ret)
     memcpy(ret->bytes, c.digest, sizeof c.digest);
 }
 
+static void stream_begin(HashStream *s, const HashSpec *spec)
+{
+    s->algorithm = spec->algorithm;
+    if (spec->algorithm == HASH_XXH3_128) {
+        XXH3_INITSTATE(&s->xxh);                                // the reset looks at what the last seed was
+        (void)XXH3_128bits_reset_withSeed(&s->xxh, spec->seed); // fails on NULL only, and so do those below
+        return;
+    }
+    uint64_t seed = htole64(spec->seed);
+    (void)SHA256_Init(&s->sha);
+    (void)SHA256_Update(&s->sha, &seed, sizeof seed);
+}
+
 void hash_bytes(const HashSpec *spec, const void *p, size_t n, Hash *ret)
 {
     if (spec->algorithm == HASH_XXH3_128) {
         xxh_store(XXH3_128bits_withSeed(p, n, spec->seed), ret);
         return;
     }
-    EVP_MD_CTX *ctx = sha_begin(spec->seed);
-    require(ctx && EVP_DigestUpdate(ctx, p, n) == 1);
-    sha_end(ctx, ret);
-    EVP_MD_CTX_free(ctx);
+    HashStream s;
+    stream_begin(&s, spec);
+    hash_stream_add(&s, p, n);
+    hash_stream_end(&s, ret);
 }
 
 bool hash_equal(const Hash *a, const Hash *b)
@@ -118,25 +98,12 @@ bool hash_from_text(const HashSpec *spec, const char *text, Hash *ret, Err *err)
 
 bool hash_stream_new(const HashSpec *spec, HashStream **ret, Err *err)
 {
-    HashStream *s = mem_calloc(1, sizeof *s, err);
+    HashStream *s = aligned_alloc(_Alignof(HashStream), sizeof *s); // 64 bytes: for wide registers
     if (!s)
-        return false;
-    s->algorithm = spec->algorithm;
-    if (spec->algorithm == HASH_XXH3_128) {
-        s->xxh = XXH3_createState();
-        if (s->xxh && XXH3_128bits_reset_withSeed(s->xxh, spec->seed) == XXH_OK) {
-            *ret = s;
-            return true;
-        }
-    } else {
-        s->sha = sha_begin(spec->seed);
-        if (s->sha) {
-            *ret = s;
-            return true;
-        }
-    }
-    hash_stream_free(s);
-    return err_no_memory(err);
+        return err_no_memory(err);
+    stream_begin(s, spec);
+    *ret = s;
+    return true;
 }
 
 void hash_stream_add(HashStream *s, const void *p, size_t n)
@@ -144,25 +111,22 @@ void hash_stream_add(HashStream *s, const void *p, size_t n)
     if (n == 0)
         return;
     if (s->algorithm == HASH_XXH3_128)
-        (void)XXH3_128bits_update(s->xxh, p, n); // fails on NULL only
+        (void)XXH3_128bits_update(&s->xxh, p, n);
     else
-        require(EVP_DigestUpdate(s->sha, p, n) == 1);
+        (void)SHA256_Update(&s->sha, p, n);
 }
 
 void hash_stream_end(HashStream *s, Hash *ret)
 {
+    *ret = (Hash){0};
     if (s->algorithm == HASH_XXH3_128)
-        xxh_store(XXH3_128bits_digest(s->xxh), ret);
+        xxh_store(XXH3_128bits_digest(&s->xxh), ret);
     else
-        sha_end(s->sha, ret);
+        (void)SHA256_Final(ret->bytes, &s->sha);
 }
 
 void hash_stream_free(HashStream *s)
 {
-    if (!s)
-        return;
-    (void)XXH3_freeState(s->xxh); // always XXH_OK
-    EVP_MD_CTX_free(s->sha);
     free(s);
 }
 
@@ -202,36 +166,30 @@ uint64_t hash_groups(const HashGeometry *g, uint64_t size)
 // Leaves are hashed packed (hash_size() bytes each), some at a time, to need no large buffer.
 void hash_node(const HashGeometry *g, const Hash *leaves, Hash *ret)
 {
-    HashStream *s = NULL;
-    Err err = ERR_INIT;
-    if (!hash_stream_new(&g->spec, &s, &err))
-        require(false);
+    HashStream s;
+    stream_begin(&s, &g->spec);
     size_t bytes = hash_size(g->spec.algorithm), used = 0;
     uint8_t packed[8192];
     for (uint32_t i = 0; i < g->leaves; i++) {
         memcpy(packed + used, leaves[i].bytes, bytes);
         used += bytes;
         if (used == sizeof packed || i + 1 == g->leaves) {
-            hash_stream_add(s, packed, used);
+            hash_stream_add(&s, packed, used);
             used = 0;
         }
     }
-    hash_stream_end(s, ret);
-    hash_stream_free(s);
+    hash_stream_end(&s, ret);
 }
 
-bool hash_root(const HashGeometry *g, uint64_t size, const Hash *nodes, uint64_t n, Hash *ret, Err *err)
+void hash_root(const HashGeometry *g, uint64_t size, const Hash *nodes, uint64_t n, Hash *ret)
 {
-    HashStream *s = NULL;
-    if (!hash_stream_new(&g->spec, &s, err))
-        return false;
+    HashStream s;
+    stream_begin(&s, &g->spec);
     uint64_t numbers[2] = {htole64(size), htole64(g->cluster_size)};
-    hash_stream_add(s, ROOT_LABEL, strlen(ROOT_LABEL));
-    hash_stream_add(s, numbers, sizeof numbers);
+    hash_stream_add(&s, ROOT_LABEL, strlen(ROOT_LABEL));
+    hash_stream_add(&s, numbers, sizeof numbers);
     size_t bytes = hash_size(g->spec.algorithm);
     for (uint64_t i = 0; i < n; i++)
-        hash_stream_add(s, nodes[i].bytes, bytes);
-    hash_stream_end(s, ret);
-    hash_stream_free(s);
-    return true;
+        hash_stream_add(&s, nodes[i].bytes, bytes);
+    hash_stream_end(&s, ret);
 }

@@ -55,4 +55,4 @@ typedef struct HashGeometry {
 bool hash_geometry_init(HashGeometry *g, const HashSpec *spec, uint32_t cluster_size, Err *err) must_check;
 uint64_t hash_groups(const HashGeometry *g, uint64_t size);           // groups of a disk of `size` bytes
 void hash_node(const HashGeometry *g, const Hash *leaves, Hash *ret); // g->leaves of them
-bool hash_root(const HashGeometry *g, uint64_t size, const Hash *nodes, uint64_t n, Hash *ret, Err *err) must_check;
+void hash_root(const HashGeometry *g, uint64_t size, const Hash *nodes, uint64_t n, Hash *ret);

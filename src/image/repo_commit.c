@@ -289,18 +289,28 @@ bool repo_abort(const Repo *r, const char *context, const char *stem, const char
 
 // ---- delete
 
-// Is what has the record's name the point that is to go, and does nothing stand on it? A record that cannot be
-// read is no obstacle to removing it.
+// What a record that was not read means for a deletion: a damaged one says nothing that could be relied on, and neither
+// does one that went meanwhile; the point's own may be whatever it likes. Any other could be that of a child.
+static bool passed_over(const Err *why, bool own)
+{
+    return why->code == ERR_DAMAGED || why->code == ERR_NOT_FOUND || (own && why->code == ERR_IO);
+}
+
+// Is what has the record's name the point that is to go, and does nothing stand on it?
 static bool check_delete(const Repo *r, const Record *rec, const RepoView *v, const char *stem, Err *err)
 {
     bool ok = true;
     for (size_t i = 0; i < v->files.len && ok; i++) {
         LayoutName n;
         Record other;
-        Err ignored = ERR_INIT; // a damaged record says nothing that could be relied on
-        if (!layout_parse(v->files.names[i], &n) || n.kind != LAYOUT_RECORD || n.attempt[0] ||
-            !repo_read_record(r, v->name, n.stem, LAYOUT_RECORD, &other, &ignored))
+        Err why = ERR_INIT;
+        if (!layout_parse(v->files.names[i], &n) || n.kind != LAYOUT_RECORD || n.attempt[0])
             continue;
+        if (!repo_read_record(r, v->name, n.stem, LAYOUT_RECORD, &other, &why)) {
+            ok = passed_over(&why, str_eq(n.stem, stem)) ||
+                err_set(err, why.code, "what stands on it cannot be told: %s", why.details);
+            continue;
+        }
         if (str_eq(n.stem, stem) && !str_eq(other.backup_id, rec->backup_id))
             ok = err_set(err, ERR_CONFLICT, "%s is the record of %s", v->files.names[i], other.backup_id);
         else if (repo_child_of(&other, 1, rec->backup_id))

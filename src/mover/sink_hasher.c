@@ -199,5 +199,6 @@ bool sink_hasher_root(Blocks *b, Hash *ret, Err *err)
     Hasher *h = (Hasher *)b;
     if (h->missing > 0)
         return err_set(err, ERR_CONFLICT, "%" PRIu64 " groups of clusters are not complete", h->missing);
-    return hash_root(h->geo, h->blocks.size, h->nodes, h->groups, ret, err);
+    hash_root(h->geo, h->blocks.size, h->nodes, h->groups, ret);
+    return true;
 }

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/str.h"
+#include "codec/json.h"
 
 #include <stdio.h>
 
@@ -65,11 +66,10 @@ static char *format_command(Qmp *q, const char *command, json_t *args, Err *err)
         json_decref(message);
         message = NULL;
     }
-    char *text = message ? json_dumps(message, JSON_COMPACT) : NULL;
+    char *text = NULL;
+    bool ok = message ? codec_json_dump(message, &text, err) : err_no_memory(err);
     json_decref(message);
-    if (!text)
-        (void)err_no_memory(err);
-    return text;
+    return ok ? text : NULL;
 }
 
 static bool call(Qmp *q, const char *command, json_t *args, int fd, json_t **ret, Err *err)

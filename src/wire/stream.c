@@ -1,6 +1,7 @@
 #include "wire/stream.h"
 
 #include "base/clock.h"
+#include "codec/json.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -228,13 +229,15 @@ bool stream_receive(Stream *s, int64_t deadline, json_t **ret, Err *err)
         if (n == 0 && !fill(s, deadline, err))
             return false;
     } while (n == 0);
-    json_error_t e;
-    json_t *value = json_loadb(s->buffer, n, JSON_REJECT_DUPLICATES, &e);
+    json_t *value = NULL;
+    Err e = ERR_INIT;
+    bool ok = codec_json_parse(s->buffer, n, n, &value, &e) && codec_json_object(value, "the message", &e);
     drop(s, n);
-    if (!json_is_object(value)) {
+    if (!ok) {
         json_decref(value);
         s->lost = true;
-        return err_set(err, ERR_PROTOCOL, "the peer sent no JSON object: %s", value ? "another type" : e.text);
+        return err_set(err, e.code == ERR_NO_MEMORY ? e.code : ERR_PROTOCOL, "the peer sent no JSON object: %s",
+                       e.details);
     }
     *ret = value;
     return true;

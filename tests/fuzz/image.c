@@ -103,7 +103,8 @@ static void check_root(const HashGeometry *geo, const uint8_t *bytes, uint64_t s
         }
         hash_node(geo, leaves, &nodes[g]);
     }
-    fuzz_check(hash_root(geo, size, nodes, groups, &root, &err) && hashes_open(hashes, geo, &f, &err));
+    hash_root(geo, size, nodes, groups, &root);
+    fuzz_check(hashes_open(hashes, geo, &f, &err));
     fuzz_check(hash_equal(&root, &hashes_summary(f)->root));
     hashes_free(f);
 }

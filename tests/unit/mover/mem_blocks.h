@@ -51,7 +51,7 @@ static MemBlocks *mem_of(Blocks *b)
     return (MemBlocks *)b;
 }
 
-static bool mem_overlaps(const ExtentVec *v, uint64_t offset, uint64_t end)
+static inline bool mem_overlaps(const ExtentVec *v, uint64_t offset, uint64_t end)
 {
     for (size_t i = 0; i < v->len; i++)
         if (v->items[i].offset < end && v->items[i].offset + v->items[i].length > offset)

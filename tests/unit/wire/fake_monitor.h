@@ -72,16 +72,18 @@ static inline void fake_say(int fd, const char *text)
     }
 }
 
-// Until a line's end; false when the client is gone.
+// Until the end of an object, whose texts have no braces; false when the client is gone.
 static inline bool fake_hear(int fd, char *line, size_t size)
 {
     size_t n = 0;
+    unsigned open = 0;
     char c;
     while (read(fd, &c, 1) == 1) {
         if (n + 1 < size)
             line[n++] = c;
         line[n] = '\0';
-        if (c == '\n' || strstr(line, "}}") || (c == '}' && !strstr(line, "arguments")))
+        open += c == '{';
+        if (c == '}' && --open == 0)
             return true;
     }
     return false;
