@@ -78,9 +78,11 @@ class Place:
 
     def hub(self, job_id, *images, uri=None, delay=0, started=True, **more):
         filters = ["--filter=delay", f"wdelay={delay}"] if delay else []
-        targets = {f"disk-{n}": self.target(f"t{n}", os.path.getsize(p) if p else SIZE, *filters)
-                   for n, p in enumerate(images or [None])}
-        disks = [{"uri": uri}] if uri else [{"path": str(p), "format": "raw"} for p in images]
+        formats = ["qcow2" if p.suffix == ".qcow2" else "raw" for p in images] or ["nbd"]
+        sizes = [os.path.getsize(images[n]) if f == "raw" else SIZE if f == "nbd" else -(-SIZE // 512) * 512
+                 for n, f in enumerate(formats)]
+        targets = {f"disk-{n}": self.target(f"t{n}", size, *filters) for n, size in enumerate(sizes)}
+        disks = [{"uri": uri}] if uri else [{"path": str(p), "format": f} for p, f in zip(images, formats)]
         hub = FakeHub(job_id, {"type": "file", "disks": disks}, targets, **more)
         self.to_stop.append(hub)
         return hub.start() if started else hub
@@ -333,11 +335,13 @@ def gone(pids, seconds=5):
 
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
 def test_signal_cancels(lab, signo):
-    hub = lab.hub("backup-a-1", lab.image(), delay=60)
+    image = lab.folder / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", lab.image(), image], check=True)
+    hub = lab.hub("backup-a-1", image, delay=60)
     client = lab.client(hub)
     hub.wait_copying()
     children = client.children()
-    assert children         # qemu-nbd of the file source
+    assert children         # qemu-nbd of a QCOW2
     at = time.monotonic()
     client.process.send_signal(signo)
     assert client.wait() == 1

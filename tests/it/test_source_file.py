@@ -102,6 +102,11 @@ def test_qcow2_is_probed(tmp_path, options):
     assert run.image('disk-0').read_bytes() == base.read_bytes()
 
 
+def qcow2(tmp_path):
+    tool('qemu-img', 'convert', '-O', 'qcow2', noise(tmp_path / 'base.raw', MIB), tmp_path / 'a.qcow2')
+    return tmp_path / 'a.qcow2'
+
+
 def chain(tmp_path):
     """base.raw <- mid.qcow2 <- top.qcow2, with data of each showing, and a hole that covers data."""
     noise(tmp_path / 'base.raw', 4 * MIB)
@@ -186,7 +191,7 @@ def test_a_vm_cannot_start_on_it_during_the_backup(tmp_path):
     run.finish()
 
 
-@pytest.mark.parametrize('change', ['write', 'grow', 'replace'])
+@pytest.mark.parametrize('change', ['write', 'grow', 'shrink', 'replace'])
 def test_change_during_the_backup_is_found(tmp_path, change):
     image = noise(tmp_path / 'a.img', MIB)
     run = Line(tmp_path, spec({'path': str(image)})).start(hold=['copied'])
@@ -194,6 +199,8 @@ def test_change_during_the_backup_is_found(tmp_path, change):
     time.sleep(0.02)  # file systems stamp with a clock that ticks
     if change == 'replace':
         noise(tmp_path / 'b.img', MIB).rename(image)
+    elif change == 'shrink':
+        os.truncate(image, MIB - 1)
     else:
         with open(image, 'r+b') as f:
             f.seek(0, os.SEEK_END if change == 'grow' else os.SEEK_SET)
@@ -205,7 +212,7 @@ def test_change_during_the_backup_is_found(tmp_path, change):
 
 def test_killed_leaves_nothing(tmp_path):
     before = set(os.listdir('/tmp'))
-    image = noise(tmp_path / 'a.img', MIB)
+    image = qcow2(tmp_path)
     run = Line(tmp_path, spec({'path': str(image)})).start(hold=['opened'])
     run.until('hold')
     served = children(run.process.pid)
@@ -227,7 +234,7 @@ def end_and_wait(pid):
 
 
 def test_server_that_dies_is_found(tmp_path):
-    run = Line(tmp_path, spec({'path': str(noise(tmp_path / 'a.img', MIB))})).start(hold=['copied'])
+    run = Line(tmp_path, spec({'path': str(qcow2(tmp_path))})).start(hold=['copied'])
     run.until('hold')
     for pid in children(run.process.pid):
         end_and_wait(pid)

@@ -1,7 +1,7 @@
 #include "source/file/file.h"
 
 #include "base/str.h"
-#include "source/file/layers.h"
+#include "source/file/raw.h"
 #include "wire/child.h"
 #include "wire/nbd.h"
 
@@ -9,13 +9,12 @@
 
 #define FILE_CONNECTIONS 4
 #define FILE_URI_RECONNECT 4 // of a server that is not ours, maybe far away
-#define FILE_SECTOR 512      // QEMU rounds a raw image's size up to it
 
 typedef struct FileDisk {
     FileLayers layers; // none with a uri
     char *uri;
-    Child *child;   // NULL with a uri
-    Blocks *keeper; // a connection that lives as long as the source: qemu-nbd ends with its last client
+    Child *child;   // of a QCOW2
+    Blocks *keeper; // of a QCOW2 or a uri: lives as long as the source, since qemu-nbd ends with its last client
 } FileDisk;
 
 typedef struct FileSource {
@@ -44,8 +43,8 @@ static bool add_value(StrBuf *b, const char *value, Err *err)
 
 static bool image_options(const FileLayers *l, bool inconsistent, StrBuf *b, Err *err)
 {
-    return str_addf(b, err, "driver=%s,file.driver=%s,file.filename=", l->format == FILE_QCOW2 ? "qcow2" : "raw",
-                    l->items[0].device ? "host_device" : "file") &&
+    return str_addf(b, err,
+                    "driver=qcow2,file.driver=%s,file.filename=", l->items[0].device ? "host_device" : "file") &&
         add_value(b, l->items[0].path, err) && (!inconsistent || str_add(b, ",force-share=on", err));
 }
 
@@ -78,20 +77,6 @@ static bool serve(FileDisk *d, bool inconsistent, Err *err)
     return ok;
 }
 
-static bool served_size(const FileDisk *d, uint64_t *ret, Err *err)
-{
-    uint64_t size = d->keeper->size;
-    if (d->layers.format == FILE_RAW) {
-        uint64_t exact = d->layers.items[0].size;
-        if (size < exact || size - exact >= FILE_SECTOR)
-            return err_set(err, ERR_CONFLICT, "%s has %" PRIu64 " bytes, and is served with %" PRIu64,
-                           d->layers.items[0].path, exact, size);
-        size = exact;
-    }
-    *ret = size;
-    return true;
-}
-
 static uint64_t estimate(const FileDisk *d, uint64_t size)
 {
     uint64_t sum = 0;
@@ -102,9 +87,12 @@ static uint64_t estimate(const FileDisk *d, uint64_t size)
 
 static bool open_file(FileDisk *d, const FileSpecDisk *spec, bool inconsistent, SourceDisk *out, Err *err)
 {
-    if (!file_layers_open(spec->path, spec->format, inconsistent, &d->layers, err) || !serve(d, inconsistent, err) ||
-        !served_size(d, &out->size, err))
+    if (!file_layers_open(spec->path, spec->format, inconsistent, &d->layers, err))
         return false;
+    bool raw = d->layers.format == FILE_RAW;
+    if (!raw && !serve(d, inconsistent, err))
+        return false;
+    out->size = raw ? d->layers.items[0].size : d->keeper->size;
     if (out->size == 0)
         return err_set(err, ERR_INVALID, "%s is a disk of no bytes", spec->path);
     // What was opened must be what was looked at.
@@ -202,6 +190,8 @@ static bool file_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret,
     const FileDisk *d = &f->disks[disk];
     if (with_changes)
         return err_set(err, ERR_UNSUPPORTED, "nothing tracks a file's changes");
+    if (!d->keeper)
+        return file_raw_open(&d->layers.items[0], ret, err);
     NbdSpec spec = {
         .uri = d->uri,
         .socket = d->child ? child_socket(d->child) : NULL,
@@ -219,7 +209,6 @@ static bool file_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret,
         return err_set(err, ERR_CONFLICT, "disk %s: another export is served than when the backup began",
                        s->disks[disk].key);
     }
-    b->size = s->disks[disk].size; // without what QEMU filled the last sector up with
     *ret = b;
     return true;
 }
