@@ -214,7 +214,9 @@ static bool spawn(Exporter *x, const char *plugin, Err *err)
     log_fd = open(log_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
     if (log_fd < 0)
         return err_errno(err, errno, "cannot create %s", log_path);
-    const char *argv[] = {"nbdkit", "--foreground", "--log=stderr", "--threads=8", plugin, config_arg, NULL};
+    // Threads of each connection: with the client's four as many as it has requests in flight. More only cost, each
+    // has a buffer of its own.
+    const char *argv[] = {"nbdkit", "--foreground", "--log=stderr", "--threads=4", plugin, config_arg, NULL};
     return proc_spawn(&(ProcSpec){.argv = argv,
                                   .stdin_fd = -1,
                                   .stdout_fd = log_fd,
