@@ -4,7 +4,7 @@
 BUILD := build
 BUILDTYPE := debugoptimized
 
-.PHONY: build all deps test quickstart install soak fuzz sanitize lint clean help
+.PHONY: build all deps test quickstart install soak bench fuzz sanitize lint clean help
 
 build: $(BUILD)/build.ninja
 	ninja -C $(BUILD) programs
@@ -44,6 +44,12 @@ sanitize:
 	tools/install-deps build run guest test
 	tools/sanitize
 
+bench:
+	tools/install-deps build run guest bench
+	$(MAKE) build
+	ninja -C $(BUILD) bench/one-at-a-time
+	bench/bench
+
 lint:
 	tools/install-deps build run guest test dev
 	tools/lint
@@ -66,3 +72,5 @@ help:
 	@echo 'make fuzz         fuzzes every decoder, for MINUTES (10) in all; needs clang'
 	@echo 'make sanitize     the tests with address, undefined behaviour and thread sanitizers'
 	@echo 'make clean        removes $(BUILD)/ and the build folders of fuzz and sanitize'
+	@echo 'make bench        speed beside stock tools; BENCH_GIB=1 for a quick look'
+	@echo 'make clean        removes $(BUILD)/'

@@ -454,6 +454,10 @@ class PausedQemu(_Qemu):
         """Fills a range with a byte; 0 is zeros as data."""
         self._io(disk, f'write -P {pattern:#x}', 'wrote', offset, length)
 
+    def write_from(self, disk, offset, length, path):
+        """Fills a range with what a file holds."""
+        self._io(disk, f'write -s {path}', 'wrote', offset, length)
+
     def write_zeroes(self, disk, offset, length, unmap=False):
         """Zeroes a range as a guest's write-zeroes request does."""
         self._io(disk, 'write -z -u' if unmap else 'write -z', 'wrote', offset, length)
