@@ -73,4 +73,3 @@ help:
 	@echo 'make sanitize     the tests with address, undefined behaviour and thread sanitizers'
 	@echo 'make clean        removes $(BUILD)/ and the build folders of fuzz and sanitize'
 	@echo 'make bench        speed beside stock tools; BENCH_GIB=1 for a quick look'
-	@echo 'make clean        removes $(BUILD)/'
