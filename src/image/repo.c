@@ -300,6 +300,17 @@ static bool new_info(uint32_t cluster_size, HashAlgorithm algorithm, RepositoryI
     return uuid_new(ret->uuid, err) && uuid_random_bytes(&ret->hash.seed, sizeof ret->hash.seed, err);
 }
 
+// The folder's own name must last too, also when a run that was cut short made it, or somebody a moment ago. A parent
+// that is not ours may be closed to us: no reason to fail, unless we have just changed it.
+static bool sync_parent(const char *path, bool made, Err *err)
+{
+    Err cause = ERR_INIT;
+    cleanup_free char *parent = file_join(path, "..", err);
+    if (!parent)
+        return false;
+    return file_fsync_dir(parent, &cause) || !made || err_set(err, cause.code, "%s", cause.details);
+}
+
 bool repo_create(const char *path, uint32_t cluster_size, HashAlgorithm algorithm, Repo *ret, Err *err)
 {
     cleanup_free char *own = file_join(path, LAYOUT_INFO, err), *real = NULL, *text = NULL;
@@ -320,10 +331,8 @@ bool repo_create(const char *path, uint32_t cluster_size, HashAlgorithm algorith
     bool made = mkdir(path, FOLDER_MODE) == 0;
     if (!made && errno != EEXIST)
         return err_errno(err, errno, "cannot make the folder %s", path);
-    cleanup_free char *parent = NULL;
     bool ok = file_realpath(path, &real, err) && check_empty(real, err) && write_info(real, &info, err) &&
-        (parent = file_join(real, "..", err)) != NULL && (!made || file_fsync_dir(parent, err)) &&
-        repo_open(real, info.uuid, ret, err);
+        sync_parent(real, made, err) && repo_open(real, info.uuid, ret, err);
     if (!ok && made)
         (void)rmdir(path); // only if nothing is in it
     return ok;

@@ -334,6 +334,8 @@ static bool remove_stem(const char *folder, const FileList *files, const char *s
 bool repo_finish_delete(const RepoView *v, const char *stem, Err *err)
 {
     char name[LAYOUT_NAME];
+    if (!file_fsync_dir(v->path, err)) // whoever gave the name may have been killed before this
+        return false;
     for (size_t i = 0; i < v->disks_len; i++)
         if (!remove_stem(v->disks[i].path, &v->disks[i].files, stem, err))
             return false;
@@ -355,7 +357,7 @@ static bool delete_in(const Repo *r, const Record *rec, const RepoView *v, const
         return false;
     if (there && !file_rename(record, deleted, err))
         return false;
-    return file_fsync_dir(v->path, err) && repo_finish_delete(v, stem, err);
+    return repo_finish_delete(v, stem, err);
 }
 
 bool repo_delete(const Repo *r, const Record *rec, const char *stem, Err *err)

@@ -45,7 +45,7 @@ bool repo_read_record(const Repo *r, const char *context, const char *stem, Layo
 // beside it?
 bool repo_claimed(const RepoViewDisk *d, const char *name, bool *ret_claimed, Err *err) must_check;
 
-// <stem>.json.deleted has its name, durably: removes everything else of stem, then it.
+// <stem>.json.deleted has its name: makes that durable, removes everything else of stem, then it.
 bool repo_finish_delete(const RepoView *v, const char *stem, Err *err) must_check;
 
 bool repo_has_record(const RepoView *v, const char *stem); // readable or not
