@@ -97,7 +97,8 @@ void cli_show(const char *name, const char *value)
 {
     if (!value || !*value)
         return;
-    (void)printf("%s:%*s", name, (int)(LABEL_COLUMNS - MIN(strlen(name) + 1, LABEL_COLUMNS - 1)), "");
+    size_t n = strlen(name); // none: goes on under the line above
+    (void)printf("%s%s%*s", name, n > 0 ? ":" : "", (int)(LABEL_COLUMNS - MIN(n + (n > 0), LABEL_COLUMNS - 1)), "");
     text_print_clean(stdout, value);
     (void)putchar('\n');
 }

@@ -267,12 +267,23 @@ static bool list_points(Cli *c, json_t *ids, Err *err)
     }
 }
 
+// A repository that is away, and of which no point is known, is not one in which all is well.
+static bool require_available(Cli *c, Err *err)
+{
+    cleanup_json json_t *repository = NULL;
+    cleanup_free char *path = cli_path("repositories", c->values.repo, NULL, err);
+    if (!path || !cli_get(c, path, &repository, err))
+        return false;
+    return cli_flag(repository, "available") ||
+        err_set(err, ERR_UNAVAILABLE, "repository \"%s\": %s", c->values.repo, cli_text(repository, "problem"));
+}
+
 static bool verify_repository(Verify *v, Err *err)
 {
     cleanup_json json_t *ids = json_array();
     if (!ids)
         return err_no_memory(err);
-    if (!list_points(v->cli, ids, err))
+    if (!list_points(v->cli, ids, err) || (json_array_size(ids) == 0 && !require_available(v->cli, err)))
         return false;
     // Newest first is how they are listed; damage shows first in what the others rest on
     for (size_t i = json_array_size(ids); i > 0; i--)

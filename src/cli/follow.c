@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "cli/progress.h"
 #include "cli/stop.h"
+#include "domain/chain.h"
 #include "domain/job.h"
 
 #include <signal.h>
@@ -38,6 +39,15 @@ static bool is_final(const json_t *backup)
     return job_state_parse(cli_text(backup, "status"), &state, &unknown) && job_state_is_final(state);
 }
 
+// Those that a user chose, or that are as they are each time.
+static bool is_ordinary(const char *name)
+{
+    ChainReason reason;
+    Err unknown = ERR_INIT; // a newer hub's: worth a line
+    return chain_reason_parse(name, &reason, &unknown) &&
+        (reason == CHAIN_REQUESTED || reason == CHAIN_FIRST || reason == CHAIN_LIMIT || reason == CHAIN_NOT_TRACKED);
+}
+
 static void say_modes(Follow *f, const json_t *disks)
 {
     size_t i;
@@ -47,7 +57,7 @@ static void say_modes(Follow *f, const json_t *disks)
     f->said_modes = true;
     json_array_foreach(disks, i, d)
     {
-        if (*cli_text(d, "reason_text"))
+        if (*cli_text(d, "reason_text") && !(f->cli->values.quiet && is_ordinary(cli_text(d, "reason"))))
             progress_note(&f->progress, "%s: %s, because %s", cli_text(d, "disk_key"), cli_text(d, "mode"),
                           cli_text(d, "reason_text"));
     }

@@ -148,7 +148,7 @@ static bool run(Cli *c, int argc, char *const *argv, Err *err)
 static void print_failure(Cli *c, const Err *err)
 {
     cli_print_error(err);
-    if (err->code == ERR_UNAVAILABLE && c->hub_url)
+    if (err->code == ERR_UNAVAILABLE && c->hub && hub_api_status(c->hub) == 0) // it did not answer
         cli_note("the hub is looked for at %s; --hub or SHA_API_URL name another", c->hub_url);
     if (!c->values.json || c->said_json)
         return;

@@ -5,6 +5,7 @@
 #include "http/server.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -37,6 +38,7 @@ struct HttpDoor {
     pthread_t thread;
     unsigned waiting;
     TAILQ_HEAD(GuestList, Guest) guests;
+    char own_name[HOST_NAME_MAX + 1];
     char peeked[PEEK_MAX];
 };
 
@@ -120,6 +122,15 @@ static void admit(HttpDoor *d, Guest *g, HttpSlice method)
     refuse(d, g, method, 503, &err);
 }
 
+static bool check_host(const HttpDoor *d, HttpSlice host, Err *err)
+{
+    if (!d->config.local_only || host.len == 0 || http_guard_host_is_local(host, d->own_name))
+        return true;
+    err_set(err, ERR_FORBIDDEN,
+            "Host is none of this machine's names: use localhost, an address in numbers, or its host name");
+    return err_title(err, "host not accepted");
+}
+
 // Something arrived for a guest that waits. It stays in the socket: the library will read it.
 static void look(HttpDoor *d, Guest *g)
 {
@@ -136,6 +147,8 @@ static void look(HttpDoor *d, Guest *g)
     Err err = ERR_INIT;
     if (!http_guard_check(d->peeked, (size_t)n, &head, &len, &status, &err))
         refuse(d, g, head.method, status, &err);
+    else if (len > 0 && !check_host(d, head.host, &err))
+        refuse(d, g, head.method, err_http(err.code), &err);
     else if (len > 0)
         admit(d, g, head.method);
 }
@@ -229,6 +242,7 @@ bool http_door_open(const HttpDoorConfig *config, HttpDoor **ret, Err *err)
     if (!d)
         return false;
     d->config = *config;
+    (void)gethostname(d->own_name, sizeof(d->own_name) - 1); // without a name there is one less
     TAILQ_INIT(&d->guests);
     d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     d->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -10,6 +10,7 @@
 typedef struct HttpDoorConfig {
     int listen_fd;   // not blocking; stays the caller's
     int64_t head_ms; // for the head of a request to arrive
+    bool local_only; // listens on a loopback address: a Host that could be a stranger's is refused
     unsigned max_waiting;
     void *ctx;
     // Takes over the descriptor. False: it cannot be served now, is still the door's, and is answered with 503.

@@ -4,6 +4,7 @@
 #include "base/str.h"
 #include "http/server.h"
 
+#include <arpa/inet.h>
 #include <strings.h>
 
 #define METHOD_MAX 32
@@ -209,7 +210,33 @@ static bool check_all(const char *bytes, const char *end, HttpHead *head, int *r
     }
     if (newest && known.host.len == 0)
         return err_set(err, ERR_INVALID, "the header Host is missing");
+    head->host = known.host;
     return check_framing(&known, newest, head, ret_status, err) && check_origin(&known, err);
+}
+
+static bool is_numeric(const char *name)
+{
+    struct in6_addr addr;
+    return inet_pton(AF_INET, name, &addr) == 1 || inet_pton(AF_INET6, name, &addr) == 1;
+}
+
+bool http_guard_host_is_local(HttpSlice host, const char *own)
+{
+    char name[256];
+    if (host.len >= sizeof(name))
+        return false;
+    memcpy(name, host.s, host.len);
+    name[host.len] = '\0';
+    char *begin = name, *end;
+    if (name[0] == '[') { // an IPv6 address
+        begin++;
+        end = strchr(name, ']');
+    } else {
+        end = strchr(name, ':');
+    }
+    if (end)
+        *end = '\0';
+    return is_numeric(begin) || strcasecmp(begin, "localhost") == 0 || strcasecmp(begin, own) == 0;
 }
 
 bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len, int *ret_status, Err *err)

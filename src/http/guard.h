@@ -15,6 +15,7 @@ typedef struct HttpSlice {
 typedef struct HttpHead {
     HttpSlice method;
     HttpSlice target;
+    HttpSlice host; // as sent, with a port; none in HTTP/1.0
     uint64_t content_length; // 0 when chunked or absent
 } HttpHead;
 
@@ -23,3 +24,7 @@ typedef struct HttpHead {
 // then has what was recognised; *ret_status is the status to answer (err's own, or 413, 414, 431, 501).
 bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len, int *ret_status, Err *err)
     must_check;
+
+// Is that a name which nobody else's DNS can point at this machine: an address in numbers, localhost, or `own`? A page
+// whose own name leads to a loopback address (DNS rebinding) has an origin that fits, and is known by nothing else.
+bool http_guard_host_is_local(HttpSlice host, const char *own);

@@ -23,6 +23,7 @@ struct HttpServer {
     HttpDoor *door;
     int listen_fd;
     uint16_t port;
+    bool local_only;
 };
 
 static void on_connection(void *cls, struct MHD_Connection *connection, void **socket_context,
@@ -71,14 +72,17 @@ static bool listen_on(const struct addrinfo *where, const HttpConfig *config, in
     return true;
 }
 
-static bool own_port(int fd, uint16_t *ret, Err *err)
+static bool own_port(int fd, uint16_t *ret, bool *ret_local_only, Err *err)
 {
     struct sockaddr_storage addr = {0};
     socklen_t n = sizeof(addr);
     if (getsockname(fd, (struct sockaddr *)&addr, &n) != 0)
         return err_errno(err, errno, "cannot ask for the port");
-    *ret = addr.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)(void *)&addr)->sin6_port)
-                                      : ntohs(((struct sockaddr_in *)(void *)&addr)->sin_port);
+    const struct sockaddr_in6 *six = (const void *)&addr;
+    const struct sockaddr_in *four = (const void *)&addr;
+    bool is_six = addr.ss_family == AF_INET6;
+    *ret = ntohs(is_six ? six->sin6_port : four->sin_port);
+    *ret_local_only = is_six ? IN6_IS_ADDR_LOOPBACK(&six->sin6_addr) : ntohl(four->sin_addr.s_addr) >> 24 == 127;
     return true;
 }
 
@@ -125,6 +129,7 @@ static bool open_door(HttpServer *s, Err *err)
 {
     const HttpDoorConfig config = {.listen_fd = s->listen_fd,
                                    .head_ms = s->site.config.request_timeout_ms,
+                                   .local_only = s->local_only,
                                    .max_waiting = s->site.config.max_connections,
                                    .ctx = s,
                                    .admit = on_admitted,
@@ -138,7 +143,7 @@ static bool open_socket(HttpServer *s, Err *err)
     struct addrinfo *where;
     if (!resolve(config->address ? config->address : "127.0.0.1", config->port, &where, err))
         return false;
-    bool ok = listen_on(where, config, &s->listen_fd, err) && own_port(s->listen_fd, &s->port, err);
+    bool ok = listen_on(where, config, &s->listen_fd, err) && own_port(s->listen_fd, &s->port, &s->local_only, err);
     freeaddrinfo(where);
     return ok;
 }

@@ -62,8 +62,8 @@ bool repo_abort(const Repo *r, const char *context, const char *stem, const char
 bool repo_delete(const Repo *r, const Record *rec, const char *stem, Err *err) must_check;
 
 // All commit records, context by context. A damaged or foreign record is a problem, not listed; a listed one whose
-// files are missing or of another length is listed and a problem, and so are images that others stand on without their
-// record.
+// files are missing or of another length, or whose parent is not listed, is listed and a problem, and so are images
+// that others stand on without their record.
 typedef struct RepoScan {
     Record *records;
     char **stems; // same index
@@ -71,6 +71,7 @@ typedef struct RepoScan {
     struct RepoProblem {
         char *path; // relative to the repository
         Err error;
+        char *backup_id, *disk_key; // the listed point that is not whole, and its disk; else NULL
     } * problems;
     size_t problems_len;
     char **orphans; // relative paths: *.partial-*, *.deleted, final names without a record (readable or not)

@@ -85,9 +85,12 @@ static bool is_ours(const Commit *c, bool *ret_ours, Err *err)
     cleanup_free char *text = NULL, *again = NULL;
     size_t n;
     Record there;
-    if (!file_read(c->record, RECORD_MAX_BYTES, &text, &n, err) ||
-        !record_decode(text, n, &c->repo->info.hash, &there, err))
+    Err why = ERR_INIT;
+    *ret_ours = false;
+    if (!file_read(c->record, RECORD_MAX_BYTES, &text, &n, err))
         return false;
+    if (!record_decode(text, n, &c->repo->info.hash, &there, &why)) // damaged, or newer: not what we would write
+        return why.code == ERR_DAMAGED || why.code == ERR_UNSUPPORTED || err_set(err, why.code, "%s", why.details);
     there.completed_us = c->rec->completed_us;
     bool ok = record_encode(&there, &c->repo->info.hash, &again, err);
     record_clear(&there);

@@ -21,6 +21,13 @@ typedef struct Scan {
     ProblemVec problems;
 } Scan;
 
+static void clear_problem(Problem *p)
+{
+    free(p->path);
+    free(p->backup_id);
+    free(p->disk_key);
+}
+
 void repo_scan_clear(RepoScan *s)
 {
     for (size_t i = 0; i < s->len; i++) {
@@ -28,7 +35,7 @@ void repo_scan_clear(RepoScan *s)
         free(s->stems[i]);
     }
     for (size_t i = 0; i < s->problems_len; i++)
-        free(s->problems[i].path);
+        clear_problem(&s->problems[i]);
     for (size_t i = 0; i < s->orphans_len; i++)
         free(s->orphans[i]);
     free(s->records);
@@ -110,20 +117,27 @@ static bool push_orphan(Scan *s, char *path, Err *err)
     return false;
 }
 
+// rec, d: the listed point that is not whole, and the disk; else NULL. Takes the path.
+static bool add_point_problem(Scan *s, char *path, const Err *what, const Record *rec, const RecordDisk *d, Err *err)
+{
+    Problem p = {.path = path, .error = *what};
+    if (path &&
+        (!rec || (mem_replace(&p.backup_id, rec->backup_id, err) && mem_replace(&p.disk_key, d->disk_key, err))) &&
+        problem_vec_push(&s->problems, p, err))
+        return true;
+    clear_problem(&p);
+    return false;
+}
+
 static bool add_problem(Scan *s, char *path, const Err *what, Err *err)
 {
-    if (!path)
-        return false;
-    if (problem_vec_push(&s->problems, (Problem){.path = path, .error = *what}, err))
-        return true;
-    free(path);
-    return false;
+    return add_point_problem(s, path, what, NULL, NULL, err);
 }
 
 // A listed point is complete: every file of it is there, the images at their length. What is in them is
 // for repo_check_layer() and the reader to say.
-static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const char *file, const uint64_t *bytes,
-                       Err *err)
+static bool check_file(Scan *s, const RepoView *v, const Record *rec, const RecordDisk *d, const char *file,
+                       const uint64_t *bytes, Err *err)
 {
     Err what = ERR_INIT;
     struct stat st;
@@ -141,7 +155,7 @@ static bool check_file(Scan *s, const RepoView *v, const RecordDisk *d, const ch
                 (unsigned long long)*bytes);
     }
     return what.code == ERR_NONE ||
-        add_problem(s, mem_printf(err, "%s/disk-%u/%s", v->name, d->disk_no, file), &what, err);
+        add_point_problem(s, mem_printf(err, "%s/disk-%u/%s", v->name, d->disk_no, file), &what, rec, d, err);
 }
 
 static bool add_record(Scan *s, const RepoView *v, const char *name, const char *stem, Err *err)
@@ -157,7 +171,8 @@ static bool add_record(Scan *s, const RepoView *v, const char *name, const char 
     }
     for (size_t i = 0; i < rec.disks_len; i++) {
         const RecordDisk *d = &rec.disks[i];
-        if (!check_file(s, v, d, d->image, &d->image_bytes, err) || !check_file(s, v, d, d->hashes, NULL, err)) {
+        if (!check_file(s, v, &rec, d, d->image, &d->image_bytes, err) ||
+            !check_file(s, v, &rec, d, d->hashes, NULL, err)) {
             record_clear(&rec);
             return false;
         }
@@ -239,6 +254,34 @@ static bool add_orphans(Scan *s, const RepoView *v, Err *err)
     return true;
 }
 
+static bool is_listed(const Scan *s, size_t first, const char *backup_id)
+{
+    for (size_t i = first; i < s->records.len; i++)
+        if (str_eq(s->records.items[i].backup_id, backup_id))
+            return true;
+    return false;
+}
+
+// A chain lies in one context: its records are those from `first` on.
+static bool check_parents(Scan *s, size_t first, Err *err)
+{
+    for (size_t i = first; i < s->records.len; i++) {
+        const Record *rec = &s->records.items[i];
+        for (size_t k = 0; k < rec->disks_len; k++) {
+            const RecordDisk *d = &rec->disks[k];
+            if (!d->parent_backup_id || is_listed(s, first, d->parent_backup_id))
+                continue;
+            Err what = ERR_INIT;
+            err_set(&what, ERR_DAMAGED, "%s stands on %s, which has no record that could be read", d->disk_key,
+                    d->parent_backup_id);
+            if (!add_point_problem(s, mem_printf(err, "%s/%s.json", rec->context, s->stems.items[i]), &what, rec, d,
+                                   err))
+                return false;
+        }
+    }
+    return true;
+}
+
 static bool scan_context(Scan *s, const char *context, Err *err)
 {
     RepoView v;
@@ -249,12 +292,13 @@ static bool scan_context(Scan *s, const char *context, Err *err)
         return add_problem(s, mem_strdup(context, err), &cause, err);
     }
     bool ok = true;
+    size_t first = s->records.len;
     for (size_t i = 0; i < v.files.len && ok; i++) {
         LayoutName n;
         if (layout_parse(v.files.names[i], &n) && n.kind == LAYOUT_RECORD && !n.attempt[0])
             ok = add_record(s, &v, v.files.names[i], n.stem, err);
     }
-    ok = ok && add_orphans(s, &v, err);
+    ok = ok && check_parents(s, first, err) && add_orphans(s, &v, err);
     repo_view_clear(&v);
     return ok;
 }

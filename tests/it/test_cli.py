@@ -729,6 +729,21 @@ def test_nothing_to_verify(cli, setup):
     assert cli.run("verify", "--repo", "none").status == 1
 
 
+def test_quiet_is_quiet(cli, setup, place):
+    """Cron mailed each night that nothing tracks an image file."""
+    for _ in range(2):
+        result = cli.run("--quiet", "backup", setup, "--repo", "main")
+        assert (result.status, result.err) == (0, "") and result.out.startswith("backup-pg test/1-")
+
+
+def test_nothing_known_of_a_repository_that_is_away(cli, setup, place):
+    """Verify said that all was well; and that the hub, which had answered, was looked for elsewhere."""
+    os.rename(place / "repo", place / "away")
+    result = cli.run("verify", "--repo", "main")
+    os.rename(place / "away", place / "repo")
+    assert result.status == 1 and result.err.count("mounted?") == 1 and "looked for" not in result.err
+
+
 def test_exports_left_behind(cli, point, api):
     """What a killed CLI leaves is listed, and can be ended."""
     left = api.post("/exports", {"backup_id": point, "disk": "0", "purpose": "restore"}).expect(201)

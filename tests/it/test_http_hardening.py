@@ -160,7 +160,7 @@ def test_names_in_paths(server, segment, name):
 
 
 def test_raw_utf8_in_a_path(server):
-    answer = server.send("GET /api/v1/echo/B\u00fcro HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = server.send("GET /api/v1/echo/B\u00fcro HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert answer.json["name"] == "B\u00fcro"
 
 
@@ -313,6 +313,15 @@ def test_other_origins(server):
     for origin in ("http://evil.example", "null", "http://localhost.evil.example"):
         post(server, b"{}", X, f"Origin: {origin}").expect_error(403, "origin not accepted")
     assert post(server, b"{}", X, "Origin: http://localhost").status == 201
+
+
+def test_names_of_strangers(server):
+    """A page whose name its DNS pointed at 127.0.0.1 was taken for a page of the hub's own."""
+    for method in ("GET", "POST"):
+        request_ = f"{method} {X} HTTP/1.1\r\nHost: evil.example:8082\r\nOrigin: http://evil.example:8082\r\n\r\n"
+        server.send(request_.encode()).expect_error(403, "host not accepted")
+    for name in ("localhost:1", "127.0.0.1", "[::1]:8082", socket.gethostname()):
+        assert server.send(f"GET {X} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode()).status == 200
 
 
 def test_answers_have_their_headers(server):

@@ -1,5 +1,6 @@
 """Faults that the hub once had, each with its story in one line."""
 
+import glob
 import os
 import shutil
 import signal
@@ -618,3 +619,56 @@ def test_a_client_of_a_deleted_job_is_reaped(world, vm):
     while zombies(world.hub):
         assert time.monotonic() < until, "never reaped"
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("content", [None, b"{}"])
+def test_another_hub_took_the_name(world, vm, content):
+    """Two hubs, one repository, one second: the slower job was committing until its hub was started again."""
+    first = world.backup(vm)
+    job = world.written_job(vm)
+    folder = Path(image_of(first)).parents[1]
+    row, = world.sql("SELECT stem FROM backup_jobs WHERE id = ?", job.id)
+    record = folder / f"{row['stem']}.json"
+    record.write_bytes(content or next(folder.glob("*.json")).read_bytes())     # not what this job would write
+    job.complete(job.change).expect(500)
+    shown = job.show()
+    assert (shown["status"], shown["error"]) == ("failed", "commit failed") and "another hub" in shown["details"]
+    assert record.exists() and not list(folder.rglob("*.partial-*"))
+    record.unlink()
+    assert world.backup(vm).show()["parent_id"] == first.id
+
+
+@pytest.mark.parametrize("catalogue", ["kept", "new"])
+@pytest.mark.parametrize("harm", ["no image", "short image", "no hashes", "no record", "nothing left"])
+def test_a_scan_marks_what_it_finds_broken(world, vm, harm, catalogue):
+    """A scan named files that were missing or short, and went on listing their points, and those on them, as good."""
+    before, broken, child = world.backup(vm), world.backup(vm), world.backup(vm)
+    image = image_of(broken)
+    record = os.path.join(os.path.dirname(os.path.dirname(image)), os.path.basename(image).removesuffix("-incr.qcow2"))
+    gone = {"no image": [image], "no hashes": [image.removesuffix("qcow2") + "hashes"], "no record": [record + ".json"],
+            "nothing left": glob.glob(glob.escape(record) + "*") + glob.glob(
+                glob.escape(image.removesuffix("-incr.qcow2")) + "*")}
+    if harm == "short image":
+        os.truncate(image, os.path.getsize(image) - 512)
+    for path in gone.get(harm, []):
+        os.unlink(path)
+    if catalogue == "new":
+        forget_and_take_back(world)
+    found = world.api.post(f"/repositories/{world.repository_id}/scan").expect(200)
+    named = {p["backup_id"] for p in found["problems"]} | set(found["missing"])
+    listed = {b["backup_id"]: b for b in world.api.get("/backups").expect(200)["backups"]}
+    assert listed[before.id]["suspect"] is False and before.id not in named
+    assert listed[child.id]["suspect"] is True and listed[child.id]["verify_result"] == "damaged"
+    if broken.id in listed:
+        assert listed[broken.id]["suspect"] is True and broken.id in named
+    else:
+        assert catalogue == "new" and child.id in named
+    assert world.backup(vm).show()["reason"] == "parent_damaged"
+
+
+def test_the_job_says_why_it_compares(world, vm):
+    """Each disk said why its tracking was of no use, and the job's record said nothing."""
+    assert world.backup(vm).show()["reason"] == "first_backup"
+    shown = world.backup(vm).show()
+    assert (shown["backup_type"], shown["reason"]) == ("incremental", "not_tracked") and shown["reason_text"]
+    assert shown["disks"][0]["reason"] == "not_tracked"

@@ -102,6 +102,16 @@ def test_qcow2_is_probed(tmp_path, options):
     assert run.image('disk-0').read_bytes() == base.read_bytes()
 
 
+@pytest.mark.parametrize('form', ['vmdk', 'vmdk -o subformat=monolithicFlat', 'vdi', 'vhdx', 'vpc', 'qed'])
+def test_other_containers_are_not_taken_for_raw(tmp_path, form):
+    """The 512 bytes that describe a flat VMDK were backed up, and nothing of its disk."""
+    tool('qemu-img', 'create', '-q', '-f', *form.split(), tmp_path / 'a.img', '8M')
+    with pytest.raises(ProbeError, match='unsupported.*convert it'):
+        Line(tmp_path, spec({'path': str(tmp_path / 'a.img')})).backup()
+    run = Line(tmp_path / 'b', spec({'path': str(tmp_path / 'a.img'), 'format': 'raw'})).backup()
+    assert run.image('disk-0').read_bytes() == (tmp_path / 'a.img').read_bytes()
+
+
 def qcow2(tmp_path):
     tool('qemu-img', 'convert', '-O', 'qcow2', noise(tmp_path / 'base.raw', MIB), tmp_path / 'a.qcow2')
     return tmp_path / 'a.qcow2'

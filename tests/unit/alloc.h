@@ -1,8 +1,11 @@
-// The n-th allocation of a story fails, for every n: it says that memory is lacking, and gives back all it took. The
-// program's malloc() and its kin stand before glibc's, for the libraries as well: include this in one file of it.
+// The n-th allocation of a story fails, for every third n from a random one on, or with ALLOC_EVERY=1 for every n: it
+// says that memory is lacking, and gives back all it took. The program's malloc() and its kin stand before glibc's,
+// for the libraries as well: include this in one file of it.
 #pragma once
 
 #include "unit.h"
+
+#include "base/num.h"
 
 #include <errno.h>
 #include <malloc.h>
@@ -111,16 +114,27 @@ static bool alloc_run(const AllocStory *s, void *ctx, uint64_t fail_at, Err *err
     return ok;
 }
 
+static uint64_t alloc_step(void)
+{
+    const char *text = getenv("ALLOC_EVERY");
+    uint64_t step = 3;
+    Err err = ERR_INIT;
+    if (text)
+        assert_ok(num_u64(text, 1, 1000, &step, &err), &err);
+    return step;
+}
+
 static void alloc_every(const AllocStory *s, void *ctx)
 {
     Err err = ERR_INIT;
     assert_ok(alloc_run(s, ctx, 0, &err), &err); // libraries set themselves up
     assert_ok(alloc_run(s, ctx, 0, &err), &err);
     assert_int_equal(alloc_state.live, 0);
-    uint64_t total = alloc_state.calls;
+    uint64_t total = alloc_state.calls, step = alloc_step();
+    UnitRandom random = unit_random();
     unsigned harmless = 0;
     assert_true(total > 0);
-    for (uint64_t n = 1; n <= total; n++) {
+    for (uint64_t n = 1 + unit_random_below(&random, step); n <= total; n += step) {
         bool ok = alloc_run(s, ctx, n, &err);
         harmless += ok;
         if (!ok && err.code != ERR_NO_MEMORY)

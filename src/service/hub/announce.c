@@ -250,6 +250,16 @@ static bool check_disks(Plan *p, Err *err)
     return true;
 }
 
+// The job's reason is that of the first disk that is not read by its tracking, unless it had one before.
+static bool say_why(Plan *p, Err *err)
+{
+    for (size_t i = 0; i < p->disks_len && !p->b.reason[0]; i++)
+        if (!mem_replace(&p->b.reason, p->disks[i].reason, err) ||
+            !mem_replace(&p->b.reason_text, p->disks[i].reason_text, err))
+            return false;
+    return true;
+}
+
 static bool plan_disks(Plan *p, const Announce *a, Err *err)
 {
     StoreBackup cleanup_backup parent = {0};
@@ -269,9 +279,9 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
     }
     STORE_LIST_FREE(rows, rows_len, store_disk_clear);
     ok = ok && check_disks(p, err);
-    if (ok && all_full && strcmp(p->b.backup_type, "incremental") == 0) // asked for, and not to be had: say why
-        ok = mem_replace(&p->b.reason, p->disks[0].reason, err) &&
-            mem_replace(&p->b.reason_text, p->disks[0].reason_text, err) && mem_replace(&p->b.parent_id, NULL, err);
+    if (ok && all_full && strcmp(p->b.backup_type, "incremental") == 0) // asked for, and not to be had
+        ok = mem_replace(&p->b.parent_id, NULL, err);
+    ok = ok && say_why(p, err);
     // full only if every disk is
     return ok && mem_replace(&p->b.backup_type, backup_type_name(all_full ? BACKUP_FULL : BACKUP_INCREMENTAL), err);
 }

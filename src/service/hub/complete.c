@@ -164,13 +164,16 @@ bool hub_point_stands(Hub *h, const char *id, bool *ret_stands, Err *err)
     return true;
 }
 
-// Of no use to try again: what was sealed is gone, or is not what was sealed, and the repository is there to tell.
+// Of no use to try again: what was sealed is gone, or is not what was sealed, and the repository is there to tell; or
+// another hub has committed a point of this name.
 static bool is_hopeless(Hub *h, const char *id, const Err *why)
 {
     Err looking = ERR_INIT;
     bool stands = true;
-    bool lasting = why->code == ERR_NOT_FOUND || why->code == ERR_EXISTS || why->code == ERR_DAMAGED ||
-        why->code == ERR_INVALID || why->code == ERR_TOO_LARGE;
+    if (why->code == ERR_EXISTS)
+        return true;
+    bool lasting = why->code == ERR_NOT_FOUND || why->code == ERR_DAMAGED || why->code == ERR_INVALID ||
+        why->code == ERR_TOO_LARGE;
     return lasting && hub_point_stands(h, id, &stands, &looking) && !stands;
 }
 

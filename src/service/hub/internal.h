@@ -105,6 +105,8 @@ bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, Repo
 // Damage was met in the files of that point's disk: every completed point whose disk rests on them (itself included) is
 // suspect and damaged from here on. Their IDs in *ret_ids.
 bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err) must_check;
+// The same; disk_key NULL: any disk. The caller has a transaction open.
+bool hub_mark_damaged_in(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err) must_check;
 // A point that comes to be is as damaged as what it stands on.
 bool hub_inherit_damage(Hub *h, const char *id, const StoreDisk *disks, size_t n, Err *err) must_check;
 bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err) must_check;

@@ -13,7 +13,8 @@ bool hub_repo_open(Hub *h, const StoreRepository *r, Repo *ret, Err *err)
     if (repo_open(r->path, r->uuid, ret, &why))
         return true;
     (void)err_set(err, why.code == ERR_DAMAGED ? ERR_DAMAGED : ERR_UNAVAILABLE,
-                  "repository \"%s\" cannot be used: %s; is its disk or share mounted?", r->name, why.details);
+                  "repository \"%s\" cannot be used: %s%s", r->name, why.details,
+                  strstr(why.details, "mounted?") ? "" : "; is its disk or share mounted?");
     return err_title(err, "repository not available");
 }
 
@@ -115,8 +116,8 @@ bool hub_record_from_rows(const StoreBackup *b, const StoreDisk *disks, size_t n
         mem_replace(&r.repository_uuid, repo->info.uuid, err) && mem_replace(&r.context, b->context, err) &&
         mem_replace(&r.parent_backup_id, b->parent_id, err) &&
         mem_replace(&r.consistency, b->consistency ? b->consistency : "crash", err) &&
-        mem_replace(&r.consistency_detail, b->consistency_detail, err) &&
-        joined(b->left_out, &r.left_out, err) && backup_type_parse(b->requested_type, &r.requested_type, err) &&
+        mem_replace(&r.consistency_detail, b->consistency_detail, err) && joined(b->left_out, &r.left_out, err) &&
+        backup_type_parse(b->requested_type, &r.requested_type, err) &&
         backup_type_parse(b->backup_type, &r.type, err) &&
         chain_reason_parse(b->reason ? b->reason : "", &r.reason, err) &&
         (r.disks = mem_calloc(n, sizeof(*r.disks), err));
@@ -317,12 +318,22 @@ bool hub_chain_open(Points *p, const char *backup_id, const char *disk_key, Repo
     return true;
 }
 
-static const StoreDisk *disk_of(const StoreDisk *disks, size_t n, const char *key)
+static bool has_text(const json_t *texts, const char *text)
+{
+    size_t i;
+    json_t *t;
+    json_array_foreach(texts, i, t) if (strcmp(json_string_value(t), text) == 0) return true;
+    return false;
+}
+
+// Does that disk, or with a NULL any, have one of these points as its parent?
+static bool rests_on(const json_t *ids, const StoreDisk *disks, size_t n, const char *key)
 {
     for (size_t i = 0; i < n; i++)
-        if (strcmp(disks[i].disk_key, key) == 0)
-            return &disks[i];
-    return NULL;
+        if ((!key || strcmp(disks[i].disk_key, key) == 0) && disks[i].parent_backup_id &&
+            has_text(ids, disks[i].parent_backup_id))
+            return true;
+    return false;
 }
 
 // Completed points whose disk rests on that point's image (itself included), as a list of IDs.
@@ -342,13 +353,7 @@ static bool affected(Hub *h, const StoreBackup *layer, const char *disk_key, jso
             continue;
         }
         ok = store_disk_list(h->store, points[i].id, &disks, &disks_len, err);
-        const StoreDisk *d = ok ? disk_of(disks, disks_len, disk_key) : NULL;
-        size_t k;
-        json_t *id;
-        bool hit = false;
-        json_array_foreach(ids, k, id) hit =
-            hit || (d && d->parent_backup_id && strcmp(json_string_value(id), d->parent_backup_id) == 0);
-        if (ok && hit)
+        if (ok && rests_on(ids, disks, disks_len, disk_key))
             ok = codec_json_push(ids, json_string(points[i].id), err);
         STORE_LIST_FREE(disks, disks_len, store_disk_clear);
     }
@@ -361,13 +366,10 @@ static bool affected(Hub *h, const StoreBackup *layer, const char *disk_key, jso
     return true;
 }
 
-// One transaction: a child that completes meanwhile is either seen here, or sees what is marked here.
-bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
+bool hub_mark_damaged_in(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
 {
     int64_t now = clock_utc_us();
     json_t *ids = NULL;
-    if (!store_begin(h->store, err))
-        return false;
     bool ok = affected(h, layer, disk_key, &ids, err);
     for (size_t i = 0; ok && i < json_array_size(ids); i++) {
         const char *id = json_string_value(json_array_get(ids, i));
@@ -375,8 +377,21 @@ bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, js
             store_backup_set_verified(h->store, id, "damaged", now, err);
     }
     if (!ok) {
-        store_rollback(h->store);
         json_decref(ids);
+        return false;
+    }
+    *ret_ids = ids;
+    return true;
+}
+
+// One transaction: a child that completes meanwhile is either seen here, or sees what is marked here.
+bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
+{
+    json_t *ids = NULL;
+    if (!store_begin(h->store, err))
+        return false;
+    if (!hub_mark_damaged_in(h, layer, disk_key, &ids, err)) {
+        store_rollback(h->store);
         return false;
     }
     if (!store_commit(h->store, err)) {

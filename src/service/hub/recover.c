@@ -109,7 +109,8 @@ static bool refuse_point(const Record *rec, const char *stem, const Err *why, js
     cleanup_free char *path = mem_printf(err, "%s/%s.json", rec->context, stem);
     json_t *o = path ? json_object() : NULL;
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "path", path, err) &&
-        codec_json_set_text(o, "error", err_short(why), err) && codec_json_set_text(o, "details", why->details, err);
+        codec_json_set_text(o, "backup_id", NULL, err) && codec_json_set_text(o, "error", err_short(why), err) &&
+        codec_json_set_text(o, "details", why->details, err);
     return codec_json_push(refused, o, err) && ok;
 }
 
@@ -153,12 +154,39 @@ static bool mark_missing(Hub *h, const StoreRepository *repository, const Repo *
         if (rows[i].deleting || known_stem(scan, rows[i].id) || hub_points_find(&points, rows[i].id))
             continue;
         log_error("a listed point has no readable record", LOG_STR("job", rows[i].id), LOG_ERR(&points.err));
-        ok = store_backup_set_suspect(h->store, rows[i].id, true, rows[i].damaged, err) &&
+        json_t *ids = NULL;
+        // one that cannot be read now, as no damage would be, is suspect, and nothing that rests on it
+        ok = (points.err.code == ERR_DAMAGED
+                  ? hub_mark_damaged_in(h, &rows[i], NULL, &ids, err)
+                  : store_backup_set_suspect(h->store, rows[i].id, true, rows[i].damaged, err)) &&
             (!missing || codec_json_push(missing, json_string(rows[i].id), err));
+        json_decref(ids);
     }
     hub_points_clear(&points);
     STORE_LIST_FREE(rows, len, store_backup_clear);
     return ok;
+}
+
+// Listed points that are not whole, and what rests on them.
+static bool mark_broken(Hub *h, const StoreRepository *repository, const RepoScan *scan, Err *err)
+{
+    for (size_t i = 0; i < scan->problems_len; i++) {
+        const struct RepoProblem *p = &scan->problems[i];
+        StoreBackup cleanup_backup row = {0};
+        bool exists;
+        json_t *ids = NULL;
+        if (!p->backup_id || p->error.code != ERR_DAMAGED)
+            continue;
+        if (!store_backup_exists(h->store, p->backup_id, &exists, err) ||
+            (exists && !store_backup_get(h->store, p->backup_id, &row, err)))
+            return false;
+        if (!exists || row.repository_id != repository->id || row.deleting || strcmp(row.status, "completed") != 0)
+            continue; // gone or going since the scan looked, or another repository's
+        if (!hub_mark_damaged_in(h, &row, p->disk_key, &ids, err))
+            return false;
+        json_decref(ids);
+    }
+    return true;
 }
 
 static bool update_catalogue(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
@@ -167,7 +195,7 @@ static bool update_catalogue(Hub *h, const StoreRepository *repository, const Re
     StoreRepository cleanup_repository still = {0};
     return store_repository_get(h->store, repository->id, &still, err) && // not removed since the scan began
         add_points(h, repository, repo, scan, counts, err) &&
-        mark_missing(h, repository, repo, scan, counts->missing, err);
+        mark_missing(h, repository, repo, scan, counts->missing, err) && mark_broken(h, repository, scan, err);
 }
 
 bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,

@@ -50,7 +50,9 @@ static bool open_or_create(const char *path, uint32_t cluster_size, HashAlgorith
     *ret_taken_in = true;
     if (creating.code != ERR_EXISTS) {
         *err = creating;
-        return creating.code == ERR_NOT_FOUND ? (err->code = ERR_INVALID, false) : false;
+        if (err->code == ERR_NOT_FOUND || err->code == ERR_IO) // no folder can be made there: another path is needed
+            err->code = ERR_INVALID;
+        return false;
     }
     return repo_open(path, NULL, ret, err);
 }
@@ -224,6 +226,7 @@ static bool scan_answer(const StoreRepository *r, const RepoScan *scan, const St
     for (size_t i = 0; ok && i < scan->problems_len; i++) {
         json_t *p = json_object();
         ok = (p != NULL || err_no_memory(err)) && codec_json_set_text(p, "path", scan->problems[i].path, err) &&
+            codec_json_set_text(p, "backup_id", scan->problems[i].backup_id, err) &&
             codec_json_set_text(p, "error", err_short(&scan->problems[i].error), err) &&
             codec_json_set_text(p, "details", scan->problems[i].error.details, err);
         ok = codec_json_push(problems, p, err) && ok;

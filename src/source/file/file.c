@@ -55,7 +55,7 @@ static bool explain(FileDisk *d, const char *path, Err *err)
     cleanup_free char *said = NULL;
     if (!child_said(d->child, &said, &ignored) || !said[0])
         return err_context(err, "%s", path);
-    ErrCode code = strstr(said, " lock") ? ERR_BUSY : err->code;
+    ErrCode code = strstr(said, " lock") ? ERR_BUSY : ERR_INVALID;
     err_clear(err);
     return err_set(err, code, "%s: %s", path, said);
 }

@@ -94,6 +94,33 @@ static bool layer_open(const char *path, bool inconsistent, FileLayer *ret, Err 
     return true;
 }
 
+// Containers of disks that are read as raw only when that was asked for: what is in them would not be saved.
+static bool refuse_container(const FileLayer *l, Err *err)
+{
+    static const struct {
+        const char *name, *magic;
+        unsigned offset;
+    } known[] = {
+        {"VMDK", "KDMV", 0},
+        {"VMDK", "COWD", 0},
+        {"VMDK", "# Disk DescriptorFile", 0},
+        {"VDI", "\x7f\x10\xda\xbe", 64},
+        {"VHDX", "vhdxfile", 0},
+        {"VHD", "conectix", 0},
+        {"QED", "QED", 0},
+    };
+    char head[96] = "";
+    if (!file_pread(l->fd, head, MIN(l->size, sizeof(head)), 0, err))
+        return false;
+    for (size_t i = 0; i < ARRAY_LEN(known); i++)
+        if (memcmp(head + known[i].offset, known[i].magic, strlen(known[i].magic)) == 0)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "%s is a %s image, and raw and qcow2 are read; HINT: convert it with qemu-img, or say "
+                           "--format raw where its bytes are to be saved as they are",
+                           l->path, known[i].name);
+    return true;
+}
+
 static bool has_magic(const FileLayer *l, bool *ret, Err *err)
 {
     uint8_t magic[4];
@@ -222,7 +249,7 @@ bool file_layers_open(const char *path, FileFormat format, bool inconsistent, Fi
     // A device's first sector is the guest's own: what it looks like says nothing.
     bool probe = ok && format == FILE_PROBED && !l.items[0].device;
     if (probe)
-        ok = has_magic(&l.items[0], &magic, err);
+        ok = has_magic(&l.items[0], &magic, err) && refuse_container(&l.items[0], err);
     if (format == FILE_PROBED)
         l.format = magic ? FILE_QCOW2 : FILE_RAW;
     if (ok && l.items[0].size == 0)

@@ -245,6 +245,29 @@ static void origins(void **state)
     }
 }
 
+// A page whose name leads to a loopback address has an origin that fits its host.
+static void local_hosts(void **state)
+{
+    (void)state;
+    static const char *const local[] = {"localhost", "LOCALHOST:8082", "127.0.0.1",  "127.0.0.1:8082",
+                                        "[::1]:82",  "[::1]",          "backup:8082"};
+    static const char *const strange[] = {"evil.example",
+                                          "evil.example:8082",
+                                          "localhost.evil.example",
+                                          "127.0.0.1.nip.io",
+                                          "[evil]:1",
+                                          "backup.evil",
+                                          "",
+                                          ":8082"};
+    for (size_t i = 0; i < ARRAY_LEN(local); i++)
+        assert_true(http_guard_host_is_local((HttpSlice){local[i], strlen(local[i])}, "backup"));
+    for (size_t i = 0; i < ARRAY_LEN(strange); i++)
+        assert_false(http_guard_host_is_local((HttpSlice){strange[i], strlen(strange[i])}, "backup"));
+    char longest[300];
+    memset(longest, 'a', sizeof(longest));
+    assert_false(http_guard_host_is_local((HttpSlice){longest, sizeof(longest)}, "backup"));
+}
+
 // Any bytes, cut anywhere: never past the end (run under ASan too), and what is accepted has one clear reading.
 static void any_bytes(void **state)
 {
@@ -284,7 +307,7 @@ int main(void)
         cmocka_unit_test(plain),         cmocka_unit_test(comes_in_parts), cmocka_unit_test(framing),
         cmocka_unit_test(folded),        cmocka_unit_test(line_ends),      cmocka_unit_test(names_and_values),
         cmocka_unit_test(request_lines), cmocka_unit_test(single_headers), cmocka_unit_test(ceilings),
-        cmocka_unit_test(origins),       cmocka_unit_test(any_bytes),
+        cmocka_unit_test(origins),       cmocka_unit_test(local_hosts),    cmocka_unit_test(any_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

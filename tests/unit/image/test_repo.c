@@ -377,9 +377,14 @@ static void scan_tells(void **state)
     unsigned before = point_count_files(&r, context, full.stem);
     assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
     assert_int_equal(s.len, 1);
-    assert_int_equal(s.problems_len, 1);
+    assert_int_equal(s.problems_len, 1 + POINT_DISKS);
     assert_int_equal(s.problems[0].error.code, ERR_DAMAGED);
+    assert_null(s.problems[0].backup_id);
     assert_true(has_problem(&s, full.stem));
+    // What stands on it is listed, and not whole.
+    assert_string_equal(s.problems[1].backup_id, incr.rec.backup_id);
+    assert_string_equal(s.problems[1].disk_key, incr.rec.disks[0].disk_key);
+    assert_true(has_problem(&s, "stands on"));
     assert_int_equal(point_count_files(&r, context, full.stem), before);
     repo_scan_clear(&s);
     // Its record gone altogether: another point stands on its images, so they stay, and it is told.
