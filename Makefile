@@ -4,7 +4,7 @@
 BUILD := build
 BUILDTYPE := debugoptimized
 
-.PHONY: build all deps test quickstart install soak bench fuzz sanitize lint clean help
+.PHONY: build all deps test quickstart install soak bench coverage fuzz sanitize lint clean help
 
 build: $(BUILD)/build.ninja
 	ninja -C $(BUILD) programs
@@ -44,6 +44,10 @@ sanitize:
 	tools/install-deps build run guest test
 	tools/sanitize
 
+coverage:
+	tools/install-deps build run guest test cover
+	tools/coverage
+
 bench:
 	tools/install-deps build run guest bench
 	$(MAKE) build
@@ -58,7 +62,7 @@ install: build
 	meson install -C $(BUILD) --no-rebuild
 
 clean:
-	rm -rf $(BUILD) build-fuzz build-asan build-tsan
+	rm -rf $(BUILD) build-fuzz build-asan build-tsan build-cov
 
 help:
 	@echo 'make build        programs into $(BUILD)/bin/'
@@ -69,7 +73,8 @@ help:
 	@echo 'make deps         Debian packages for all of the above; needs root'
 	@echo 'make lint         checks, API lint, shellcheck, layout'
 	@echo 'make soak         random histories for hours'
+	@echo 'make coverage     which lines the tests run, by folder; each that none runs, with the reason'
 	@echo 'make fuzz         fuzzes every decoder, for MINUTES (10) in all; needs clang'
 	@echo 'make sanitize     the tests with address, undefined behaviour and thread sanitizers'
-	@echo 'make clean        removes $(BUILD)/ and the build folders of fuzz and sanitize'
+	@echo 'make clean        removes $(BUILD)/ and the build folders of fuzz, sanitize and coverage'
 	@echo 'make bench        speed beside stock tools; BENCH_GIB=1 for a quick look'

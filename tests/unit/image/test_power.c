@@ -445,7 +445,7 @@ static bool state_is_right(Life *l, const PowerLog *log, const PowerState *s, si
     return true;
 }
 
-static const char *op_words(const PowerLog *log, size_t end, char out[200])
+static const char *op_words(const PowerLog *log, size_t end, char out[300])
 {
     static const char *const kinds[] = {"write", "size", "add", "remove", "rename", "sync", "said"};
     if (end == 0)
@@ -455,7 +455,7 @@ static const char *op_words(const PowerLog *log, size_t end, char out[200])
     for (size_t i = 0; i < end && op->kind != POWER_SAID; i++)
         if (log->ops[i].kind == POWER_ADD && log->ops[i].child == op->node)
             name = log->ops[i].name;
-    (void)snprintf(out, 200, "%s %s %s", kinds[op->kind], name, op->name);
+    (void)snprintf(out, 300, "%s %s %s", kinds[op->kind], name, op->name);
     return out;
 }
 
@@ -464,7 +464,7 @@ static bool all_is_right(Life *l, const PowerLog *log, const char *story, Err *e
 {
     for (size_t end = log->begun; end <= log->len; end++) {
         for (unsigned v = 0; v < power_choices(log, l->at_random); v++) {
-            char words[200];
+            char words[300];
             PowerChoice c = power_choice(log, v, &l->random);
             PowerState *s = power_state(log, end, &c, &l->random);
             bool ok = state_is_right(l, log, s, end, err);
@@ -604,7 +604,7 @@ static bool worth_a_stop(const PowerLog *log, size_t end)
 static void killed_and_then(Life *l, size_t end, Then then)
 {
     Err err = ERR_INIT;
-    char path[1200], story[120], words[200];
+    char path[1200], story[120], words[300];
     PowerState *s = power_state(&l->log, end, NULL, NULL);
     PowerLog log = power_fork(&l->log, end, unit_path(l->state, "killed"));
     power_build(&l->log, s, log.top, log.inode);
@@ -704,7 +704,7 @@ static void every_sync_is_needed(void **state)
         log.begun = first;
         if (first > 0) {
             muted++;
-            char words[200];
+            char words[300];
             if (all_is_right(&l, &log, "", &err))
                 fail_msg("%s: not synced, and nobody sees it", op_words(&l.log, first + 1, words));
             err_clear(&err);

@@ -1,4 +1,5 @@
 // Repositories: what may become one, what is taken for one, and that scan, chain and checks see what is wrong.
+#include "image/layout.h"
 #include "point.h"
 
 #include "base/uuid.h"
@@ -436,6 +437,52 @@ static void scan_tells(void **state)
 }
 
 // What stands between a chain and a reader that trusts it.
+// Sound records that do not belong where they lie.
+static void records_out_of_place(void **state)
+{
+    Err err = ERR_INIT;
+    Repo r = create(state, "repo"), other = create(state, "other");
+    char *context = context_of(&r), *second = NULL, *text, *path;
+    assert_ok(repo_context(&r, NULL, "web", POINT_VM, INT64_C(1700000500000000), &second, &err), &err);
+    Point p = committed(&r, context, 1700000000, NULL, 5);
+    char *own = repo_path_record(&r, context, p.stem, &err);
+    assert_ok(file_read(own, RECORD_MAX_BYTES, &text, NULL, &err), &err);
+    assert_non_null(path = repo_path_record(&r, second, p.stem, &err));
+    put(path, text);
+    RepoScan s;
+    assert_ok(repo_scan(&r, &s, &err), &err);
+    assert_int_equal(s.len, 1);
+    assert_true(has_problem(&s, "belongs into the folder"));
+    repo_scan_clear(&s);
+    free(path);
+    // Another repository's: even its seed is another, so that the digest does not fit.
+    char folder[600];
+    (void)snprintf(folder, sizeof folder, "%s/%s", other.path, context);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    assert_non_null(path = repo_path_record(&other, context, p.stem, &err));
+    put(path, text);
+    assert_ok(repo_scan(&other, &s, &err), &err);
+    assert_int_equal(s.len, 0);
+    assert_int_equal(s.problems_len, 1);
+    assert_int_equal(s.problems[0].error.code, ERR_DAMAGED);
+    repo_scan_clear(&s);
+    // Names that lead elsewhere are no paths of a repository.
+    assert_null(repo_path_record(&r, "../other", p.stem, &err));
+    assert_int_equal(err.code, ERR_INVALID);
+    err_clear(&err);
+    char *none;
+    assert_fails(repo_disk_folder(&r, "../other", 0, &none, &err), &err, ERR_INVALID);
+    assert_fails(repo_disk_folder(&r, context, LAYOUT_DISK_MAX + 1, &none, &err), &err, ERR_INVALID);
+    free(path);
+    free(own);
+    free(text);
+    free(context);
+    free(second);
+    point_clear(&p);
+    repo_clear(&r);
+    repo_clear(&other);
+}
+
 static void chain_refuses(void **state)
 {
     Err err = ERR_INIT;
@@ -534,10 +581,10 @@ static void check_sees_flips(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(create_and_open), in_folder(create_refuses),   in_folder(is_inside),
-        in_folder(unmounted_share), in_folder(contexts),         in_folder(commit_scan_delete),
-        in_folder(commit_refuses),  in_folder(recover_keeps),    in_folder(scan_tells),
-        in_folder(chain_refuses),   in_folder(check_sees_flips),
+        in_folder(create_and_open),      in_folder(create_refuses), in_folder(is_inside),
+        in_folder(unmounted_share),      in_folder(contexts),       in_folder(commit_scan_delete),
+        in_folder(records_out_of_place), in_folder(commit_refuses), in_folder(recover_keeps),
+        in_folder(scan_tells),           in_folder(chain_refuses),  in_folder(check_sees_flips),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -400,6 +400,68 @@ static void test_refused(void **state)
     model_clear(&m);
 }
 
+static void refuse_spec(const WriterSpec *spec)
+{
+    Err err = ERR_INIT;
+    Writer *w;
+    assert_fails(writer_open(spec, &w, &err), &err, ERR_INVALID);
+    assert_false(file_exists(spec->image_path) || file_exists(spec->hashes_path));
+}
+
+static void test_wrong_specs(void **state)
+{
+    char image[600], hashes[600], longest[QCOW2_BACKING_MAX + 2];
+    (void)snprintf(image, sizeof image, "%s", unit_path(state, "wrong.qcow2"));
+    (void)snprintf(hashes, sizeof hashes, "%s", unit_path(state, "wrong.hashes"));
+    memset(longest, 'a', sizeof longest - 1);
+    longest[sizeof longest - 1] = '\0';
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    Writer *w = model_begin(&m, DISK_FULL, 65536);
+    model_zero(&m, w, 0, 65536);
+    model_cover(&m, w);
+    model_end(&m, w);
+    ChainLayerPath layers[MODEL_POINTS];
+    ChainHashes *parent;
+    Err err = ERR_INIT;
+    assert_ok(chain_hashes_open(layers, model_layers(&m, m.len, layers), &m.geo, &parent, &err), &err);
+    const WriterSpec full = {.image_path = image,
+                             .hashes_path = hashes,
+                             .size = 65536,
+                             .cluster_bits = 16,
+                             .hash = m.hash,
+                             .mode = DISK_FULL};
+    WriterSpec incr = full, spec = full;
+    incr.mode = DISK_TRACKED;
+    incr.parent = parent;
+    incr.backing_name = "p0.qcow2";
+    spec.size = 0;
+    refuse_spec(&spec);
+    spec.size = DISK_SIZE_MAX + 1;
+    refuse_spec(&spec);
+    spec = full;
+    spec.cluster_bits = 8;
+    refuse_spec(&spec);
+    spec = full;
+    spec.compression = 100;
+    refuse_spec(&spec);
+    spec = full;
+    spec.backing_name = "p0.qcow2";
+    refuse_spec(&spec);
+    spec = incr;
+    spec.parent = NULL;
+    refuse_spec(&spec);
+    spec = incr;
+    spec.size = 65537; // only what was compared may have another
+    refuse_spec(&spec);
+    spec = incr;
+    spec.backing_name = "";
+    refuse_spec(&spec);
+    spec.backing_name = longest;
+    refuse_spec(&spec);
+    chain_hashes_free(parent);
+    model_clear(&m);
+}
+
 // A file whose header was not written is no QCOW2.
 static void test_unsealed_is_nothing(void **state)
 {
@@ -430,6 +492,7 @@ int main(void)
         in_folder(test_compare_stores_differences),
         in_folder(test_coverage),
         in_folder(test_refused),
+        in_folder(test_wrong_specs),
         in_folder(test_unsealed_is_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
