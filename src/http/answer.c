@@ -6,7 +6,7 @@
 #include <microhttpd.h>
 
 #define HEARTBEAT_MS 5000
-#define STREAM_INTERVAL_MS 200
+#define STREAM_INTERVAL_MS 50
 #define STREAM_PENDING_MAX (UINT64_C(8) << 20) // one round of events
 #define STREAM_BLOCK 16384
 

@@ -183,7 +183,7 @@ HANDLER(backup_events)
         free(e);
         return false;
     }
-    ret->stream = (HttpStream){.next = events_next, .close = events_close, .ctx = e, .interval_ms = 200};
+    ret->stream = (HttpStream){.next = events_next, .close = events_close, .ctx = e};
     return true;
 }
 

@@ -10,7 +10,7 @@
 
 #include <jansson.h>
 
-// Server-sent events. next() is called in the connection's thread, every interval_ms (0: 200)
+// Server-sent events. next() is called in the connection's thread, every interval_ms (0: 50)
 // until it says *end or fails, or the client is gone, or the server stops. It does not block. It
 // adds whole events to out, or nothing; the server adds a heartbeat comment after 5 s without any.
 // Failing cuts the connection, so that the client sees a stream without its end. close() is always

@@ -258,7 +258,7 @@ static void reader(void **state)
     assert_ok(repo_scan(&r.stage.repo, &r.scan, &err), &err);
     r.want = point_bytes(0, r.stage.incr.fill);
     assert_non_null(r.got);
-    alloc_every(&(AllocStory){"read", NULL, read_all, was_read, 0}, &r);
+    alloc_every(&(AllocStory){"read", NULL, read_all, was_read, 8}, &r);
     repo_scan_clear(&r.scan);
     stage_close(&r.stage);
     free(r.want);
@@ -446,7 +446,7 @@ static void engine_codecs(void **state)
 int main(void)
 {
     // thousands of repositories: in memory, where there is a place
-    assert_true(access("/dev/shm", W_OK) != 0 || setenv("TMPDIR", "/dev/shm", 0) == 0);
+    assert_true(access("/dev/shm", W_OK) != 0 || setenv("TMPDIR", "/dev/shm", 1) == 0);
     const struct CMUnitTest tests[] = {
         in_folder(repository), in_folder(new_repository), in_folder(reader),
         in_folder(engine),     cmocka_unit_test(codecs),  cmocka_unit_test(engine_codecs),
