@@ -27,7 +27,7 @@ CLUSTER = 65536
 SIZE = 3 * CLUSTER + 512
 WHICH = os.environ.get("FAULTS", "")
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
-TRIES = int(WHICH) if WHICH.isdecimal() else 4      # of each story and victim
+TRIES = int(WHICH) if WHICH.isdecimal() else 2      # of each story and victim
 FAILURES = 20 if WHICH else 1                       # that one run looks for
 GONE = (OSError, http.client.HTTPException)     # no hub, or none that answers
 

@@ -11,6 +11,7 @@ import pytest
 from lib.world import MIB, World
 
 SIZE = 2 * MIB + 12345
+FLIPS = int(os.environ.get("MUTATION_FLIPS", "1"))      # of each file
 SEED = int(os.environ.get("SENDENSE_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
 
 
@@ -126,7 +127,7 @@ def test_each_file_mutated(chain, mutate):
     for path in files_of(world):
         saved = world.folder / "saved"
         shutil.copy2(path, saved)
-        for _ in range(3 if mutate is flip else 1):
+        for _ in range(FLIPS if mutate is flip else 1):
             what = mutate(path, rand)
             expect_found(chain, path, what)
             expect_no_wrong_bytes(chain)

@@ -5,7 +5,7 @@ damaged, disks left out, clients, exporters and hubs killed. Whatever happens: e
 its moment, byte for byte, and the mode of each disk and its reason are the ones that the rules demand.
 
     ORACLE_SEED=n         the first seed (default 1); a failing test's name holds the seed that repeats it
-    ORACLE_HISTORIES=n    how many (default 14)
+    ORACLE_HISTORIES=n    how many (default 12)
 """
 
 import os
@@ -20,7 +20,7 @@ from lib.history import History, wait_for
 from lib.world import World
 
 FIRST = int(os.environ.get("ORACLE_SEED", "1"))
-COUNT = int(os.environ.get("ORACLE_HISTORIES", "14"))
+COUNT = int(os.environ.get("ORACLE_HISTORIES", "12"))
 STEPS = 8
 OVERHEAD_CLUSTERS = 8       # header, L1, L2, reference counts, rounding: of a small image
 CHAIN_LIMIT = 5

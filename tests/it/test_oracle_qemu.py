@@ -8,7 +8,7 @@ Every listed point is the disks at its instant, byte for byte. And tracking work
 and no more moves than was touched since the parent; where it cannot, the reason is on record.
 
     ORACLE_SEED=n         the first seed (default 1); a failing test's name holds the seed that repeats it
-    ORACLE_HISTORIES=n    how many (default 14)
+    ORACLE_HISTORIES=n    how many (default 12)
 """
 
 import os
@@ -24,7 +24,7 @@ from lib.vm import GuestError, check_qemu_is_clean, contents_now, make_vm, our_b
 from lib.world import World
 
 FIRST = int(os.environ.get("ORACLE_SEED", "1"))
-COUNT = int(os.environ.get("ORACLE_HISTORIES", "14"))
+COUNT = int(os.environ.get("ORACLE_HISTORIES", "12"))
 STEPS = 8
 OVERHEAD_CLUSTERS = 8       # header, L1, L2, reference counts, rounding: of a small image
 CHAIN_LIMIT = 6
