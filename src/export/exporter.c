@@ -17,6 +17,7 @@
 
 #define START_MS 15000
 #define STOP_MS 3000
+#define READY_MS 2  // between two looks whether a new one listens
 #define LOOK_MS 100 // between two looks whether a call is to end
 #define CONFIG_NAME "config.json"
 #define CONFIG_ARG "config=%s/" CONFIG_NAME
@@ -197,7 +198,7 @@ static bool wait_ready(Exporter *x, Err *err)
         // not listening yet: wait for the child's end, or look again
         int status;
         Err waiting = ERR_INIT;
-        if (proc_wait(&x->proc, 10, &status, &waiting))
+        if (proc_wait(&x->proc, READY_MS, &status, &waiting))
             return engine_failed(x->folder, err);
         if (clock_mono_ms() > deadline)
             return err_set(err, ERR_TIMEOUT, "the exporter did not start in %d s", START_MS / 1000);
