@@ -236,7 +236,7 @@ bool http_guard_host_is_local(HttpSlice host, const char *own)
     }
     if (end)
         *end = '\0';
-    return is_numeric(begin) || strcasecmp(begin, "localhost") == 0 || strcasecmp(begin, own) == 0;
+    return is_numeric(begin) || strcasecmp(begin, "localhost") == 0 || (*begin && strcasecmp(begin, own) == 0);
 }
 
 bool http_guard_check(const char *bytes, size_t n, HttpHead *ret_head, size_t *ret_len, int *ret_status, Err *err)

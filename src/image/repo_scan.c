@@ -19,6 +19,7 @@ typedef struct Scan {
     RecordVec records;
     TextVec stems, orphans;
     ProblemVec problems;
+    bool unread; // a record of this context cannot be read now: what stands on it is not known to be damaged
 } Scan;
 
 static void clear_problem(Problem *p)
@@ -167,6 +168,7 @@ static bool add_record(Scan *s, const RepoView *v, const char *name, const char 
             return true;
         if (what.code == ERR_NO_MEMORY)
             return err_no_memory(err);
+        s->unread = s->unread || what.code == ERR_IO || err_retryable(what.code);
         return add_problem(s, mem_printf(err, "%s/%s", v->name, name), &what, err);
     }
     for (size_t i = 0; i < rec.disks_len; i++) {
@@ -272,8 +274,8 @@ static bool check_parents(Scan *s, size_t first, Err *err)
             if (!d->parent_backup_id || is_listed(s, first, d->parent_backup_id))
                 continue;
             Err what = ERR_INIT;
-            err_set(&what, ERR_DAMAGED, "%s stands on %s, which has no record that could be read", d->disk_key,
-                    d->parent_backup_id);
+            err_set(&what, s->unread ? ERR_IO : ERR_DAMAGED, "%s stands on %s, which has no record that could be read",
+                    d->disk_key, d->parent_backup_id);
             if (!add_point_problem(s, mem_printf(err, "%s/%s.json", rec->context, s->stems.items[i]), &what, rec, d,
                                    err))
                 return false;
@@ -293,6 +295,7 @@ static bool scan_context(Scan *s, const char *context, Err *err)
     }
     bool ok = true;
     size_t first = s->records.len;
+    s->unread = false;
     for (size_t i = 0; i < v.files.len && ok; i++) {
         LayoutName n;
         if (layout_parse(v.files.names[i], &n) && n.kind == LAYOUT_RECORD && !n.attempt[0])

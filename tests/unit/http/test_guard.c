@@ -263,6 +263,7 @@ static void local_hosts(void **state)
         assert_true(http_guard_host_is_local((HttpSlice){local[i], strlen(local[i])}, "backup"));
     for (size_t i = 0; i < ARRAY_LEN(strange); i++)
         assert_false(http_guard_host_is_local((HttpSlice){strange[i], strlen(strange[i])}, "backup"));
+    assert_false(http_guard_host_is_local((HttpSlice){":8082", 5}, "")); // a machine without a name
     char longest[300];
     memset(longest, 'a', sizeof(longest));
     assert_false(http_guard_host_is_local((HttpSlice){longest, sizeof(longest)}, "backup"));

@@ -235,3 +235,16 @@ static inline unsigned point_count_files(const Repo *r, const char *context, con
     }
     return n;
 }
+
+// What a recovery leaves: no problem, no orphan, `full` as ever; `incr` whole where it is listed, else without a trace.
+static inline void point_check_settled(const Repo *r, RepoScan *scan, const char *context, const Point *full,
+                                       const Point *incr, bool listed)
+{
+    assert_int_equal(scan->problems_len, 0);
+    assert_int_equal(scan->orphans_len, 0);
+    point_check(r, scan, full);
+    assert_int_equal(point_listed(scan, incr), listed);
+    if (listed)
+        point_check(r, scan, incr);
+    assert_int_equal(point_count_files(r, context, incr->stem), listed ? 5 : 0);
+}

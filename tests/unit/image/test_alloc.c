@@ -64,13 +64,7 @@ static void settled(Stage *s)
     RepoScan scan;
     bool listed = on_record(s);
     assert_ok(repo_recover(&s->repo, NULL, 0, &scan, &err), &err);
-    assert_int_equal(scan.problems_len, 0);
-    assert_int_equal(scan.orphans_len, 0);
-    point_check(&s->repo, &scan, &s->full);
-    assert_int_equal(point_listed(&scan, &s->incr), listed);
-    if (listed)
-        point_check(&s->repo, &scan, &s->incr);
-    assert_int_equal(point_count_files(&s->repo, s->context, s->incr.stem), listed ? 5 : 0);
+    point_check_settled(&s->repo, &scan, s->context, &s->full, &s->incr, listed);
     repo_scan_clear(&scan);
     stage_close(s);
 }
