@@ -8,7 +8,7 @@
 #define PATH_BYTES 4095
 
 static const char *const role_names[] = {"ingest", "serve"};
-static const char *const op_names[] = {"status", "seal", "stop"};
+static const char *const op_names[] = {"status", "seal", "stop", "checkpoint"};
 
 static bool name_to_index(const char *name, const char *const *names, size_t n, const char *what, size_t *ret, Err *err)
 {
@@ -35,6 +35,9 @@ void engine_config_clear(EngineConfig *c)
     free(c->image);
     free(c->hashes);
     free(c->backing_name);
+    free(c->journal);
+    free(c->resume_image);
+    free(c->resume_journal);
     *c = (EngineConfig){0};
 }
 
@@ -68,7 +71,11 @@ bool engine_config_encode(const EngineConfig *c, char **ret_text, Err *err)
          !codec_json_set_text(o, "backing_name", c->backing_name, err) ||
          !codec_json_set_u64(o, "size", c->size, err) ||
          !codec_json_set_text(o, "mode", disk_mode_name(c->mode), err) ||
-         !codec_json_set_u64(o, "compression", c->compression, err)))
+         !codec_json_set_u64(o, "compression", c->compression, err) ||
+         !codec_json_set_text(o, "journal", c->journal, err) ||
+         !codec_json_set_u64(o, "checkpoint_bytes", c->checkpoint_bytes, err) ||
+         !codec_json_set_text(o, "resume_image", c->resume_image, err) ||
+         !codec_json_set_text(o, "resume_journal", c->resume_journal, err)))
         return false;
     return codec_json_dump(o, ret_text, err);
 }
@@ -117,8 +124,14 @@ static bool decode_ingest(const json_t *o, EngineConfig *c, Err *err)
         !take_text(o, "backing_name", true, &c->backing_name, err) ||
         !codec_json_u64(o, "size", DISK_SIZE_MAX, &c->size, err) || !codec_json_text(o, "mode", 16, &mode, err) ||
         !disk_mode_parse(mode, &c->mode, err) ||
-        !codec_json_u64_opt(o, "compression", ZFRAME_LEVEL_MAX, &compression, &present, err))
+        !codec_json_u64_opt(o, "compression", ZFRAME_LEVEL_MAX, &compression, &present, err) ||
+        !take_text(o, "journal", true, &c->journal, err) ||
+        !codec_json_u64_opt(o, "checkpoint_bytes", DISK_SIZE_MAX, &c->checkpoint_bytes, &present, err) ||
+        !take_text(o, "resume_image", true, &c->resume_image, err) ||
+        !take_text(o, "resume_journal", true, &c->resume_journal, err))
         return false;
+    if (!c->resume_image != !c->resume_journal || (c->resume_image && !c->journal))
+        return err_set(err, ERR_INVALID, "resume_image, resume_journal and journal do not go together");
     c->compression = (unsigned)compression;
     bool full = c->mode == DISK_FULL;
     if (c->size == 0 || full != !c->backing_name || full != (c->layers_len == 0))
@@ -129,8 +142,9 @@ static bool decode_ingest(const json_t *o, EngineConfig *c, Err *err)
 static bool decode_config(const json_t *o, EngineConfig *c, Err *err)
 {
     static const char *const common[] = {
-        "role",  "export_name", "control",      "cluster_size", "hash_algorithm", "hash_seed",   "layers",
-        "image", "hashes",      "backing_name", "size",         "mode",           "compression", NULL};
+        "role",        "export_name", "control",          "cluster_size", "hash_algorithm", "hash_seed",
+        "layers",      "image",       "hashes",           "backing_name", "size",           "mode",
+        "compression", "journal",     "checkpoint_bytes", "resume_image", "resume_journal", NULL};
     static const char *const serve[] = {"role",           "export_name", "control", "cluster_size",
                                         "hash_algorithm", "hash_seed",   "layers",  NULL};
     const char *role = NULL;

@@ -28,6 +28,9 @@ typedef struct EngineConfig {
     uint64_t hash_seed;
     // ingest
     char *image, *hashes, *backing_name;
+    char *journal;                       // NULL: none
+    uint64_t checkpoint_bytes;           // 0: the engine's default
+    char *resume_image, *resume_journal; // of an interrupted run; both or none
     uint64_t size;
     DiskMode mode;
     unsigned compression; // level, 0: none
@@ -40,7 +43,7 @@ void engine_config_clear(EngineConfig *c);
 bool engine_config_encode(const EngineConfig *c, char **ret_text, Err *err) must_check;
 bool engine_config_decode(const char *text, size_t n, EngineConfig *ret, Err *err) must_check;
 
-typedef enum EngineOp { ENGINE_STATUS, ENGINE_SEAL, ENGINE_STOP } EngineOp;
+typedef enum EngineOp { ENGINE_STATUS, ENGINE_SEAL, ENGINE_STOP, ENGINE_CHECKPOINT } EngineOp;
 
 typedef struct EngineRequest {
     EngineOp op;

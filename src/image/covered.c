@@ -57,7 +57,7 @@ static uint32_t clusters_of_group(const Covered *c, uint64_t group)
     return (uint32_t)MIN(c->group_clusters, c->clusters - group * c->group_clusters);
 }
 
-static bool has_cluster(const Covered *c, uint64_t cluster)
+bool covered_has_cluster(const Covered *c, uint64_t cluster)
 {
     const Bits *b = c->groups[cluster / c->group_clusters];
     uint64_t i = cluster % c->group_clusters;
@@ -150,7 +150,7 @@ static bool add_part(Covered *c, uint64_t offset, uint64_t end, uint64_t *ret_ne
 {
     uint64_t cluster = offset / c->cluster_size;
     *ret_new = 0;
-    if (has_cluster(c, cluster))
+    if (covered_has_cluster(c, cluster))
         return true;
     uint64_t start = cluster * c->cluster_size, known = 0, from = offset, to = end;
     size_t at = first_part(c, start), n = 0;
@@ -221,7 +221,7 @@ static bool next_piece(Walk *w, uint64_t *ret_offset, uint64_t *ret_length)
         uint64_t group = w->cluster / c->group_clusters, first = w->cluster, start = first * c->cluster_size;
         if (c->groups[group] == &all) {
             w->cluster = group * c->group_clusters + clusters_of_group(c, group);
-        } else if (has_cluster(c, first)) {
+        } else if (covered_has_cluster(c, first)) {
             w->cluster++;
         } else if (w->part < c->parts.len && c->parts.items[w->part].offset < cluster_end(c, first)) {
             *ret_offset = c->parts.items[w->part].offset;

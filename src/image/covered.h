@@ -15,6 +15,7 @@ void covered_free(Covered *c);
 // [offset, offset + length) within [0, size). ret_new: bytes of it that had not arrived before.
 // ERR_TOO_LARGE: more than COVERED_PARTS_MAX parts of clusters.
 bool covered_add(Covered *c, uint64_t offset, uint64_t length, uint64_t *ret_new, Err *err) must_check;
+bool covered_has_cluster(const Covered *c, uint64_t cluster); // all of it
 // False if everything has arrived.
 bool covered_first_hole(const Covered *c, uint64_t *ret_offset, uint64_t *ret_length);
 // Count, bytes and digest of what arrived, neighbours merged.

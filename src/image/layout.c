@@ -3,9 +3,14 @@
 #include <stdio.h>
 
 static const char *const suffixes[LAYOUT_KINDS] = {
-    [LAYOUT_RECORD] = ".json",           [LAYOUT_DELETED] = ".json.deleted",
-    [LAYOUT_FULL_IMAGE] = "-full.qcow2", [LAYOUT_FULL_HASHES] = "-full.hashes",
-    [LAYOUT_INCR_IMAGE] = "-incr.qcow2", [LAYOUT_INCR_HASHES] = "-incr.hashes",
+    [LAYOUT_RECORD] = ".json",
+    [LAYOUT_DELETED] = ".json.deleted",
+    [LAYOUT_FULL_IMAGE] = "-full.qcow2",
+    [LAYOUT_FULL_HASHES] = "-full.hashes",
+    [LAYOUT_INCR_IMAGE] = "-incr.qcow2",
+    [LAYOUT_INCR_HASHES] = "-incr.hashes",
+    [LAYOUT_FULL_JOURNAL] = "-full.journal",
+    [LAYOUT_INCR_JOURNAL] = "-incr.journal",
 };
 
 #define PARTIAL ".partial-"

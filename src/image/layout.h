@@ -18,12 +18,14 @@ bool layout_is_attempt(const char *attempt);
 bool layout_disk_no(const char *name, unsigned *ret_no);
 
 typedef enum LayoutKind {
-    LAYOUT_RECORD,      // <stem>.json
-    LAYOUT_DELETED,     // <stem>.json.deleted
-    LAYOUT_FULL_IMAGE,  // <stem>-full.qcow2
-    LAYOUT_FULL_HASHES, // <stem>-full.hashes
-    LAYOUT_INCR_IMAGE,  // <stem>-incr.qcow2
-    LAYOUT_INCR_HASHES, // <stem>-incr.hashes
+    LAYOUT_RECORD,       // <stem>.json
+    LAYOUT_DELETED,      // <stem>.json.deleted
+    LAYOUT_FULL_IMAGE,   // <stem>-full.qcow2
+    LAYOUT_FULL_HASHES,  // <stem>-full.hashes
+    LAYOUT_INCR_IMAGE,   // <stem>-incr.qcow2
+    LAYOUT_INCR_HASHES,  // <stem>-incr.hashes
+    LAYOUT_FULL_JOURNAL, // <stem>-full.journal, and
+    LAYOUT_INCR_JOURNAL, // <stem>-incr.journal: of an attempt only, never under a final name
     LAYOUT_KINDS
 } LayoutKind;
 
@@ -36,5 +38,4 @@ typedef struct LayoutName {
 // False for a name that is not ours.
 bool layout_parse(const char *name, LayoutName *ret);
 // attempt may be NULL: the final name. stem and attempt must be valid: ERR_INVALID.
-bool layout_name(LayoutKind kind, const char *stem, const char *attempt, char out[LAYOUT_NAME],
-                 Err *err) must_check;
+bool layout_name(LayoutKind kind, const char *stem, const char *attempt, char out[LAYOUT_NAME], Err *err) must_check;

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -79,6 +80,8 @@ static bool check_spec(const WriterSpec *spec, Err *err)
         return err_set(err, ERR_INVALID, "compression is 1 to %d, 0 for none", ZFRAME_LEVEL_MAX);
     if (spec->backing_name && (strlen(spec->backing_name) == 0 || strlen(spec->backing_name) > QCOW2_BACKING_MAX))
         return err_set(err, ERR_INVALID, "bad backing file name");
+    if (!spec->resume_image != !spec->resume_journal || (spec->resume_image && !spec->journal_path))
+        return err_set(err, ERR_INVALID, "an interrupted run has an image and a journal, and is gone on from with one");
     if (spec->mode == DISK_TRACKED && chain_hashes_size(spec->parent) != spec->size)
         return err_set(err, ERR_INVALID, "a tracked disk has its parent's size");
     return true;
@@ -97,21 +100,39 @@ static bool set_limits(Writer *w, Err *err)
     // with compression what came first may be replaced by a plain cluster
     w->most = (w->compression != 0 ? plan.total + 2 * w->clusters : plan.total) << w->cluster_bits;
     w->next = w->cluster_size; // 0 is the header
-    w->ahead = w->cluster_size;
     w->ahead_step = AHEAD_FIRST;
     w->chunk_bytes = MAX(WRITER_CHUNK, w->cluster_size);
     w->buffers_max = WRITER_BUFFERS / w->chunk_bytes;
     return true;
 }
 
+// An interrupted run's image gets our name, and ends where its journal says.
+static bool take_over(const Writer *w, const WriterSpec *spec, Err *err)
+{
+    struct stat st;
+    if (file_exists(w->image_path))
+        return err_set(err, ERR_EXISTS, "%s is there", w->image_path);
+    if (lstat(spec->resume_image, &st) != 0)
+        return err_errno(err, errno, "%s", spec->resume_image);
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < w->next)
+        return err_set(err, ERR_DAMAGED, "%s is shorter than its journal says", spec->resume_image);
+    if (truncate(spec->resume_image, (off_t)w->next) != 0)
+        return err_errno(err, errno, "%s", spec->resume_image);
+    return file_rename(spec->resume_image, w->image_path, err);
+}
+
 // Zeros where the header will be: no valid image, and a trial of direct I/O.
 static bool create_image(Writer *w, const WriterSpec *spec, Err *err)
 {
-    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (spec->image_is_there ? 0 : O_CREAT | O_EXCL);
+    if (spec->resume_image && !take_over(w, spec, err))
+        return false;
+    bool there = spec->image_is_there || spec->resume_image;
+    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (there ? 0 : O_CREAT | O_EXCL);
     w->fd = open(w->image_path, flags, 0600);
     if (w->fd < 0)
         return err_errno(err, errno, "cannot create %s", w->image_path);
     // Ahead of direct writes, not in memory: there each page would be cleared once more.
+    w->ahead = w->next;
     struct statfs fs;
     if (fstatfs(w->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
         w->ahead_step = 0;
@@ -141,7 +162,9 @@ static bool set_up(Writer *w, const WriterSpec *spec, Err *err)
         return false;
     w->buffers = mem_calloc(w->buffers_max, sizeof(void *), err);
     return w->buffers && covered_new(w->size, w->cluster_size, w->geo.leaves, &w->covered, err) &&
-        writer_groups_init(w, spec->cache_groups, err) && create_image(w, spec, err);
+        writer_groups_init(w, spec->cache_groups, err) &&
+        (!spec->resume_image || writer_journal_measure(w, spec, err)) && create_image(w, spec, err) &&
+        writer_journal_open(w, spec, err);
 }
 
 bool writer_open(const WriterSpec *spec, Writer **ret, Err *err)
@@ -162,6 +185,8 @@ bool writer_open(const WriterSpec *spec, Writer **ret, Err *err)
     pthread_mutex_init(&w->cache_lock, NULL);
     pthread_mutex_init(&w->space_lock, NULL);
     pthread_mutex_init(&w->account_lock, NULL);
+    pthread_mutex_init(&w->checkpoint_lock, NULL);
+    pthread_mutex_init(&w->journal_lock, NULL);
     pthread_cond_init(&w->ranges_changed, NULL);
     pthread_cond_init(&w->buffer_freed, NULL);
     pthread_cond_init(&w->press_freed, NULL);
@@ -178,6 +203,7 @@ void writer_free(Writer *w)
     if (!w)
         return;
     writer_groups_clear(w);
+    writer_journal_clear(w);
     covered_free(w->covered);
     writer_press_clear(w);
     for (unsigned i = 0; i < w->buffers_free; i++)
@@ -189,6 +215,8 @@ void writer_free(Writer *w)
     pthread_mutex_destroy(&w->cache_lock);
     pthread_mutex_destroy(&w->space_lock);
     pthread_mutex_destroy(&w->account_lock);
+    pthread_mutex_destroy(&w->checkpoint_lock);
+    pthread_mutex_destroy(&w->journal_lock);
     pthread_cond_destroy(&w->ranges_changed);
     pthread_cond_destroy(&w->buffer_freed);
     pthread_cond_destroy(&w->press_freed);

@@ -56,6 +56,17 @@ static bool holds(const Writer *w, uint64_t cluster, uint64_t offset, uint64_t e
     return offset <= cluster << w->cluster_bits && end >= cluster_end(w, cluster);
 }
 
+// An interrupted run's cluster is not this run's before it was confirmed, or came anew.
+static bool is_of_this_run(Writer *w, uint64_t cluster)
+{
+    if (!w->held)
+        return true;
+    pthread_mutex_lock(&w->account_lock);
+    bool arrived = covered_has_cluster(w->covered, cluster);
+    pthread_mutex_unlock(&w->account_lock);
+    return arrived;
+}
+
 // Safety rule 7. Looked at before anything of the request is done.
 static bool may_merge(Writer *w, uint64_t cluster, Err *err)
 {
@@ -66,7 +77,7 @@ static bool may_merge(Writer *w, uint64_t cluster, Err *err)
         return writer_break(w, err);
     uint64_t entry = g->entries[cluster % w->geo.leaves];
     writer_groups_put(w, g, false);
-    return entry != 0 ||
+    return (entry != 0 && is_of_this_run(w, cluster)) ||
         err_set(err, ERR_INVALID, "a part of the cluster at %llu, which this image does not hold; send whole clusters",
                 (unsigned long long)(cluster << w->cluster_bits));
 }
@@ -279,7 +290,9 @@ static bool write_pieces(Writer *w, const uint8_t *p, uint64_t offset, uint64_t 
             return writer_break(w, err);
         at = stop;
     }
-    return account(w, &w->received_data, offset, end - offset, err) || writer_break(w, err);
+    writer_journal_overwritten(w, offset >> w->cluster_bits, ((end - 1) >> w->cluster_bits) + 1);
+    return (account(w, &w->received_data, offset, end - offset, err) && writer_journal_note(w, offset, end, err)) ||
+        writer_break(w, err);
 }
 
 bool writer_write(Writer *w, const void *p, uint64_t offset, uint32_t length, Err *err)
@@ -293,6 +306,7 @@ bool writer_write(Writer *w, const void *p, uint64_t offset, uint32_t length, Er
         return false;
     bool ok = check_parts(w, offset, offset + length, err) && write_pieces(w, p, offset, offset + length, err);
     writer_range_unlock(w, &range);
+    writer_journal_tick(w);
     return ok;
 }
 
@@ -356,33 +370,70 @@ bool writer_zero(Writer *w, uint64_t offset, uint64_t length, Err *err)
     if (!writer_range_lock(w, &range, err))
         return false;
     bool ok = check_parts(w, offset, offset + length, err);
-    if (ok)
-        ok = (zero_range(w, offset, offset + length, err) && account(w, &w->received_zero, offset, length, err)) ||
+    if (ok) {
+        ok = (zero_range(w, offset, offset + length, err) && account(w, &w->received_zero, offset, length, err) &&
+              writer_journal_note(w, offset, offset + length, err)) ||
             writer_break(w, err);
+        writer_journal_overwritten(w, range.first, range.end);
+    }
     writer_range_unlock(w, &range);
+    writer_journal_tick(w);
     return ok;
 }
 
-// The range of these clusters is locked.
-static bool holds_nothing(Writer *w, uint64_t first, uint64_t end, Err *err)
+// An interrupted run's cluster: is its data still what its leaf says?
+static bool check_held(Writer *w, const WriterGroup *g, uint32_t k, uint8_t *buffer, Err *err)
 {
-    for (uint64_t at = first, stop; at < end; at = stop) {
-        uint64_t number = at / w->geo.leaves, base = number * w->geo.leaves;
-        WriterGroup *g;
-        stop = MIN(end, base + w->geo.leaves);
-        if (!writer_groups_changed(w, number))
-            continue; // nobody else changes our clusters
-        if (!writer_groups_get(w, number, &g, err))
+    Hash leaf;
+    if (!is_data(g->entries[k]))
+        return true; // the journal's word
+    if (!writer_host_read(w, g->entries[k], buffer, err))
+        return false;
+    hash_bytes(&w->geo.spec, buffer, w->cluster_size, &leaf);
+    return hash_equal(&leaf, &g->leaves[k]) ||
+        err_set(err, ERR_DAMAGED, "what the interrupted backup left is not what it had written (cluster at %llu)",
+                (unsigned long long)((g->number * w->geo.leaves + k) << w->cluster_bits));
+}
+
+// Clusters [first, end) of a group, which are locked: are they what the client was told, held ones and the parent's?
+static bool same_in_group(Writer *w, WriterGroup *g, uint64_t first, uint64_t end, uint8_t *buffer, Err *err)
+{
+    for (uint64_t i = first; i < end; i++) {
+        uint32_t k = (uint32_t)(i % w->geo.leaves);
+        if (writer_journal_is_held(w, i)) {
+            if (check_held(w, g, k, buffer, err))
+                continue;
+            writer_journal_end(w); // the next run starts over
             return writer_break(w, err);
-        uint64_t i = at;
-        while (i < stop && g->entries[i - base] == 0)
-            i++;
-        writer_groups_put(w, g, false);
-        if (i < stop)
-            return err_set(err, ERR_INVALID, "the cluster at %llu has come already",
+        }
+        if (w->mode != DISK_COMPARE || g->entries[k] != 0)
+            return err_set(err, ERR_INVALID, "the cluster at %llu is not what anybody was told of",
                            (unsigned long long)(i << w->cluster_bits));
     }
     return true;
+}
+
+static bool same_clusters(Writer *w, uint64_t first, uint64_t end, Err *err)
+{
+    uint8_t *buffer = NULL;
+    bool ok = true;
+    if (w->held && !writer_space_buffer(w, &buffer, err))
+        return false;
+    for (uint64_t at = first, stop; ok && at < end; at = stop) {
+        uint64_t number = at / w->geo.leaves;
+        WriterGroup *g;
+        stop = MIN(end, (number + 1) * w->geo.leaves);
+        if (!w->held && !writer_groups_changed(w, number))
+            continue; // nobody else changes our clusters
+        if (!writer_groups_get(w, number, &g, err)) {
+            ok = writer_break(w, err);
+            break;
+        }
+        ok = same_in_group(w, g, at, stop, buffer, err);
+        writer_groups_put(w, g, false);
+    }
+    writer_space_buffer_back(w, buffer);
+    return ok;
 }
 
 bool writer_same(Writer *w, uint64_t offset, uint64_t length, Err *err)
@@ -392,14 +443,20 @@ bool writer_same(Writer *w, uint64_t offset, uint64_t length, Err *err)
     if (length == 0)
         return true;
     WriterRange range = range_of(w, offset, length);
-    if (w->mode != DISK_COMPARE || !holds(w, range.first, offset, offset + length) ||
+    if ((w->mode != DISK_COMPARE && !w->held) || !holds(w, range.first, offset, offset + length) ||
         !holds(w, range.end - 1, offset, offset + length))
-        return err_set(err, ERR_INVALID, "only whole clusters of a comparison can be the same");
+        return err_set(err, ERR_INVALID, "only whole clusters that are known can be the same");
     if (!writer_range_lock(w, &range, err))
         return false;
-    bool ok = holds_nothing(w, range.first, range.end, err) &&
-        (account(w, &w->received_same, offset, length, err) || writer_break(w, err));
+    bool ok = same_clusters(w, range.first, range.end, err);
+    if (ok) {
+        ok = (account(w, &w->received_same, offset, length, err) &&
+              writer_journal_note(w, offset, offset + length, err)) ||
+            writer_break(w, err);
+        writer_journal_overwritten(w, range.first, range.end);
+    }
     writer_range_unlock(w, &range);
+    writer_journal_tick(w);
     return ok;
 }
 

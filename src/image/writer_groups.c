@@ -145,9 +145,24 @@ bool writer_groups_initial(const Writer *w, uint64_t number, Hash *ret_leaves, E
     return true;
 }
 
-bool writer_parent_leaves(const Writer *w, uint64_t group, Hash *ret_leaves, Err *err)
+// Their elements belong to who holds the clusters.
+bool writer_leaves(Writer *w, uint64_t group, Hash *ret_leaves, Err *err)
 {
-    return writer_groups_initial(w, group, ret_leaves, err);
+    if (group >= w->groups)
+        return err_set(err, ERR_INVALID, "no such group");
+    WriterRange range = {.first = group * w->geo.leaves, .end = (group + 1) * w->geo.leaves};
+    if (!writer_range_lock(w, &range, err))
+        return false;
+    WriterGroup *g;
+    bool ok = true;
+    if (!writer_groups_changed(w, group)) {
+        ok = writer_groups_initial(w, group, ret_leaves, err);
+    } else if ((ok = writer_groups_get(w, group, &g, err))) {
+        memcpy(ret_leaves, g->leaves, leaves_bytes(w));
+        writer_groups_put(w, g, false);
+    }
+    writer_range_unlock(w, &range);
+    return ok;
 }
 
 static bool load(Writer *w, WriterGroup *g, Err *err)

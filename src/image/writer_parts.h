@@ -4,6 +4,7 @@
 #include "codec/qcow2.h"
 #include "codec/zframe.h"
 #include "image/covered.h"
+#include "image/journal.h"
 #include "image/writer.h"
 
 #include <pthread.h>
@@ -14,6 +15,8 @@
 #define WRITER_CHUNK_CLUSTERS (WRITER_CHUNK >> 12)
 #define WRITER_ALIGN 4096 // of memory and of places in the file, for direct I/O; clusters are never smaller
 #define WRITER_PRESSES 16 // at work at a time, at most
+
+VEC_DEFINE(JournalItemVec, journal_item_vec, JournalItem)
 
 // What this image says of a group of clusters, and the leaves as a reader would see them now: the
 // parent's where an entry is 0. Held by pins; elements belong to who holds the clusters' range.
@@ -49,7 +52,7 @@ struct Writer {
     int fd;
     bool direct;
 
-    // No lock is ever taken while another one is held.
+    // No lock is ever taken while another one is held, but under checkpoint_lock.
     pthread_mutex_t lock; // ranges, error, sealed, buffers, presses
     pthread_cond_t ranges_changed, buffer_freed, press_freed;
     WriterRange *ranges;
@@ -78,6 +81,17 @@ struct Writer {
 
     pthread_mutex_t account_lock;
     Covered *covered;
+
+    pthread_mutex_t checkpoint_lock; // one checkpoint at a time: journal
+    Journal *journal;                // NULL: none
+    char *journal_path;
+    _Atomic uint64_t *held; // a bit for each cluster that an interrupted run left; NULL: there was none
+
+    pthread_mutex_t journal_lock; // the rest
+    JournalItemVec pending;       // since the last checkpoint
+    bool journal_ended;
+    uint64_t checkpoint_bytes, checkpoint_at_bytes;
+    int64_t checkpoint_at_ms;
 
     _Atomic uint64_t received_data, received_zero, received_same, stored_bytes;
 };
@@ -115,6 +129,18 @@ bool writer_press_store(Writer *w, WriterPress *p, const uint32_t *lengths, uint
     must_check;
 // A whole cluster that an L2 entry of this image says is data; place: aligned memory.
 bool writer_host_read(Writer *w, uint64_t entry, uint8_t *place, Err *err) must_check;
+
+// writer_journal.c
+// With resume_image: where its data ends (w->next). Before anything is changed.
+bool writer_journal_measure(Writer *w, const WriterSpec *spec, Err *err) must_check;
+bool writer_journal_open(Writer *w, const WriterSpec *spec, Err *err) must_check;
+// [offset, end) has arrived; its clusters are locked.
+bool writer_journal_note(Writer *w, uint64_t offset, uint64_t end, Err *err) must_check;
+void writer_journal_tick(Writer *w); // a checkpoint, where one is due; the caller holds no range
+bool writer_journal_is_held(const Writer *w, uint64_t cluster);
+void writer_journal_overwritten(Writer *w, uint64_t first, uint64_t end); // clusters, locked
+void writer_journal_end(Writer *w);                                       // it goes, for good
+void writer_journal_clear(Writer *w);
 
 // writer_groups.c
 bool writer_groups_init(Writer *w, unsigned cache_max, Err *err) must_check;

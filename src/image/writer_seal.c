@@ -48,7 +48,28 @@ static bool tail_next(Writer *w, Tail *t, uint8_t **ret, uint64_t *ret_offset, E
     return true;
 }
 
-static bool check_arrived(const Writer *w, const WriterExpect *expect, HashesSummary *s, Err *err)
+// An interrupted run's cluster that nobody confirmed is not of this point.
+static bool check_held(Writer *w, Err *err)
+{
+    for (uint64_t number = 0; w->held && number < w->groups; number++) {
+        WriterGroup *g;
+        if (!writer_groups_changed(w, number))
+            continue;
+        if (!writer_groups_get(w, number, &g, err))
+            return false;
+        uint64_t stray = UINT64_MAX;
+        for (uint32_t k = 0; stray == UINT64_MAX && k < w->geo.leaves; k++)
+            if (g->entries[k] != 0 && !covered_has_cluster(w->covered, number * w->geo.leaves + k))
+                stray = number * w->geo.leaves + k;
+        writer_groups_put(w, g, false);
+        if (stray != UINT64_MAX)
+            return err_set(err, ERR_CONFLICT, "the interrupted backup's cluster at %llu was neither confirmed nor sent",
+                           (unsigned long long)(stray << w->cluster_bits));
+    }
+    return true;
+}
+
+static bool check_arrived(Writer *w, const WriterExpect *expect, HashesSummary *s, Err *err)
 {
     Coverage got;
     uint64_t offset, length;
@@ -66,6 +87,8 @@ static bool check_arrived(const Writer *w, const WriterExpect *expect, HashesSum
                        (unsigned long long)got.bytes, (unsigned long long)got.extents, (unsigned long long)got.digest,
                        (unsigned long long)expect->bytes, (unsigned long long)expect->extents,
                        (unsigned long long)expect->digest);
+    if (!check_held(w, err))
+        return false;
     s->covered_extents = got.extents;
     s->covered_bytes = got.bytes;
     s->covered_digest = got.digest;
@@ -281,6 +304,8 @@ bool writer_seal(Writer *w, const WriterExpect *expect, HashesSummary *ret, Hash
     bool ok = run(w, &s, &digest, err);
     if (!ok)
         writer_break(w, err);
+    else
+        writer_journal_end(w);
     pthread_mutex_lock(&w->lock);
     w->sealed = true;
     pthread_mutex_unlock(&w->lock);

@@ -100,6 +100,10 @@ static bool open_ingest(const EngineConfig *c, Err *err)
         .parent = engine.parent,
         .direct_io = true,
         .compression = c->compression,
+        .journal_path = c->journal,
+        .checkpoint_bytes = c->checkpoint_bytes,
+        .resume_image = c->resume_image,
+        .resume_journal = c->resume_journal,
     };
     return writer_open(&spec, &engine.writer, err);
 }
@@ -152,9 +156,23 @@ static void refuse(EngineAnswer *ret, ErrCode code, const char *details)
     (void)snprintf(ret->details, sizeof ret->details, "%s", details); // a fixed short text
 }
 
+static bool checkpoint(EngineAnswer *ret)
+{
+    Err err = ERR_INIT;
+    if (!engine.writer)
+        refuse(ret, ERR_UNSUPPORTED, "an exporter that serves has nothing to go on from");
+    else if (writer_checkpoint(engine.writer, &err))
+        return true;
+    else
+        refuse(ret, err.code, err.details);
+    return false;
+}
+
 // Control's thread. A repeated seal gets the first one's answer; after one that was refused the next may succeed.
 static void answer(const EngineRequest *request, EngineAnswer *ret)
 {
+    if (request->op == ENGINE_CHECKPOINT && !checkpoint(ret))
+        return;
     if (request->op == ENGINE_SEAL) {
         if (!engine.writer) {
             refuse(ret, ERR_UNSUPPORTED, "an exporter that serves has nothing to seal");
@@ -207,6 +225,9 @@ static int plugin_after_fork(void)
 static void plugin_unload(void)
 {
     control_free(engine.control);
+    Err ignored = ERR_INIT; // then the last checkpoint is what there is
+    if (engine.writer && !engine.sealed)
+        (void)!writer_checkpoint(engine.writer, &ignored); // the machine goes down, maybe
     writer_free(engine.writer);
     reader_free(engine.reader);
     chain_hashes_free(engine.parent);
@@ -281,16 +302,16 @@ static int plugin_is_ingest(void *handle)
     return engine.writer != NULL && handle == &disk_export;
 }
 
-static int plugin_is_serve(void *handle)
+// Of an ingest the map is what an interrupted run left: data; all else is a hole.
+static int plugin_can_extents(void *handle)
 {
-    (void)handle; // then there is only one export
-    return engine.reader != NULL;
+    return engine.reader != NULL || (handle == &disk_export && writer_is_resumed(engine.writer));
 }
 
 static int plugin_can_cache(void *handle)
 {
-    bool compares = engine.writer && engine.config.mode == DISK_COMPARE && handle == &disk_export;
-    return compares ? NBDKIT_CACHE_NATIVE : NBDKIT_CACHE_NONE;
+    bool known = engine.writer && (engine.config.mode == DISK_COMPARE || writer_is_resumed(engine.writer));
+    return known && handle == &disk_export ? NBDKIT_CACHE_NATIVE : NBDKIT_CACHE_NONE;
 }
 
 static int plugin_can_multi_conn(void *handle)
@@ -316,7 +337,7 @@ static bool read_leaves(uint8_t *p, uint32_t count, uint64_t offset, Err *err)
     for (uint64_t at = offset, end = offset + count, n; at < end; at += n) {
         uint64_t in = at % group_bytes;
         n = MIN(end - at, group_bytes - in);
-        if (!writer_parent_leaves(engine.writer, at / group_bytes, leaves, err))
+        if (!writer_leaves(engine.writer, at / group_bytes, leaves, err))
             return false;
         for (uint32_t i = 0; i < engine.geo.leaves; i++)
             memcpy(packed + i * hash_bytes, leaves[i].bytes, hash_bytes);
@@ -374,12 +395,29 @@ static int plugin_flush(void *handle, uint32_t flags)
     return !engine.writer || writer_flush(engine.writer, &err) ? 0 : fail(&err);
 }
 
+// What is held as data, and the holes between.
+static bool held_map(uint64_t offset, uint64_t length, ExtentVec *ret, Err *err)
+{
+    cleanup(extent_vec_clear) ExtentVec held = {0};
+    uint64_t at = offset, end = offset + length;
+    if (!writer_held(engine.writer, offset, length, &held, err))
+        return false;
+    for (size_t i = 0; i < held.len; at = held.items[i].offset + held.items[i].length, i++)
+        if ((held.items[i].offset > at &&
+             !extent_vec_push(ret, (Extent){.offset = at, .length = held.items[i].offset - at, .zero = true}, err)) ||
+            !extent_vec_push(ret, held.items[i], err))
+            return false;
+    return at == end || extent_vec_push(ret, (Extent){.offset = at, .length = end - at, .zero = true}, err);
+}
+
 static int plugin_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags, struct nbdkit_extents *extents)
 {
     Err err = ERR_INIT;
     ExtentVec list = {0};
     (void)handle;
-    bool ok = reader_extents(engine.reader, offset, MIN(count, EXTENTS_STEP), &list, &err);
+    uint64_t length = MIN(count, EXTENTS_STEP);
+    bool ok = engine.reader ? reader_extents(engine.reader, offset, length, &list, &err)
+                            : held_map(offset, length, &list, &err);
     int r = ok ? 0 : fail(&err);
     size_t n = flags & NBDKIT_FLAG_REQ_ONE ? MIN(list.len, 1) : list.len;
     for (size_t i = 0; r == 0 && i < n; i++)
@@ -413,7 +451,7 @@ static struct nbdkit_plugin plugin = {
     .can_fua = plugin_can_fua,
     .can_multi_conn = plugin_can_multi_conn,
     .can_cache = plugin_can_cache,
-    .can_extents = plugin_is_serve,
+    .can_extents = plugin_can_extents,
     .pread = plugin_pread,
     .pwrite = plugin_pwrite,
     .zero = plugin_zero,

@@ -33,6 +33,8 @@ typedef struct Model {
     bool direct;
     unsigned compression; // then part of what model_fill() makes can be compressed
     unsigned cache_groups;
+    const char *journal, *resume_image, *resume_journal; // of the point at work; NULL: none
+    uint64_t checkpoint_bytes;
     ModelPoint points[MODEL_POINTS];
     size_t len;
     ChainHashes *parent; // of the point at work
@@ -106,6 +108,10 @@ static inline Writer *model_begin(Model *m, DiskMode mode, uint64_t size)
         .direct_io = m->direct,
         .compression = m->compression,
         .cache_groups = m->cache_groups,
+        .journal_path = m->journal,
+        .checkpoint_bytes = m->checkpoint_bytes,
+        .resume_image = m->resume_image,
+        .resume_journal = m->resume_journal,
     };
     Writer *w = NULL;
     assert_ok(writer_open(&spec, &w, &err), &err);

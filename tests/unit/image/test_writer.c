@@ -294,7 +294,7 @@ static void test_same(void **state)
 
     w = model_begin(&m, DISK_COMPARE, size);
     leaves = calloc(m.geo.leaves, sizeof(Hash));
-    assert_ok(writer_parent_leaves(w, 0, leaves, &err), &err);
+    assert_ok(writer_leaves(w, 0, leaves, &err), &err);
     for (uint64_t i = 0; i < 20; i++) {
         Hash leaf;
         hash_bytes(&m.hash, m.points[0].bytes + i * 65536, 65536, &leaf);
