@@ -21,11 +21,9 @@ bool coverage_add(Coverage *c, uint64_t offset, uint64_t length, Err *err)
 {
     uint64_t end, reached = c->open_offset + c->open_length;
     if (!add_u64(offset, length, &end) || end > DISK_SIZE_MAX)
-        return err_set(err, ERR_INVALID, "%" PRIu64 " bytes at %" PRIu64 " are beyond any disk",
-                       length, offset);
+        return err_set(err, ERR_INVALID, "%" PRIu64 " bytes at %" PRIu64 " are beyond any disk", length, offset);
     if (offset < reached)
-        return err_set(err, ERR_INVALID,
-                       "an extent at %" PRIu64 " comes after %" PRIu64 " was reached", offset,
+        return err_set(err, ERR_INVALID, "an extent at %" PRIu64 " comes after %" PRIu64 " was reached", offset,
                        reached);
     if (length == 0)
         return true;
@@ -54,8 +52,7 @@ void extent_round(uint64_t size, uint64_t cluster_size, uint64_t *offset, uint64
         return;
     }
     uint64_t start = align_down(*offset, cluster_size);
-    uint64_t end =
-        *length >= size - *offset ? size : MIN(align_up(*offset + *length, cluster_size), size);
+    uint64_t end = *length >= size - *offset ? size : MIN(align_up(*offset + *length, cluster_size), size);
     *offset = start;
     *length = end - start;
 }
@@ -65,13 +62,11 @@ static bool check_list(const char *what, const ExtentVec *v, uint64_t size, Err 
     uint64_t reached = 0;
     for (size_t i = 0; i < v->len; i++) {
         const Extent *e = &v->items[i];
-        if (e->length == 0 || e->offset < reached || e->offset > size ||
-            e->length > size - e->offset)
-            return err_set(
-                err, ERR_INVALID,
-                "the source's %s ranges are not in order, or pass the disk's end: %" PRIu64
-                " bytes at %" PRIu64,
-                what, e->length, e->offset);
+        if (e->length == 0 || e->offset < reached || e->offset > size || e->length > size - e->offset)
+            return err_set(err, ERR_INVALID,
+                           "the source's %s ranges are not in order, or pass the disk's end: %" PRIu64
+                           " bytes at %" PRIu64,
+                           what, e->length, e->offset);
         reached = e->offset + e->length;
     }
     return true;
@@ -113,8 +108,7 @@ static Range next_zero(Plan *p)
                 break;
             end += next->length;
         }
-        Range r = {align_up(e->offset, p->cluster_size),
-                   end == p->size ? end : align_down(end, p->cluster_size)};
+        Range r = {align_up(e->offset, p->cluster_size), end == p->size ? end : align_down(end, p->cluster_size)};
         if (r.start < r.end)
             return r;
     }
@@ -128,8 +122,7 @@ static bool emit(Plan *p, uint64_t start, uint64_t end, bool zero, Err *err)
         last->length += end - start;
         return true;
     }
-    return extent_vec_push(&p->out, (Extent){.offset = start, .length = end - start, .zero = zero},
-                           err);
+    return extent_vec_push(&p->out, (Extent){.offset = start, .length = end - start, .zero = zero}, err);
 }
 
 static bool merge(Plan *p, Err *err)
@@ -155,13 +148,12 @@ static bool merge(Plan *p, Err *err)
     }
 }
 
-bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint64_t size,
-                         uint64_t cluster_size, ExtentVec *ret, Err *err)
+bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint64_t size, uint64_t cluster_size,
+                         ExtentVec *ret, Err *err)
 {
     if (size > DISK_SIZE_MAX || cluster_size == 0 || (cluster_size & (cluster_size - 1)) != 0 ||
         cluster_size > DISK_SIZE_MAX)
-        return err_set(err, ERR_INVALID,
-                       "a disk of %" PRIu64 " bytes in clusters of %" PRIu64 " cannot be", size,
+        return err_set(err, ERR_INVALID, "a disk of %" PRIu64 " bytes in clusters of %" PRIu64 " cannot be", size,
                        cluster_size);
     if (!check_list("changed", changed, size, err) || !check_list("zero", zeros, size, err))
         return false;
@@ -171,5 +163,49 @@ bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint6
         return false;
     }
     *ret = p.out;
+    return true;
+}
+
+static bool append(ExtentVec *v, uint64_t offset, uint64_t end, Err *err)
+{
+    Extent *last = v->len > 0 ? &v->items[v->len - 1] : NULL;
+    if (last && last->offset + last->length >= offset) {
+        last->length = MAX(last->offset + last->length, end) - last->offset;
+        return true;
+    }
+    return extent_vec_push(v, (Extent){.offset = offset, .length = end - offset}, err);
+}
+
+bool extent_union(const ExtentVec *a, const ExtentVec *b, ExtentVec *ret, Err *err)
+{
+    ret->len = 0;
+    for (size_t i = 0, k = 0; i < a->len || k < b->len;) {
+        bool from_a = k == b->len || (i < a->len && a->items[i].offset <= b->items[k].offset);
+        const Extent *e = from_a ? &a->items[i++] : &b->items[k++];
+        if (!append(ret, e->offset, e->offset + e->length, err))
+            return false;
+    }
+    return true;
+}
+
+bool extent_without(const ExtentVec *a, const ExtentVec *b, uint64_t size, uint64_t cluster_size, ExtentVec *ret,
+                    Err *err)
+{
+    size_t k = 0;
+    ret->len = 0;
+    for (size_t i = 0; i < a->len; i++) {
+        uint64_t at = a->items[i].offset, end = at + a->items[i].length;
+        while (k < b->len && b->items[k].offset + b->items[k].length <= at)
+            k++;
+        for (size_t n = k; n < b->len && b->items[n].offset < end; n++) {
+            uint64_t offset = b->items[n].offset, length = b->items[n].length;
+            extent_round(size, cluster_size, &offset, &length);
+            if (offset > at && !append(ret, at, MIN(offset, end), err))
+                return false;
+            at = MAX(at, offset + length);
+        }
+        if (at < end && !append(ret, at, end, err))
+            return false;
+    }
     return true;
 }

@@ -31,6 +31,13 @@ void coverage_end(Coverage *c); // closes the open extent; idempotent
 // cluster_size: a power of two.
 void extent_round(uint64_t size, uint64_t cluster_size, uint64_t *offset, uint64_t *length);
 
+// Ranges that are in either list, each ascending and without overlap; so is *ret, which is overwritten (`zero` is
+// false). The caller clears it.
+bool extent_union(const ExtentVec *a, const ExtentVec *b, ExtentVec *ret, Err *err) must_check;
+// The ranges of `a`, which are whole clusters (cut at size), without each cluster that has a byte in `b`. As above.
+bool extent_without(const ExtentVec *a, const ExtentVec *b, uint64_t size, uint64_t cluster_size, ExtentVec *ret,
+                    Err *err) must_check;
+
 // Join two lists, each ascending and without overlap, that describe the same range of a disk:
 // `changed` (dirty ranges; zero ignored) and `zeros` (ranges the map calls zero). The result,
 // ascending, without overlap, in whole clusters (cut at size): every cluster that has a dirty byte or
@@ -39,5 +46,5 @@ void extent_round(uint64_t size, uint64_t cluster_size, uint64_t *offset, uint64
 // false vouch for nothing: the source's whole map may be given. The cost goes by extents, not by clusters.
 // ERR_INVALID: a list that is not in order, overlaps, has an empty extent or passes size; size above
 // DISK_SIZE_MAX; a cluster_size that is not a power of two. *ret is overwritten; the caller clears it.
-bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint64_t size,
-                         uint64_t cluster_size, ExtentVec *ret, Err *err) must_check;
+bool extent_plan_tracked(const ExtentVec *changed, const ExtentVec *zeros, uint64_t size, uint64_t cluster_size,
+                         ExtentVec *ret, Err *err) must_check;

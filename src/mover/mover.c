@@ -18,7 +18,7 @@
 
 typedef struct Mover Mover;
 
-typedef enum RunKind { RUN_DATA, RUN_ZERO, RUN_SAME, RUN_FLUSH } RunKind;
+typedef enum RunKind { RUN_DATA, RUN_ZERO, RUN_SAME, RUN_KEEP, RUN_FLUSH } RunKind;
 
 typedef enum ChunkState { CHUNK_FREE, CHUNK_READING, CHUNK_FULL } ChunkState;
 
@@ -67,7 +67,7 @@ struct Mover {
     Err error;                     // the first
 };
 
-static const char *const verbs[] = {"writing", "zeroing", "confirming", "flushing"};
+static const char *const verbs[] = {"writing", "zeroing", "confirming", "keeping", "flushing"};
 
 // ---- completions
 
@@ -112,6 +112,8 @@ static void op_done(BlocksReq *req, const Err *err)
         m->total.zero_bytes += op->length;
     else if (op->kind == RUN_SAME)
         m->total.same_bytes += op->length;
+    else if (op->kind == RUN_KEEP)
+        m->total.kept_bytes += op->length;
     else if (op->kind == RUN_DATA)
         m->total.transferred_bytes += op->length;
 }
@@ -153,6 +155,7 @@ static bool start_run(Mover *m, RunKind kind, Chunk *chunk, uint64_t offset, uin
         ok = to->ops->write(to, chunk->buffer + (offset - chunk->offset), offset, (uint32_t)length, &op->req, err);
         break;
     case RUN_ZERO: ok = to->ops->zero(to, offset, length, &op->req, err); break;
+    case RUN_KEEP:
     case RUN_SAME: ok = to->ops->same(to, offset, (uint32_t)length, &op->req, err); break;
     case RUN_FLUSH: ok = to->ops->flush(to, &op->req, err); break;
     }
@@ -236,19 +239,20 @@ static bool start_planned(Mover *m, bool *moved, Err *err)
 {
     for (size_t i = 0; i < m->chunks_len && m->error.code == ERR_NONE; i++) {
         Extent e;
-        bool any;
+        PlanKind kind;
         Chunk *c = free_chunk(m);
         if ((!c || m->reads == m->reads_max) && m->ops_used == m->ops_len)
             return true;
-        if (!plan_peek(&m->plan, &e, &any, err))
+        if (!plan_peek(&m->plan, &e, &kind, err))
             return false;
-        m->planned_all = !any;
-        if (!any || (e.zero ? m->ops_used == m->ops_len : !c || m->reads == m->reads_max))
+        m->planned_all = kind == PLAN_END;
+        if (m->planned_all || (kind == PLAN_DATA ? !c || m->reads == m->reads_max : m->ops_used == m->ops_len))
             return true;
         *moved = true;
         if (!plan_take(&m->plan, &e, err))
             return false;
-        if (!(e.zero ? start_run(m, RUN_ZERO, NULL, e.offset, e.length, err) : start_read(m, c, &e, err)))
+        if (!(kind == PLAN_DATA ? start_read(m, c, &e, err)
+                                : start_run(m, kind == PLAN_KEEP ? RUN_KEEP : RUN_ZERO, NULL, e.offset, e.length, err)))
             return false;
     }
     return true;
@@ -376,7 +380,10 @@ static bool check_spec(const MoverSpec *s, Err *err)
     if (!s->from->ops->read || !s->to->ops->write || !s->to->ops->zero || !s->to->ops->flush)
         return err_set(err, ERR_UNSUPPORTED, "%s cannot be read, or %s not written", s->from->ops->name,
                        s->to->ops->name);
-    if (s->known && !s->to->ops->same)
+    if (s->resume && (!s->to->ops->extents || (s->resume->since && !s->resume->since->ops->extents)))
+        return err_set(err, ERR_UNSUPPORTED, "%s cannot say what it holds, or the source what changed",
+                       s->to->ops->name);
+    if ((s->known || s->resume) && !s->to->ops->same)
         return err_set(err, ERR_UNSUPPORTED, "%s cannot be told that it holds the same", s->to->ops->name);
     return true;
 }
@@ -440,7 +447,7 @@ static void abort_end(Blocks *b)
 // What was planned is what was acknowledged, to the byte; anything else would be a hole.
 static bool check_account(const Mover *m, Err *err)
 {
-    uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes + m->total.same_bytes;
+    uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes + m->total.same_bytes + m->total.kept_bytes;
     if (sent != m->plan.coverage.bytes || (m->spec->plan == MOVER_ALL && sent != m->spec->size))
         return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned", sent,
                        m->plan.coverage.bytes);

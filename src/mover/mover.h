@@ -18,6 +18,7 @@ typedef struct MoverProgress {
     uint64_t transferred_bytes; // sent as data
     uint64_t zero_bytes;        // said to be zero
     uint64_t same_bytes;        // found to be what the sink holds, and not sent
+    uint64_t kept_bytes;        // of an interrupted copy, and neither read nor sent
     uint64_t changed_bytes;     // planned as dirty data (tracked), or read
 } MoverProgress;
 
@@ -27,12 +28,18 @@ typedef struct MoverKnown {
     HashSpec hash;
 } MoverKnown;
 
+// The sink has part of an interrupted copy: its map has that as data. What did not change since is confirmed.
+typedef struct MoverResume {
+    Blocks *since; // borrowed; extents() gives as `changed` what did; NULL: nothing did
+} MoverResume;
+
 typedef struct MoverSpec {
     Blocks *from, *to;     // borrowed; same size (to may be larger only by the last sector's rounding)
     uint64_t size;         // of the disk, bytes
     uint32_t cluster_size; // extents are rounded outward to it
     MoverPlan plan;
     const MoverKnown *known;                             // NULL: nothing is; else the sink takes `same`
+    const MoverResume *resume;                           // NULL: from the start; else the sink takes `same`
     uint32_t request_bytes;                              // 0: 1 MiB; a multiple of the cluster size
     unsigned in_flight;                                  // 0: 16; buffers = in_flight * request_bytes
     const atomic_bool *cancel;                           // looked at at least every 100 ms

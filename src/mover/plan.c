@@ -6,11 +6,14 @@
 #define WINDOW_MAX (UINT64_C(1) << 30)
 #define WINDOW_FEW 64                  // extents: with fewer in a window the next one is twice as long
 #define WINDOW_MANY 4096               // with more, half as long
+#define KEEP_MAX (UINT64_C(16) << 20)  // read back and hashed by the sink, several at a time
 #define ZERO_MAX (UINT64_C(128) << 20) // one zero request; short enough for a cancel to be quick
 
 void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes)
 {
     *p = (Plan){.from = spec->from,
+                .to = spec->to,
+                .resume = spec->resume,
                 .size = spec->size,
                 .cluster_size = spec->cluster_size,
                 .request_bytes = request_bytes,
@@ -21,6 +24,7 @@ void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes)
 void plan_clear(Plan *p)
 {
     extent_vec_clear(&p->items);
+    extent_vec_clear(&p->keep);
 }
 
 // A source that breaks its contract must not become a backup with holes.
@@ -55,11 +59,48 @@ static bool window_map(Plan *p, uint64_t length, ExtentVec *changed, ExtentVec *
     return check_map(changed, "changed", p->planned, length, err) && check_map(zeros, "zero", p->planned, length, err);
 }
 
+// What the sink holds of an interrupted copy: all of the window that its map does not call zero.
+static bool held_map(const Plan *p, uint64_t length, ExtentVec *ret, Err *err)
+{
+    cleanup(extent_vec_clear) ExtentVec holes = {0}, ignored = {0};
+    ExtentVec all = {.items = &(Extent){.offset = p->planned, .length = length}, .len = 1};
+    if (!p->to->ops->extents(p->to, p->planned, length, &ignored, &holes, err))
+        return err_context(err, "map of the sink at offset %" PRIu64, p->planned);
+    if (!check_map(&holes, "sink's", p->planned, length, err))
+        return false;
+    for (size_t i = 0; i < holes.len; i++) {
+        uint64_t end = holes.items[i].offset + holes.items[i].length;
+        if (holes.items[i].offset % p->cluster_size != 0 || (end % p->cluster_size != 0 && end != p->size))
+            return err_set(err, ERR_PROTOCOL, "the sink's map is not one of clusters");
+    }
+    return extent_without(&all, &holes, p->size, p->cluster_size, ret, err);
+}
+
+// What need not be read; whatever is held belongs to the plan, whether the change set names it or not.
+static bool window_keep(Plan *p, uint64_t length, ExtentVec *changed, Err *err)
+{
+    cleanup(extent_vec_clear) ExtentVec held = {0}, since = {0}, ignored = {0}, both = {0};
+    Blocks *b = p->resume->since;
+    if (!held_map(p, length, &held, err))
+        return false;
+    if (b && held.len > 0 && !b->ops->extents(b, p->planned, length, &since, &ignored, err))
+        return err_context(err, "changes since the interrupted backup at offset %" PRIu64, p->planned);
+    if (!check_map(&since, "changed", p->planned, length, err) ||
+        !extent_without(&held, &since, p->size, p->cluster_size, &p->keep, err) ||
+        !extent_union(changed, &held, &both, err))
+        return false;
+    ExtentVec before = *changed;
+    *changed = both;
+    both = before;
+    return true;
+}
+
 static bool plan_window(Plan *p, Err *err)
 {
     cleanup(extent_vec_clear) ExtentVec changed = {0}, zeros = {0}, items = {0};
     uint64_t length = MIN(p->window, p->size - p->planned);
-    if (!window_map(p, length, &changed, &zeros, err))
+    p->next_keep = 0;
+    if (!window_map(p, length, &changed, &zeros, err) || (p->resume && !window_keep(p, length, &changed, err)))
         return false;
     // The lists end at the window's border, which is a cluster's, so no cluster is seen in halves.
     if (!extent_plan_tracked(&changed, &zeros, p->size, p->cluster_size, &items, err))
@@ -78,11 +119,29 @@ static bool plan_window(Plan *p, Err *err)
     return true;
 }
 
-bool plan_peek(Plan *p, Extent *ret, bool *ret_any, Err *err)
+// From e's offset on: what kind it is, and for how long.
+static PlanKind kind_at(Plan *p, Extent *e)
+{
+    PlanKind other = e->zero ? PLAN_ZERO : PLAN_DATA;
+    while (p->next_keep < p->keep.len &&
+           p->keep.items[p->next_keep].offset + p->keep.items[p->next_keep].length <= e->offset)
+        p->next_keep++;
+    if (p->next_keep == p->keep.len)
+        return other;
+    const Extent *keep = &p->keep.items[p->next_keep];
+    if (keep->offset > e->offset) {
+        e->length = MIN(e->length, keep->offset - e->offset);
+        return other;
+    }
+    e->length = MIN(e->length, keep->offset + keep->length - e->offset);
+    return PLAN_KEEP;
+}
+
+bool plan_peek(Plan *p, Extent *ret, PlanKind *ret_kind, Err *err)
 {
     while (p->next == p->items.len) {
         if (p->planned == p->size) {
-            *ret_any = false;
+            *ret_kind = PLAN_END;
             return true;
         }
         if (!plan_window(p, err))
@@ -90,10 +149,13 @@ bool plan_peek(Plan *p, Extent *ret, bool *ret_any, Err *err)
     }
     const Extent *item = &p->items.items[p->next];
     Extent e = {.offset = item->offset + p->taken, .length = item->length - p->taken, .zero = item->zero};
-    uint64_t limit = e.zero ? ZERO_MAX : p->request_bytes - e.offset % p->request_bytes;
+    PlanKind kind = kind_at(p, &e);
+    uint64_t limit = kind == PLAN_KEEP ? KEEP_MAX
+        : kind == PLAN_ZERO            ? ZERO_MAX
+                                       : p->request_bytes - e.offset % p->request_bytes;
     e.length = MIN(e.length, limit);
     *ret = e;
-    *ret_any = true;
+    *ret_kind = kind;
     return true;
 }
 

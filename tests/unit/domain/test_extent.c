@@ -29,9 +29,8 @@ static void test_coverage_merges(void **state)
 static void test_coverage_tells_apart(void **state)
 {
     (void)state;
-    static const uint64_t sets[][4] = {{0, 8, 16, 8},  {0, 8, 24, 8},  {8, 8, 24, 8},
-                                       {0, 16, 24, 8}, {0, 16, 32, 0}, {0, 8, 8, 8},
-                                       {0, 24, 0, 0},  {8, 16, 32, 0}, {0, 0, 0, 0}};
+    static const uint64_t sets[][4] = {{0, 8, 16, 8}, {0, 8, 24, 8}, {8, 8, 24, 8},  {0, 16, 24, 8}, {0, 16, 32, 0},
+                                       {0, 8, 8, 8},  {0, 24, 0, 0}, {8, 16, 32, 0}, {0, 0, 0, 0}};
     Coverage c[ARRAY_LEN(sets)];
     for (size_t i = 0; i < ARRAY_LEN(sets); i++) {
         Err err = ERR_INIT;
@@ -96,8 +95,7 @@ static void test_coverage_ignores_how_it_was_cut(void **state)
         Err err = ERR_INIT;
         uint64_t at = 0, sum = 0, count = 0;
         for (uint64_t i = 0, n = unit_random_below(&r, 20); i < n; i++) {
-            uint64_t offset = at + 1 + unit_random_below(&r, 100),
-                     length = 1 + unit_random_below(&r, 100);
+            uint64_t offset = at + 1 + unit_random_below(&r, 100), length = 1 + unit_random_below(&r, 100);
             assert_ok(coverage_add(&whole, offset, length, &err), &err);
             for (uint64_t done = 0; done < length;) {
                 uint64_t piece = 1 + unit_random_below(&r, length - done);
@@ -124,18 +122,12 @@ static void test_round(void **state)
     static const struct {
         uint64_t size, cluster, offset, length, want_offset, want_length;
     } cases[] = {
-        {1000, 100, 0, 100, 0, 100},
-        {1000, 100, 1, 1, 0, 100},
-        {1024, 64, 63, 2, 0, 128},
-        {1000, 64, 999, 1, 960, 40},
-        {1000, 64, 0, 1000, 0, 1000},
-        {1000, 64, 900, 5000, 896, 104},
-        {1000, 64, 100, 0, 100, 0},
-        {1000, 64, 1000, 10, 1000, 0},
-        {1000, 64, 5000, 10, 5000, 0},
-        {DISK_SIZE_MAX, 65536, DISK_SIZE_MAX - 1, 1, DISK_SIZE_MAX - 65536, 65536},
-        {1000, 64, 1, UINT64_MAX, 0, 1000},
-        {3, 65536, 2, 1, 0, 3},
+        {1000, 100, 0, 100, 0, 100},        {1000, 100, 1, 1, 0, 100},
+        {1024, 64, 63, 2, 0, 128},          {1000, 64, 999, 1, 960, 40},
+        {1000, 64, 0, 1000, 0, 1000},       {1000, 64, 900, 5000, 896, 104},
+        {1000, 64, 100, 0, 100, 0},         {1000, 64, 1000, 10, 1000, 0},
+        {1000, 64, 5000, 10, 5000, 0},      {DISK_SIZE_MAX, 65536, DISK_SIZE_MAX - 1, 1, DISK_SIZE_MAX - 65536, 65536},
+        {1000, 64, 1, UINT64_MAX, 0, 1000}, {3, 65536, 2, 1, 0, 3},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         if (cases[i].cluster & (cases[i].cluster - 1))
@@ -177,8 +169,7 @@ static void show(const char *what, const ExtentVec *v)
 {
     print_error("%s:", what);
     for (size_t i = 0; i < v->len; i++)
-        print_error(" %" PRIu64 "+%" PRIu64 "%s", v->items[i].offset, v->items[i].length,
-                    v->items[i].zero ? "z" : "");
+        print_error(" %" PRIu64 "+%" PRIu64 "%s", v->items[i].offset, v->items[i].length, v->items[i].zero ? "z" : "");
     print_error("\n");
 }
 
@@ -216,8 +207,7 @@ static void test_plan_against_a_map_of_bytes(void **state)
     (void)state;
     UnitRandom r = unit_random();
     for (int round = 0; round < 20000; round++) {
-        Model m = {.size = unit_random_below(&r, BYTES_MAX),
-                   .cluster = UINT64_C(1) << unit_random_below(&r, 8)};
+        Model m = {.size = unit_random_below(&r, BYTES_MAX), .cluster = UINT64_C(1) << unit_random_below(&r, 8)};
         ExtentVec changed = {0}, zeros = {0}, plan = {0};
         fill(&r, &m, m.dirty, unit_random_below(&r, 2), false, &changed);
         fill(&r, &m, m.zero, true, unit_random_below(&r, 2), &zeros);
@@ -231,11 +221,59 @@ static void test_plan_against_a_map_of_bytes(void **state)
         }
         for (size_t i = 1; i < plan.len; i++) // merged: nothing could be one
             assert_false(plan.items[i - 1].zero == plan.items[i].zero &&
-                         plan.items[i - 1].offset + plan.items[i - 1].length ==
-                             plan.items[i].offset);
+                         plan.items[i - 1].offset + plan.items[i - 1].length == plan.items[i].offset);
         extent_vec_clear(&changed);
         extent_vec_clear(&zeros);
         extent_vec_clear(&plan);
+    }
+}
+
+// Union, and difference by whole clusters, against a map of bytes.
+static void test_sets_against_a_map_of_bytes(void **state)
+{
+    (void)state;
+    UnitRandom r = unit_random();
+    for (int round = 0; round < 20000; round++) {
+        uint8_t a[BYTES_MAX] = {0}, b[BYTES_MAX] = {0}, want[2][BYTES_MAX] = {0}, got[BYTES_MAX];
+        uint64_t size = 1 + unit_random_below(&r, BYTES_MAX - 1), cluster = UINT64_C(1) << unit_random_below(&r, 6);
+        ExtentVec va = {0}, vb = {0}, out = {0};
+        Err err = ERR_INIT;
+        for (uint64_t c = 0; c < size; c += cluster)
+            if (unit_random_below(&r, 2))
+                memset(a + c, 1, MIN(cluster, size - c));
+        for (uint64_t at = unit_random_below(&r, 40); at < size; at += 1 + unit_random_below(&r, 60))
+            b[at] = 1;
+        for (uint64_t at = 0; at < size; at++) {
+            if (a[at] && !extent_vec_push(&va, (Extent){.offset = at, .length = 1}, &err))
+                fail();
+            while (va.len > 1 && va.items[va.len - 2].offset + va.items[va.len - 2].length == at && a[at] &&
+                   at % cluster != 0) { // whole clusters, neighbours apart
+                va.items[va.len - 2].length++;
+                va.len--;
+            }
+            if (b[at] && !extent_vec_push(&vb, (Extent){.offset = at, .length = 1}, &err))
+                fail();
+            want[0][at] = a[at] || b[at];
+            want[1][at] = a[at];
+        }
+        for (uint64_t c = 0; c < size; c += cluster)
+            if (memchr(b + c, 1, MIN(cluster, size - c)))
+                memset(want[1] + c, 0, MIN(cluster, size - c));
+        for (int k = 0; k < 2; k++) {
+            if (k == 0)
+                assert_ok(extent_union(&va, &vb, &out, &err), &err);
+            else
+                assert_ok(extent_without(&va, &vb, size, cluster, &out, &err), &err);
+            memset(got, 0, sizeof got);
+            for (size_t i = 0; i < out.len; i++) {
+                assert_true(i == 0 || out.items[i - 1].offset + out.items[i - 1].length < out.items[i].offset);
+                memset(got + out.items[i].offset, 1, out.items[i].length);
+            }
+            assert_memory_equal(got, want[k], size);
+        }
+        extent_vec_clear(&va);
+        extent_vec_clear(&vb);
+        extent_vec_clear(&out);
     }
 }
 
@@ -245,10 +283,7 @@ static void test_plan_examples(void **state)
     Err err = ERR_INIT;
     enum { K = 1024 };
     Extent dirty[] = {{65 * K, 1, false}, {300 * K, 4 * K, true}};
-    Extent zero[] = {{0, 100 * K, true},
-                     {100 * K, 40 * K, true},
-                     {256 * K, 64 * K - 1, true},
-                     {999 * K, K + 1, true}};
+    Extent zero[] = {{0, 100 * K, true}, {100 * K, 40 * K, true}, {256 * K, 64 * K - 1, true}, {999 * K, K + 1, true}};
     ExtentVec changed = {.items = dirty, .len = 2}, zeros = {.items = zero, .len = 4}, plan = {0};
     uint64_t size = 1000 * K + 1;
     assert_ok(extent_plan_tracked(&changed, &zeros, size, 64 * K, &plan, &err), &err);
@@ -256,14 +291,12 @@ static void test_plan_examples(void **state)
     // 256K..320K: dirty, and one byte of it is not vouched for. The odd tail is not zero as a whole.
     assert_int_equal(plan.len, 2);
     assert_true(plan.items[0].offset == 0 && plan.items[0].length == 128 * K && plan.items[0].zero);
-    assert_true(plan.items[1].offset == 256 * K && plan.items[1].length == 64 * K &&
-                !plan.items[1].zero);
+    assert_true(plan.items[1].offset == 256 * K && plan.items[1].length == 64 * K && !plan.items[1].zero);
     extent_vec_clear(&plan);
     zero[3] = (Extent){960 * K, 40 * K + 1, true}; // now it is, up to the disk's end
     assert_ok(extent_plan_tracked(&changed, &zeros, size, 64 * K, &plan, &err), &err);
     assert_int_equal(plan.len, 3);
-    assert_true(plan.items[2].offset == 960 * K && plan.items[2].length == 40 * K + 1 &&
-                plan.items[2].zero);
+    assert_true(plan.items[2].offset == 960 * K && plan.items[2].length == 40 * K + 1 && plan.items[2].zero);
     extent_vec_clear(&plan);
 }
 
@@ -322,8 +355,7 @@ static void test_plan_refuses(void **state)
     Err err = ERR_INIT;
     assert_fails(extent_plan_tracked(&none, &none, 100, 0, &plan, &err), &err, ERR_INVALID);
     assert_fails(extent_plan_tracked(&none, &none, 100, 48, &plan, &err), &err, ERR_INVALID);
-    assert_fails(extent_plan_tracked(&none, &none, DISK_SIZE_MAX + 1, 64, &plan, &err), &err,
-                 ERR_INVALID);
+    assert_fails(extent_plan_tracked(&none, &none, DISK_SIZE_MAX + 1, 64, &plan, &err), &err, ERR_INVALID);
 }
 
 int main(void)
@@ -336,6 +368,7 @@ int main(void)
         cmocka_unit_test(test_coverage_ignores_how_it_was_cut),
         cmocka_unit_test(test_round),
         cmocka_unit_test(test_plan_against_a_map_of_bytes),
+        cmocka_unit_test(test_sets_against_a_map_of_bytes),
         cmocka_unit_test(test_plan_examples),
         cmocka_unit_test(test_plan_never_guesses_zero),
         cmocka_unit_test(test_plan_large),

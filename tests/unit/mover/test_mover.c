@@ -181,6 +181,77 @@ static void tracked_later(void **state)
     copies(true, true);
 }
 
+// The sink has some clusters of an interrupted copy. Those that are the same since are confirmed, whether the change set
+// names them or not; all others are read and written.
+static void resumed_copy(UnitRandom *r, bool tracked, bool later)
+{
+    Err err = ERR_INIT;
+    MoverResult result;
+    Case c = make_case(r, tracked, later);
+    MemBlocks *since = mem_new(c.spec.size, CLUSTER, later, r);
+    MoverResume resume = {.since = unit_random_below(r, 4) ? &since->blocks : NULL};
+    Coverage expected = {0};
+    uint64_t kept = 0;
+    if (resume.since)
+        add_ranges(r, c.spec.size, 1 + (unsigned)unit_random_below(r, 6), &since->changed);
+    for (uint64_t at = 0; at < c.spec.size; at += CLUSTER) {
+        uint64_t end = MIN(at + CLUSTER, c.spec.size);
+        bool held = unit_random_below(r, 2) == 0, newer = mem_overlaps(&since->changed, at, end);
+        bool zero = mem_covers(&c.from->zeros, at, end);
+        bool planned = held || zero || !tracked || mem_overlaps(&c.from->changed, at, end);
+        if (held && !newer) {
+            memcpy(c.to->bytes + at, c.from->bytes + at, end - at);
+            kept += end - at;
+        } else if (planned) {
+            memset(c.to->bytes + at, 0xdd, end - at);
+        }
+        if (!held)
+            assert_ok(extent_vec_push(&c.to->zeros, (Extent){.offset = at, .length = end - at}, &err), &err);
+        if (planned)
+            assert_ok(coverage_add(&expected, at, end - at, &err), &err);
+    }
+    coverage_end(&expected);
+    c.spec.resume = &resume;
+    assert_ok(mover_copy(&c.spec, &result, &err), &err);
+    assert_memory_equal(c.to->bytes, c.from->bytes, c.spec.size);
+    assert_int_equal(result.coverage.extents, expected.extents);
+    assert_int_equal(result.coverage.bytes, expected.bytes);
+    assert_true(result.coverage.digest == expected.digest);
+    assert_int_equal(result.total.kept_bytes, kept);
+    assert_int_equal(c.to->bytes_same, kept);
+    assert_int_equal(result.total.changed_bytes, c.from->bytes_read);
+    for (uint64_t at = 0; at < c.spec.size; at += CLUSTER)
+        assert_true(c.to->touched[at / CLUSTER] <= 1);
+    free_case(&c);
+    mem_free(&since->blocks);
+}
+
+static void resumed(void **state)
+{
+    (void)state;
+    UnitRandom r = unit_random();
+    for (int i = 0; i < 400; i++)
+        resumed_copy(&r, i % 2 == 0, i % 4 < 2);
+}
+
+// A map of the sink that cuts a cluster would leave a hole, or keep what changed.
+static void a_sink_with_a_crooked_map(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    MoverResult result;
+    UnitRandom r = unit_random();
+    MoverResume resume = {0};
+    Case c;
+    do
+        c = make_case(&r, false, false);
+    while (c.spec.size < 2 * CLUSTER && (free_case(&c), true));
+    assert_ok(extent_vec_push(&c.to->zeros, (Extent){.offset = 100, .length = CLUSTER}, &err), &err);
+    c.spec.resume = &resume;
+    assert_fails(mover_copy(&c.spec, &result, &err), &err, ERR_PROTOCOL);
+    free_case(&c);
+}
+
 // One run for each request of each end, with that request failing; the fault is what is reported, and nothing stays in
 // flight.
 static void every_request_fails_of(UnitRandom r, MemFault fault, bool later)
@@ -393,6 +464,8 @@ int main(void)
         cmocka_unit_test(all_later),
         cmocka_unit_test(tracked_at_once),
         cmocka_unit_test(tracked_later),
+        cmocka_unit_test(resumed),
+        cmocka_unit_test(a_sink_with_a_crooked_map),
         cmocka_unit_test(faults_on_start),
         cmocka_unit_test(faults_on_completion),
         cmocka_unit_test(cancels),
