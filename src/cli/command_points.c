@@ -100,6 +100,8 @@ static void show_head(const json_t *b)
     show_time("started", b, "started_at");
     show_time("completed", b, "completed_at");
     cli_show("parent", cli_text(b, "parent_id"));
+    cli_show("goes on from", cli_text(b, "resumed_from"));
+    cli_show("", cli_flag(b, "resumable") ? "the next backup can go on from what it left" : NULL);
     cli_show("change id", cli_text(b, "change_id"));
     cli_show("consistency", cli_text(b, "consistency"));
     cli_show("", cli_text(b, "consistency_detail"));

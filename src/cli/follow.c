@@ -48,13 +48,15 @@ static bool is_ordinary(const char *name)
         (reason == CHAIN_REQUESTED || reason == CHAIN_FIRST || reason == CHAIN_LIMIT || reason == CHAIN_NOT_TRACKED);
 }
 
-static void say_modes(Follow *f, const json_t *disks)
+static void say_modes(Follow *f, const json_t *backup, const json_t *disks)
 {
     size_t i;
     json_t *d;
     if (f->said_modes || json_array_size(disks) == 0)
         return;
     f->said_modes = true;
+    if (*cli_text(backup, "resumed_from"))
+        progress_note(&f->progress, "goes on from %s, which was interrupted", cli_text(backup, "resumed_from"));
     json_array_foreach(disks, i, d)
     {
         if (*cli_text(d, "reason_text") && !(f->cli->values.quiet && is_ordinary(cli_text(d, "reason"))))
@@ -90,7 +92,7 @@ static void on_news(Follow *f, const json_t *backup)
     const json_t *disks = cli_list(backup, "disks");
     f->heard_ms = clock_mono_ms();
     f->said_lost = false;
-    say_modes(f, disks);
+    say_modes(f, backup, disks);
     if (is_final(backup)) {
         if (!f->final)
             f->final = json_deep_copy(backup); // no memory: it is asked for again

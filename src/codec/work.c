@@ -192,6 +192,23 @@ static bool parents_encode(json_t *o, const WorkOrder *w, Err *err)
     return codec_json_set(o, "parent_disks", mem_take(array), err);
 }
 
+static bool interrupted_encode(json_t *o, const WorkOrder *w, Err *err)
+{
+    cleanup_json json_t *array = work_array(err);
+    if (!array)
+        return false;
+    for (size_t i = 0; i < w->interrupted_disks_len; i++) {
+        const WorkInterrupted *d = &w->interrupted_disks[i];
+        cleanup_json json_t *disk = work_object(err);
+        if (!disk || !codec_json_set_text(disk, "disk_key", d->disk_key, err) ||
+            !codec_json_set_u64(disk, "size", d->size, err) || !codec_json_set_text(disk, "token", d->token, err) ||
+            !codec_json_push(array, mem_take(disk), err))
+            return false;
+    }
+    return codec_json_set_text(o, "interrupted_backup_id", w->interrupted_backup_id, err) &&
+        codec_json_set(o, "interrupted_disks", mem_take(array), err);
+}
+
 bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
@@ -203,7 +220,8 @@ bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
         codec_json_set(o, "source", json_incref(w->source), err) &&
         work_set_keys(o, "excluded_disks", w->excluded_disks, w->excluded_disks_len, err) &&
         codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) && parents_encode(o, w, err) &&
-        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) && codec_json_dump(o, ret_text, err);
+        interrupted_encode(o, w, err) && codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) &&
+        codec_json_dump(o, ret_text, err);
 }
 
 static void parent_clear(WorkParentDisk *d)
@@ -226,6 +244,12 @@ void work_order_clear(WorkOrder *w)
     for (size_t i = 0; i < w->parent_disks_len; i++)
         parent_clear(&w->parent_disks[i]);
     free(w->parent_disks);
+    free(w->interrupted_backup_id);
+    for (size_t i = 0; i < w->interrupted_disks_len; i++) {
+        free(w->interrupted_disks[i].disk_key);
+        free(w->interrupted_disks[i].token);
+    }
+    free(w->interrupted_disks);
     *w = (WorkOrder){0};
 }
 
@@ -251,6 +275,30 @@ static bool parents_decode(const json_t *o, WorkOrder *w, Err *err)
         w->parent_disks_len = i + 1;
         if (!parent_decode(json_array_get(array, i), &w->parent_disks[i], err))
             return err_context(err, "parent_disks[%zu]", i);
+    }
+    return true;
+}
+
+// An older hub says nothing of it.
+static bool interrupted_decode(const json_t *o, WorkOrder *w, Err *err)
+{
+    json_t *array;
+    if (!json_object_get(o, "interrupted_disks"))
+        return true;
+    if (!work_text_opt(o, "interrupted_backup_id", WORK_TEXT_MAX, &w->interrupted_backup_id, err) ||
+        !work_disks(o, "interrupted_disks", &array, err))
+        return false;
+    w->interrupted_disks = mem_calloc(json_array_size(array), sizeof(*w->interrupted_disks), err);
+    if (!w->interrupted_disks)
+        return false;
+    for (size_t i = 0; i < json_array_size(array); i++) {
+        const json_t *disk = json_array_get(array, i);
+        WorkInterrupted *d = &w->interrupted_disks[i];
+        w->interrupted_disks_len = i + 1;
+        if (!work_text(disk, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
+            !codec_json_u64(disk, "size", DISK_SIZE_MAX, &d->size, err) ||
+            !work_text(disk, "token", 1, WORK_TEXT_MAX, &d->token, err))
+            return err_context(err, "interrupted_disks[%zu]", i);
     }
     return true;
 }
@@ -286,7 +334,7 @@ bool work_order_decode(const char *text, size_t n, WorkOrder *ret, Err *err)
         !work_text_opt(o, "repository_uuid", UUID_TEXT, &w.repository_uuid, err) ||
         !work_keys(o, "excluded_disks", &w.excluded_disks, &w.excluded_disks_len, err) ||
         !work_text_opt(o, "parent_backup_id", WORK_TEXT_MAX, &w.parent_backup_id, err) || !order_fields(o, &w, err) ||
-        !parents_decode(o, &w, err))
+        !parents_decode(o, &w, err) || !interrupted_decode(o, &w, err))
         return err_context(err, "work order");
     if (w.repository_uuid && !uuid_is_valid(w.repository_uuid)) {
         (void)err_set(err, ERR_INVALID, "repository_uuid is not a UUID");

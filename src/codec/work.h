@@ -34,6 +34,12 @@ typedef struct WorkParentDisk {
     char *backing_identity;
 } WorkParentDisk;
 
+typedef struct WorkInterrupted { // a disk of a run that may be gone on from
+    char *disk_key;
+    uint64_t size;
+    char *token; // by which its source knows that instant
+} WorkInterrupted;
+
 typedef struct WorkOrder {
     char *job_id, *vm_id, *vm_name, *repository_uuid; // repository_uuid NULL: a replication
     uint32_t cluster_size;
@@ -44,6 +50,9 @@ typedef struct WorkOrder {
     char *parent_backup_id; // NULL: none
     WorkParentDisk *parent_disks;
     size_t parent_disks_len;
+    char *interrupted_backup_id; // NULL: none
+    WorkInterrupted *interrupted_disks;
+    size_t interrupted_disks_len;
     unsigned lease_seconds;
 } WorkOrder;
 
@@ -64,6 +73,8 @@ typedef struct AnnounceDisk {
     char *lost;               // NULL: nothing was lost
     uint64_t estimated_bytes; // that changed since base_change_id
     uint64_t allocated_bytes; // that a full would move; the same as estimated_bytes where it is not sent
+    char *token;              // by which a later run may know this instant; NULL: none can
+    bool resumes;             // what changed since the work order's token of this disk can be told
 } AnnounceDisk;
 
 typedef struct Announce {
@@ -90,6 +101,7 @@ typedef struct AnnounceAnswerDisk {
     char *leaves_uri; // hashes of what the export holds already, cluster by cluster; NULL: it holds nothing that helps
     char *hash_algorithm;
     uint64_t hash_seed;
+    bool resume; // the export holds part of the interrupted run
 } AnnounceAnswerDisk;
 
 typedef struct AnnounceAnswer {
@@ -103,7 +115,7 @@ void announce_answer_clear(AnnounceAnswer *a);
 
 // ---- progress: POST …/progress, the heartbeat
 typedef struct WorkProgressDisk {
-    uint64_t disk_id, done_bytes, size, transferred_bytes, zero_bytes, changed_bytes;
+    uint64_t disk_id, done_bytes, size, transferred_bytes, zero_bytes, changed_bytes, kept_bytes;
 } WorkProgressDisk;
 
 typedef struct WorkProgress {

@@ -19,7 +19,8 @@ static json_t *disk_encode(const AnnounceDisk *d, Err *err)
         !codec_json_set_text(o, "base_change_id", d->base_change_id, err) ||
         !codec_json_set_text(o, "lost", d->lost, err) ||
         !codec_json_set_u64(o, "estimated_bytes", d->estimated_bytes, err) ||
-        !codec_json_set_u64(o, "allocated_bytes", d->allocated_bytes, err))
+        !codec_json_set_u64(o, "allocated_bytes", d->allocated_bytes, err) ||
+        !codec_json_set_text(o, "token", d->token, err) || !codec_json_set_bool(o, "resumes", d->resumes, err))
         return NULL;
     return mem_take(o);
 }
@@ -49,6 +50,7 @@ static void disk_clear(AnnounceDisk *d)
     free(d->change_id);
     free(d->base_change_id);
     free(d->lost);
+    free(d->token);
     *d = (AnnounceDisk){0};
 }
 
@@ -67,7 +69,7 @@ static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
 {
     static const char *const known[] = {"disk_key",        "disk_id",  "label",          "size", "backing_identity",
                                         "change_id",       "tracking", "base_change_id", "lost", "estimated_bytes",
-                                        "allocated_bytes", NULL};
+                                        "allocated_bytes", "token",    "resumes",        NULL};
     const char *tracking;
     bool present;
     if (!codec_json_only(o, known, err) || !work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
@@ -80,7 +82,9 @@ static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
         !work_text_opt(o, "base_change_id", CHANGEID_MAX, &d->base_change_id, err) ||
         !work_text_opt(o, "lost", ERR_DETAILS_MAX, &d->lost, err) ||
         !codec_json_u64(o, "estimated_bytes", WORK_NUMBER_MAX, &d->estimated_bytes, err) ||
-        !codec_json_u64_opt(o, "allocated_bytes", WORK_NUMBER_MAX, &d->allocated_bytes, &present, err))
+        !codec_json_u64_opt(o, "allocated_bytes", WORK_NUMBER_MAX, &d->allocated_bytes, &present, err) ||
+        !work_text_opt(o, "token", WORK_TEXT_MAX, &d->token, err) ||
+        !codec_json_bool_opt(o, "resumes", false, &d->resumes, err))
         return false;
     if (!present)
         d->allocated_bytes = d->estimated_bytes;
@@ -161,7 +165,7 @@ bool announce_answer_encode(const AnnounceAnswer *a, char **ret_text, Err *err)
             !codec_json_set_u64(disk, "disk_no", d->disk_no, err) ||
             !codec_json_set_text(disk, "mode", disk_mode_name(d->mode), err) ||
             !codec_json_set_text(disk, "reason", chain_reason_name(d->reason), err) ||
-            !codec_json_set_text(disk, "uri", d->uri, err) ||
+            !codec_json_set_text(disk, "uri", d->uri, err) || !codec_json_set_bool(disk, "resume", d->resume, err) ||
             (d->leaves_uri &&
              (!codec_json_set_text(disk, "leaves_uri", d->leaves_uri, err) ||
               !codec_json_set_text(disk, "hash_algorithm", d->hash_algorithm, err) ||
@@ -193,6 +197,7 @@ static bool answer_disk_decode(const json_t *o, AnnounceAnswerDisk *d, Err *err)
         !codec_json_u64(o, "disk_no", UINT32_MAX, &disk_no, err) || !codec_json_text(o, "mode", 32, &mode, err) ||
         !disk_mode_parse(mode, &d->mode, err) || !codec_json_text(o, "reason", 64, &reason, err) ||
         !chain_reason_parse(reason, &d->reason, err) || !work_text(o, "uri", 1, WORK_URI_MAX, &d->uri, err) ||
+        !codec_json_bool_opt(o, "resume", false, &d->resume, err) ||
         !work_text_opt(o, "leaves_uri", WORK_URI_MAX, &d->leaves_uri, err))
         return false;
     if (d->leaves_uri &&

@@ -12,7 +12,8 @@ static json_t *progress_disk_encode(const WorkProgressDisk *d, Err *err)
         !codec_json_set_u64(o, "done_bytes", d->done_bytes, err) || !codec_json_set_u64(o, "size", d->size, err) ||
         !codec_json_set_u64(o, "transferred_bytes", d->transferred_bytes, err) ||
         !codec_json_set_u64(o, "zero_bytes", d->zero_bytes, err) ||
-        !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err))
+        !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) ||
+        !codec_json_set_u64(o, "kept_bytes", d->kept_bytes, err))
         return NULL;
     return mem_take(o);
 }
@@ -41,14 +42,16 @@ void work_progress_clear(WorkProgress *p)
 
 static bool progress_disk_decode(const json_t *o, WorkProgressDisk *d, Err *err)
 {
-    static const char *const known[] = {"disk_id",    "done_bytes",    "size", "transferred_bytes",
-                                        "zero_bytes", "changed_bytes", NULL};
+    static const char *const known[] = {"disk_id",    "done_bytes",    "size",       "transferred_bytes",
+                                        "zero_bytes", "changed_bytes", "kept_bytes", NULL};
+    bool present;
     return codec_json_only(o, known, err) && codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) &&
         codec_json_u64(o, "done_bytes", WORK_NUMBER_MAX, &d->done_bytes, err) &&
         codec_json_u64(o, "size", DISK_SIZE_MAX, &d->size, err) &&
         codec_json_u64(o, "transferred_bytes", WORK_NUMBER_MAX, &d->transferred_bytes, err) &&
         codec_json_u64(o, "zero_bytes", WORK_NUMBER_MAX, &d->zero_bytes, err) &&
-        codec_json_u64(o, "changed_bytes", WORK_NUMBER_MAX, &d->changed_bytes, err);
+        codec_json_u64(o, "changed_bytes", WORK_NUMBER_MAX, &d->changed_bytes, err) &&
+        codec_json_u64_opt(o, "kept_bytes", WORK_NUMBER_MAX, &d->kept_bytes, &present, err);
 }
 
 bool work_progress_decode(const char *text, size_t n, WorkProgress *ret, Err *err)

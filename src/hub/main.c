@@ -17,7 +17,7 @@
 
 typedef struct Options {
     bool auth, help, version;
-    uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle;
+    uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint;
     char *listen, *data_dir, *run_dir, *plugin, *client;
     char *db_host, *db_name, *db_user, *db_pass;
 } Options;
@@ -123,7 +123,9 @@ static bool run(const Options *o, Err *err)
                         .chain_limit = (unsigned)o->chain_limit,
                         .lease_s = (unsigned)o->lease,
                         .claim_s = (unsigned)o->claim_timeout,
-                        .export_idle_s = (unsigned)o->export_idle};
+                        .export_idle_s = (unsigned)o->export_idle,
+                        .keep_hours = (unsigned)o->keep_interrupted,
+                        .checkpoint_mib = (unsigned)o->checkpoint};
     bool ok = hub_open(&config, &hub, err) && serve(hub, o, &signals, err);
     hub_close(hub);
     return ok;
@@ -138,7 +140,9 @@ int main(int argc, char **argv)
                  .chain_limit = CHAIN_LIMIT_DEFAULT,
                  .lease = 30,
                  .claim_timeout = 600,
-                 .export_idle = 600};
+                 .export_idle = 600,
+                 .keep_interrupted = 72,
+                 .checkpoint = 1024};
     const Opt table[] = {
         {"port", OPT_U64, &o.port, 0, 65535, "PORT", "port of the API, 0 for any free one; default 8082"},
         {"listen", OPT_TEXT, &o.listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
@@ -150,6 +154,10 @@ int main(int argc, char **argv)
         {"lease", OPT_U64, &o.lease, 2, 86400, "SECONDS", "a client silent for longer has failed; default 30"},
         {"claim-timeout", OPT_U64, &o.claim_timeout, 1, 86400, "SECONDS", "for a job that nobody claims; default 600"},
         {"export-idle", OPT_U64, &o.export_idle, 1, 86400, "SECONDS", "for an export that nobody reads; default 600"},
+        {"keep-interrupted", OPT_U64, &o.keep_interrupted, 0, 8760, "HOURS",
+         "what a failed backup left, for the next to go on from; default 72"},
+        {"checkpoint-mib", OPT_U64, &o.checkpoint, 1, 1048576, "N",
+         "MiB after which an interrupted backup can go on; default 1024"},
         {"plugin", OPT_TEXT, &o.plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
         {"client", OPT_TEXT, &o.client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
         {"db-host", OPT_TEXT, &o.db_host, 0, 0, "HOST", "MariaDB; not supported yet. Without it: embedded SQLite"},

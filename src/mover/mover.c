@@ -67,7 +67,8 @@ struct Mover {
     Err error;                     // the first
 };
 
-static const char *const verbs[] = {"writing", "zeroing", "confirming", "keeping", "flushing"};
+static const char *const verbs[] = {"writing", "zeroing", "confirming", "confirming the interrupted backup's",
+                                    "flushing"};
 
 // ---- completions
 

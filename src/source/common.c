@@ -53,6 +53,14 @@ const SourceParent *source_parent(const SourceRequest *req, const char *key)
     return NULL;
 }
 
+const SourceInterrupted *source_interrupted(const SourceRequest *req, const char *key)
+{
+    for (size_t i = 0; i < req->interrupted_len; i++)
+        if (str_eq(req->interrupted[i].disk_key, key))
+            return &req->interrupted[i];
+    return NULL;
+}
+
 bool source_cancelled(const SourceRequest *req)
 {
     return req->cancel && atomic_load(req->cancel);

@@ -16,6 +16,8 @@ bool source_is_excluded(const SourceRequest *req, const char *key);
 bool source_leave_out(Source *s, const char *key, Err *err) must_check;
 // The parent's entry for this key; NULL: the parent has no such disk.
 const SourceParent *source_parent(const SourceRequest *req, const char *key);
+// The interrupted run's entry for this key; NULL: there is none.
+const SourceInterrupted *source_interrupted(const SourceRequest *req, const char *key);
 
 bool source_cancelled(const SourceRequest *req);
 

@@ -12,6 +12,7 @@ void source_disk_clear(SourceDisk *d)
     free(d->change_id);
     free(d->base_change_id);
     free(d->lost);
+    free(d->token);
     *d = (SourceDisk){0};
 }
 

@@ -17,6 +17,12 @@ typedef struct SourceParent { // one disk of the parent point
     uint64_t size;
 } SourceParent;
 
+typedef struct SourceInterrupted { // one disk of a run that did not come to its end
+    const char *disk_key;
+    uint64_t size;
+    const char *token;
+} SourceInterrupted;
+
 typedef struct SourceRequest {
     const char *job_id;
     const char *vm_id; // UUID
@@ -25,6 +31,8 @@ typedef struct SourceRequest {
     const char *const *excluded; // disk keys, NULL-terminated; may be NULL
     const SourceParent *parents; // empty for a full
     size_t parents_len;
+    const SourceInterrupted *interrupted; // which may be gone on from (docs/internals/resume.md)
+    size_t interrupted_len;
     const char *scratch;       // folder for scratch images; NULL: the source's default
     const atomic_bool *cancel; // looked at while waiting
 } SourceRequest;
@@ -41,6 +49,8 @@ typedef struct SourceDisk {
     char *lost;               // why there is none, for people; NULL when there is, or no parent
     uint64_t allocated_bytes; // data that a full would move; size if unknown
     uint64_t estimated_bytes; // dirty bytes since base_change_id; without one, allocated_bytes
+    char *token;              // by which a later run can tell what changed since this instant; NULL: none can
+    bool resumes;             // since() works: the interrupted run's token is one that can be compared with
 } SourceDisk;
 
 typedef struct Source Source;
@@ -53,6 +63,9 @@ typedef struct SourceOps {
     bool (*open)(const SourceRequest *req, Source **ret, Err *err);
     // An end to read disk i from; with_changes: its extents() gives the change set since base_change_id.
     bool (*blocks)(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err);
+    // What changed since the interrupted run, of a disk that `resumes`: an end whose extents() gives it as `changed`.
+    // NULL: nothing did.
+    bool (*since)(Source *s, size_t disk, Blocks **ret, Err *err);
     // After the last read, before `complete`: does the frozen view still stand? (safety rules 9, 11)
     bool (*intact)(Source *s, Err *err);
     // Ends the frozen view: no export, scratch image, job or frozen filesystem stays. completed: the hub has recorded

@@ -182,10 +182,43 @@ bool store_backup_end(Store *s, const char *id, const char *status, const char *
     return run_step(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id)), ret_done, err);
 }
 
-bool store_backup_uncleaned(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
+bool store_backup_uncleaned(Store *s, int64_t kept_since_us, StoreBackup **ret, size_t *ret_len, Err *err)
 {
-    return store_all(s, &tables_backup, "WHERE status IN ('failed', 'cancelled') AND attempt IS NOT NULL", DB_NO_ARGS,
-                     (void **)ret, ret_len, err);
+    char since[CLOCK_TEXT];
+    clock_format(kept_since_us, since);
+    return store_all(s, &tables_backup,
+                     "WHERE status IN ('failed', 'cancelled') AND attempt IS NOT NULL"
+                     " AND (resumable = 0 OR completed_at < ?)",
+                     DB_ARGS(DB_T(since)), (void **)ret, ret_len, err);
+}
+
+#define RESUMABLE "status = 'failed' AND resumable <> 0 AND attempt IS NOT NULL"
+
+bool store_backup_resumable(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_backup, "WHERE " RESUMABLE, DB_NO_ARGS, (void **)ret, ret_len, err);
+}
+
+bool store_backup_interrupted(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,
+                              Err *err)
+{
+    return store_one(s, &tables_backup,
+                     "WHERE repository_id = ? AND vm_id = ? AND " RESUMABLE " ORDER BY sequence DESC LIMIT 1",
+                     DB_ARGS(DB_N(repository_id), DB_T(vm_id)), ret, ret_found, err);
+}
+
+bool store_backup_set_resumable(Store *s, const char *id, bool resumable, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET resumable = ? WHERE id = ?", DB_ARGS(DB_N(resumable), DB_T(id)), NULL,
+                     err);
+}
+
+bool store_backup_forget_interrupted(Store *s, int64_t repository_id, const char *vm_id, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_jobs SET resumable = 0 WHERE vm_id = ? AND (? = 0 OR repository_id = ?)"
+                     " AND resumable <> 0",
+                     DB_ARGS(DB_T(vm_id), DB_N(repository_id), DB_N(repository_id)), NULL, err);
 }
 
 bool store_backup_cleaned(Store *s, const char *id, Err *err)
@@ -198,11 +231,11 @@ bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
     return store_run(s,
                      "UPDATE backup_jobs SET parent_id = ?, sequence = ?, backup_type = ?, reason = ?, reason_text = ?,"
                      " context = ?, stem = ?, attempt = ?, partial = ?, left_out = ?, consistency = ?,"
-                     " consistency_detail = ?, total_bytes = ? WHERE id = ?",
+                     " consistency_detail = ?, total_bytes = ?, resumed_from = ? WHERE id = ?",
                      DB_ARGS(DB_T(b->parent_id), DB_N(b->sequence), DB_T(b->backup_type), DB_T(b->reason),
                              DB_T(b->reason_text), DB_T(b->context), DB_T(b->stem), DB_T(b->attempt), DB_N(b->partial),
                              DB_T(b->left_out), DB_T(b->consistency), DB_T(b->consistency_detail), DB_N(b->total_bytes),
-                             DB_T(b->id)),
+                             DB_T(b->resumed_from), DB_T(b->id)),
                      NULL, err);
 }
 
@@ -323,20 +356,21 @@ bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
 {
     return store_run(s,
                      "UPDATE backup_disks SET exporter_pid = ?, exporter_start = ?, socket = ?, control = ?,"
-                     " export_name = ? WHERE backup_id = ? AND disk_key = ?",
+                     " export_name = ?, resumed = ? WHERE backup_id = ? AND disk_key = ?",
                      DB_ARGS(DB_N(d->exporter_pid), DB_N(d->exporter_start), DB_T(d->socket), DB_T(d->control),
-                             DB_T(d->export_name), DB_T(d->backup_id), DB_T(d->disk_key)),
+                             DB_T(d->export_name), DB_N(d->resumed), DB_T(d->backup_id), DB_T(d->disk_key)),
                      NULL, err);
 }
 
 bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err)
 {
     return store_run(s,
-                     "UPDATE backup_disks SET done_bytes = ?, transferred_bytes = ?, zero_bytes = ?, changed_bytes = ?"
-                     " WHERE backup_id = ? AND disk_id = ?"
+                     "UPDATE backup_disks SET done_bytes = ?, transferred_bytes = ?, zero_bytes = ?, changed_bytes = ?,"
+                     " kept_bytes = ? WHERE backup_id = ? AND disk_id = ?"
                      " AND EXISTS (SELECT 1 FROM backup_jobs WHERE id = ? AND status = 'running')",
                      DB_ARGS(DB_N(d->done_bytes), DB_N(d->transferred_bytes), DB_N(d->zero_bytes),
-                             DB_N(d->changed_bytes), DB_T(d->backup_id), DB_N(d->disk_id), DB_T(d->backup_id)),
+                             DB_N(d->changed_bytes), DB_N(d->kept_bytes), DB_T(d->backup_id), DB_N(d->disk_id),
+                             DB_T(d->backup_id)),
                      NULL, err);
 }
 

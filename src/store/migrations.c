@@ -56,6 +56,11 @@ static const char *const steps[] = {
     "CREATE TABLE replication_change_ids (id INTEGER PRIMARY KEY AUTOINCREMENT, job_id VARCHAR(300) NOT NULL REFERENCES"
     " replication_jobs (id) ON DELETE CASCADE, disk_id BIGINT NOT NULL, change_id VARCHAR(255) NOT NULL,"
     " recorded_at VARCHAR(32) NOT NULL)",
+    /* 12 */ "ALTER TABLE backup_jobs ADD COLUMN resumed_from VARCHAR(300)",
+    /* 13 */ "ALTER TABLE backup_jobs ADD COLUMN resumable INTEGER NOT NULL DEFAULT 0",
+    /* 14 */ "ALTER TABLE backup_disks ADD COLUMN token TEXT",
+    /* 15 */ "ALTER TABLE backup_disks ADD COLUMN resumed INTEGER NOT NULL DEFAULT 0",
+    /* 16 */ "ALTER TABLE backup_disks ADD COLUMN kept_bytes BIGINT NOT NULL DEFAULT 0",
 };
 
 static bool run_step(Db *db, unsigned version, Err *err)

@@ -88,6 +88,8 @@ typedef struct StoreBackup {
     int64_t client_pid;
     uint64_t client_start;
     int64_t last_seen_us, created_us, started_us, completed_us;
+    char *resumed_from; // the interrupted job that it goes on from
+    bool resumable;     // failed, and its partial images are kept: the next job may go on from them
 } StoreBackup;
 
 typedef struct StoreDisk {
@@ -103,6 +105,9 @@ typedef struct StoreDisk {
     int64_t exporter_pid;
     uint64_t exporter_start;
     char *socket, *control, *export_name; // of the exporter while it runs
+    char *token;                          // by which the source knows this instant; NULL: it would not
+    bool resumed;                         // it goes on from the interrupted job's image
+    uint64_t kept_bytes;                  // of that, and neither read nor sent again
 } StoreDisk;
 
 typedef struct StoreBackupFilter {
@@ -139,11 +144,19 @@ bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now
 bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details,
                       int64_t now_us, bool *ret_done, Err *err)
     must_check; // to failed or cancelled, from any state that is not final
-// Failed and cancelled jobs whose attempt may have left files: their repository was away.
-bool store_backup_uncleaned(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+// Failed and cancelled jobs whose attempt may have left files that nobody goes on from (any more): those that are
+// resumable only if they ended before kept_since_us.
+bool store_backup_uncleaned(Store *s, int64_t kept_since_us, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+bool store_backup_resumable(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // all
+// The newest of them of the VM in the repository.
+bool store_backup_interrupted(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,
+                              Err *err) must_check;
+bool store_backup_set_resumable(Store *s, const char *id, bool resumable, Err *err) must_check;
+// Of the VM in the repository (0: in any), nobody goes on from.
+bool store_backup_forget_interrupted(Store *s, int64_t repository_id, const char *vm_id, Err *err) must_check;
 bool store_backup_cleaned(Store *s, const char *id, Err *err) must_check;
 bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
-    must_check; // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency
+    must_check; // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency, resumed_from
 bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check; // started now
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err) must_check;
 bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err) must_check;
@@ -163,7 +176,7 @@ bool store_disk_add(Store *s, const StoreDisk *d, Err *err) must_check;
 bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *ret_len, Err *err)
     must_check; // by disk_no
 bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
-    must_check; // pid, start, socket, control, export_name
+    must_check; // pid, start, socket, control, export_name, resumed
 // Only while the job is running: from committing on the rows are what the commit record is made of.
 bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err) must_check;
 bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)

@@ -96,6 +96,8 @@ static const DbColumn backup_columns[] = {
     C(created_us, "created_at", DB_TIME),
     C(started_us, "started_at", DB_TIME),
     C(completed_us, "completed_at", DB_TIME),
+    C(resumed_from, "resumed_from", DB_TEXT),
+    C(resumable, "resumable", DB_BOOL),
 };
 #undef C
 const DbTable tables_backup = {"backup_jobs", backup_columns, ARRAY_LEN(backup_columns), sizeof(StoreBackup)};
@@ -136,6 +138,9 @@ static const DbColumn disk_columns[] = {
     C(socket, "socket", DB_TEXT),
     C(control, "control", DB_TEXT),
     C(export_name, "export_name", DB_TEXT),
+    C(token, "token", DB_TEXT),
+    C(resumed, "resumed", DB_BOOL),
+    C(kept_bytes, "kept_bytes", DB_U64),
 };
 #undef C
 const DbTable tables_disk = {"backup_disks", disk_columns, ARRAY_LEN(disk_columns), sizeof(StoreDisk)};

@@ -71,6 +71,13 @@ static bool open_source(Job *j, Err *err)
                                     .backing_identity = d->backing_identity,
                                     .size = d->size};
     }
+    cleanup_free SourceInterrupted *interrupted = mem_calloc(o->interrupted_disks_len, sizeof(*interrupted), err);
+    if (!interrupted)
+        return false;
+    for (size_t i = 0; i < o->interrupted_disks_len; i++) {
+        const WorkInterrupted *d = &o->interrupted_disks[i];
+        interrupted[i] = (SourceInterrupted){.disk_key = d->disk_key, .size = d->size, .token = d->token};
+    }
     for (size_t i = 0; i < o->excluded_disks_len; i++)
         excluded[i] = o->excluded_disks[i];
     SourceRequest r = {.job_id = j->spec->job_id,
@@ -80,6 +87,8 @@ static bool open_source(Job *j, Err *err)
                        .excluded = excluded,
                        .parents = parents,
                        .parents_len = o->parent_disks_len,
+                       .interrupted = interrupted,
+                       .interrupted_len = o->interrupted_disks_len,
                        .scratch = j->spec->scratch,
                        .cancel = j->spec->stop};
     if (!ops->open(&r, &j->source, err))
@@ -104,7 +113,9 @@ static bool fill_announce(const Job *j, AnnounceDisk *disks, Announce *ret, Err 
                                   .base_change_id = d->base_change_id,
                                   .lost = d->lost,
                                   .estimated_bytes = d->estimated_bytes,
-                                  .allocated_bytes = d->allocated_bytes};
+                                  .allocated_bytes = d->allocated_bytes,
+                                  .token = d->token,
+                                  .resumes = d->resumes};
     }
     char *consistency = mem_strdup(s->consistency, err);
     if (!consistency)
@@ -177,7 +188,8 @@ static bool announce(Job *j, Err *err)
     for (size_t i = 0; i < j->disks_len; i++)
         log_info("disk announced", LOG_STR("job", j->spec->job_id), LOG_STR("disk", j->disks[i].source->key),
                  LOG_NUM("size", j->disks[i].source->size), LOG_STR("mode", disk_mode_name(j->disks[i].answer->mode)),
-                 LOG_STR("reason", chain_reason_name(j->disks[i].answer->reason)));
+                 LOG_STR("reason", chain_reason_name(j->disks[i].answer->reason)),
+                 LOG_STR("goes_on_from", j->disks[i].answer->resume ? j->order.interrupted_backup_id : ""));
     return true;
 }
 

@@ -8,8 +8,9 @@
 typedef struct Copy {
     Job *job;
     JobDisk *disk;
-    Blocks *from, *to; // owned
-    MoverKnown known;  // its leaves, owned; NULL: everything travels
+    Blocks *from, *to;  // owned
+    MoverKnown known;   // its leaves, owned; NULL: everything travels
+    MoverResume resume; // its end, owned; NULL: nothing changed since
     pthread_t thread;
     bool started;
 } Copy;
@@ -26,12 +27,14 @@ static void log_copied(const Copy *c, const MoverResult *r)
 {
     log_info("disk copied", LOG_STR("job", c->job->spec->job_id), LOG_STR("disk", c->disk->source->key),
              LOG_STR("mode", disk_mode_name(c->disk->answer->mode)), LOG_NUM("size", c->disk->source->size),
-             LOG_NUM("transferred_bytes", r->total.transferred_bytes), LOG_NUM("zero_bytes", r->total.zero_bytes));
+             LOG_NUM("transferred_bytes", r->total.transferred_bytes), LOG_NUM("zero_bytes", r->total.zero_bytes),
+             LOG_NUM("kept_bytes", r->total.kept_bytes));
 }
 
 static void close_ends(Copy *c)
 {
     blocks_cleanup(&c->known.leaves);
+    blocks_cleanup(&c->resume.since);
     blocks_cleanup(&c->to);
     blocks_cleanup(&c->from);
 }
@@ -49,6 +52,7 @@ static void *copy_thread(void *ctx)
         .cluster_size = j->order.cluster_size,
         .plan = c->disk->answer->mode == DISK_TRACKED ? MOVER_TRACKED : MOVER_ALL,
         .known = c->known.leaves ? &c->known : NULL,
+        .resume = c->disk->answer->resume ? &c->resume : NULL,
         .cancel = j->spec->stop,
         .progress = on_progress,
         .progress_ctx = c,
@@ -88,11 +92,17 @@ static bool open_ends(Copy *c, size_t index, Err *err)
 {
     Source *source = c->job->source;
     bool tracked = c->disk->answer->mode == DISK_TRACKED;
-    NbdSpec nbd = {.uri = c->disk->answer->uri, .connections = c->job->spec->connections, .timeout_ms = CONNECT_MS};
+    bool resume = c->disk->answer->resume;
+    NbdSpec nbd = {.uri = c->disk->answer->uri,
+                   .connections = c->job->spec->connections,
+                   .require_zeros = resume, // what it holds of the interrupted backup
+                   .timeout_ms = CONNECT_MS};
+    if (resume && !c->disk->source->resumes)
+        return err_set(err, ERR_PROTOCOL, "the hub goes on from a backup that the source cannot compare with");
     if (tracked && !c->disk->source->base_change_id)
         return err_set(err, ERR_PROTOCOL, "the hub wants only changes, and the source has no change set");
     return source->ops->blocks(source, index, tracked, &c->from, err) && nbd_blocks_open(&nbd, &c->to, err) &&
-        open_leaves(c, err);
+        (!resume || source->ops->since(source, index, &c->resume.since, err)) && open_leaves(c, err);
 }
 
 static bool copy_start(Copy *c, size_t index, Err *err)

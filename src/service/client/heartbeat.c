@@ -31,7 +31,8 @@ static bool snapshot(Job *j, WorkProgress *ret, bool *ret_recording, Err *err)
                                       .size = j->disks[i].source->size,
                                       .transferred_bytes = p->transferred_bytes,
                                       .zero_bytes = p->zero_bytes,
-                                      .changed_bytes = p->changed_bytes};
+                                      .changed_bytes = p->changed_bytes,
+                                      .kept_bytes = p->kept_bytes};
     }
     pthread_mutex_unlock(&j->lock);
     *ret = (WorkProgress){.disks = disks, .disks_len = n, .phase = text};

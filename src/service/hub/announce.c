@@ -7,6 +7,7 @@
 #include "service/hub/internal.h"
 
 #include <stdio.h>
+#include <sys/stat.h>
 
 #define SPACE_RESERVE (UINT64_C(64) << 20)
 
@@ -20,14 +21,19 @@ typedef struct Plan { // of one announce call
     char slug_stem[NAME_STEM];
     StoreDisk *disks;
     size_t disks_len;
-    EngineConfig *configs; // same index
-    bool begun;            // past the checks that change nothing
+    EngineConfig *configs;   // same index
+    StoreBackup interrupted; // whose images may be gone on from; no id: none's
+    StoreDisk *interrupted_disks;
+    size_t interrupted_len;
+    bool begun; // past the checks that change nothing
 } Plan;
 
 static void plan_clear(Plan *p)
 {
     STORE_LIST_FREE(p->disks, p->disks_len, store_disk_clear);
     free(p->configs);
+    STORE_LIST_FREE(p->interrupted_disks, p->interrupted_len, store_disk_clear);
+    store_backup_clear(&p->interrupted);
     hub_points_clear(&p->points);
     repo_clear(&p->repo);
     store_repository_clear(&p->repository);
@@ -127,6 +133,36 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, cons
     return ok;
 }
 
+static bool same_text(const char *a, const char *b)
+{
+    return (!a && !b) || (a && b && strcmp(a, b) == 0);
+}
+
+// The same disk, on the same parent, of which the source can tell what changed: then the interrupted job's image is gone
+// on from. docs/internals/resume.md.
+static bool plan_resume(Plan *p, const AnnounceDisk *a, StoreDisk *d, EngineConfig *c, Err *err)
+{
+    const StoreDisk *old = row_of(p->interrupted_disks, p->interrupted_len, a->disk_key);
+    if (!c->journal || !a->resumes || !old || !old->token || old->size != d->size || !same_text(old->mode, d->mode) ||
+        old->disk_no != d->disk_no || !same_text(old->parent_backup_id, d->parent_backup_id) ||
+        !same_text(p->interrupted.context, p->b.context))
+        return true;
+    if (!hub_resume_paths(&p->repo, &p->interrupted, old, &c->resume_image, &c->resume_journal, err))
+        return false;
+    d->resumed = file_exists(c->resume_image) && file_exists(c->resume_journal);
+    if (d->resumed)
+        return mem_replace(&p->b.resumed_from, p->interrupted.id, err);
+    return mem_replace(&c->resume_image, NULL, err) && mem_replace(&c->resume_journal, NULL, err);
+}
+
+static bool find_interrupted(Plan *p, Err *err)
+{
+    bool found = false;
+    return p->h->keep_hours == 0 ||
+        (store_backup_interrupted(p->h->store, p->b.repository_id, p->b.vm_id, &p->interrupted, &found, err) &&
+         (!found || store_disk_list(p->h->store, p->interrupted.id, &p->interrupted_disks, &p->interrupted_len, err)));
+}
+
 static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, const StoreBackup *point, Err *err)
 {
     StoreDisk *d = &p->disks[p->disks_len];
@@ -137,7 +173,7 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, c
     bool ok = mem_replace(&d->backup_id, p->b.id, err) && mem_replace(&d->disk_key, a->disk_key, err) &&
         mem_replace(&d->label, a->label, err) && mem_replace(&d->backing_identity, a->backing_identity, err) &&
         mem_replace(&d->change_id, a->change_id, err) && mem_replace(&d->tracking, a->tracking, err) &&
-        number(p, a, d, err) && decide(p, a, parent, point, d, c, err) &&
+        mem_replace(&d->token, a->token, err) && number(p, a, d, err) && decide(p, a, parent, point, d, c, err) &&
         repo_disk_folder(&p->repo, p->b.context, (unsigned)d->disk_no, &folder, err);
     if (!ok)
         return err_context(err, "disk %s", a->disk_key);
@@ -151,8 +187,13 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, c
     c->hash_seed = p->repo.info.hash.seed;
     c->image = d->image ? mem_printf(err, "%s/%s.partial-%s", folder, d->image, p->b.attempt) : NULL;
     c->hashes = d->hashes ? mem_printf(err, "%s/%s.partial-%s", folder, d->hashes, p->b.attempt) : NULL;
+    c->checkpoint_bytes = p->h->checkpoint_bytes;
+    if (p->h->keep_hours > 0 && a->token &&
+        !(c->journal = mem_printf(err, "%s/%s-%s.journal.partial-%s", folder, p->b.stem, kind, p->b.attempt)))
+        return false;
     return c->image && c->hashes &&
-        mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
+        mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err) &&
+        plan_resume(p, a, d, c, err);
 }
 
 // What a disk will store, as far as anybody can tell before: a comparison finds that out as it goes.
@@ -172,10 +213,17 @@ static bool check_space(const Plan *p, const Announce *a, Err *err)
     uint64_t need = SPACE_RESERVE, free_bytes, total;
     for (size_t i = 0; i < a->disks_len; i++) {
         uint64_t bytes = bytes_needed(&a->disks[i], p->configs[i].mode);
+        struct stat st; // what is there already
+        if (p->configs[i].resume_image && lstat(p->configs[i].resume_image, &st) == 0)
+            bytes -= MIN(bytes, (uint64_t)st.st_blocks * 512);
         if (!add_u64(need, bytes, &need) || !add_u64(need, bytes / 64, &need))
             return err_set(err, ERR_INVALID, "the disks' sizes are out of range");
     }
     if (!file_space(p->repo.path, &free_bytes, &total, err))
+        return false;
+    if (free_bytes < need &&
+        (!hub_resume_make_way(p->h, p->b.repository_id, p->b.vm_id, err) ||
+         !file_space(p->repo.path, &free_bytes, &total, err)))
         return false;
     char want[STR_SIZE_MAX], have[STR_SIZE_MAX];
     str_size(need, want);
@@ -266,7 +314,7 @@ static bool plan_disks(Plan *p, const Announce *a, Err *err)
     StoreDisk *rows = NULL;
     size_t rows_len = 0;
     bool all_full = true;
-    bool ok = (p->disks = mem_calloc(a->disks_len, sizeof(*p->disks), err)) &&
+    bool ok = find_interrupted(p, err) && (p->disks = mem_calloc(a->disks_len, sizeof(*p->disks), err)) &&
         (p->configs = mem_calloc(a->disks_len, sizeof(*p->configs), err)) &&
         (!p->b.parent_id ||
          (store_backup_get(p->h->store, p->b.parent_id, &parent, err) &&
@@ -291,6 +339,7 @@ static bool answer_disk(const Plan *p, const StoreDisk *d, AnnounceAnswer *answe
     AnnounceAnswerDisk *a = &answer->disks[answer->disks_len++];
     a->disk_id = d->disk_id;
     a->disk_no = (unsigned)d->disk_no;
+    a->resume = d->resumed;
     if (!disk_mode_parse(d->mode, &a->mode, err) || !chain_reason_parse(d->reason, &a->reason, err) ||
         !mem_replace(&a->disk_key, d->disk_key, err) || !(a->uri = exporter_uri(d->socket, d->export_name, err)))
         return false;
@@ -303,6 +352,24 @@ static bool answer_disk(const Plan *p, const StoreDisk *d, AnnounceAnswer *answe
         mem_replace(&a->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err);
 }
 
+static bool start_one(Plan *p, StoreDisk *d, EngineConfig *c, Exporter *x, Err *err)
+{
+    Err why = ERR_INIT;
+    if (exporter_start(p->h->run_dir, p->h->plugin, "disk", c, x, &why))
+        return true;
+    if (!c->resume_image || why.code == ERR_CANCELLED) {
+        *err = why;
+        return false;
+    }
+    // what an interrupted job left cannot be used: from the start, then
+    log_warn("a backup does not go on from the interrupted one", LOG_STR("job", p->b.id), LOG_STR("disk", d->disk_key),
+             LOG_ERR(&why));
+    d->resumed = false;
+    return file_unlink(c->image, err) && file_unlink(c->hashes, err) && file_unlink(c->journal, err) &&
+        mem_replace(&c->resume_image, NULL, err) && mem_replace(&c->resume_journal, NULL, err) &&
+        exporter_start(p->h->run_dir, p->h->plugin, "disk", c, x, err);
+}
+
 static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
 {
     Running *r = p->running;
@@ -313,7 +380,7 @@ static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
     for (size_t i = 0; i < p->disks_len; i++) {
         StoreDisk *d = &p->disks[i];
         Exporter *x = &r->exporters[i];
-        if (!exporter_start(p->h->run_dir, p->h->plugin, "disk", &p->configs[i], x, err))
+        if (!start_one(p, d, &p->configs[i], x, err))
             return err_context(err, "disk %s", d->disk_key);
         r->exporters_len++;
         d->exporter_pid = x->proc.pid;
@@ -323,7 +390,8 @@ static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
             !answer_disk(p, d, answer, err))
             return false;
     }
-    return true;
+    // what was not taken over goes
+    return !p->interrupted.id || store_backup_set_resumable(p->h->store, p->interrupted.id, false, err);
 }
 
 static bool insert_disks(Plan *p, Err *err)

@@ -136,7 +136,8 @@ static bool commit(Hub *h, const char *id, bool *ret_files, Err *err)
     // now the point exists; the database follows
     if (ok && store_begin(h->store, err)) {
         if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err) &&
-            hub_inherit_damage(h, id, disks, len, err)) {
+            hub_inherit_damage(h, id, disks, len, err) &&
+            store_backup_forget_interrupted(h->store, b.repository_id, b.vm_id, err)) {
             ok = store_commit(h->store, err);
         } else {
             store_rollback(h->store);

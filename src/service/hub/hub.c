@@ -112,6 +112,8 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     h->lease_s = config->lease_s;
     h->claim_s = config->claim_s;
     h->export_idle_s = config->export_idle_s;
+    h->keep_hours = config->keep_hours;
+    h->checkpoint_bytes = (uint64_t)config->checkpoint_mib << 20;
     pthread_condattr_t attr;
     (void)pthread_condattr_init(&attr); // cannot fail on Linux
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

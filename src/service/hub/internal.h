@@ -29,6 +29,8 @@ struct Hub {
     char *data_dir, *run_dir, *plugin, *client, *log_dir;
     char *_Atomic url; // NULL until hub_set_url(); the supervisor looks at it
     unsigned max_jobs, chain_limit, lease_s, claim_s, export_idle_s;
+    unsigned keep_hours; // partial images of failed jobs, to go on from; 0: none
+    uint64_t checkpoint_bytes;
     int lock_fd, run_lock_fd;
     pthread_mutex_t lock; // of the members below
     pthread_cond_t changed;
@@ -65,6 +67,19 @@ void hub_wake(Hub *h); // the supervisor looks at once
 bool hub_commit(Hub *h, Running *r, Err *err) must_check;
 // Has a job's record its final name? ERR_UNAVAILABLE where the repository is away.
 bool hub_point_stands(Hub *h, const char *id, bool *ret_stands, Err *err) must_check;
+
+// ---- resume.c: partial images that the next job may go on from. docs/internals/resume.md.
+// What an exporter that lives has received becomes durable, as far as it answers soon.
+void hub_resume_checkpoint(const Running *r);
+// Has the job's attempt left anything to go on from? False where the repository is away.
+bool hub_resume_is_possible(Hub *h, const StoreBackup *b);
+// Of all VMs in the repository but `vm_id`'s: where room is short, what may be of use later makes way.
+bool hub_resume_make_way(Hub *h, int64_t repository_id, const char *vm_id, Err *err) must_check;
+// Into the work order: the newest interrupted job of the VM in the repository.
+bool hub_resume_order(Hub *h, const StoreBackup *b, WorkOrder *w, Err *err) must_check;
+// Paths of an attempt's partial files of one disk, NULL without an attempt. journal of "x-full.qcow2": "x-full.journal".
+bool hub_resume_paths(const Repo *repo, const StoreBackup *b, const StoreDisk *d, char **ret_image, char **ret_journal,
+                      Err *err) must_check;
 
 // ---- supervisor.c
 bool hub_supervisor_start(Hub *h, Err *err) must_check;

@@ -315,10 +315,17 @@ static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBa
         log_warn("repository not available", LOG_STR("name", row->name), LOG_ERR(&away));
         return true;
     }
-    const char **keep = mem_calloc(jobs_len, sizeof(*keep), err);
-    size_t keep_len = 0;
-    if (!keep)
+    StoreBackup *kept = NULL; // which a next job may go on from
+    size_t keep_len = 0, kept_len = 0;
+    if (!store_backup_resumable(h->store, &kept, &kept_len, err))
         return false;
+    const char **keep = mem_calloc(jobs_len + kept_len, sizeof(*keep), err);
+    if (!keep) {
+        STORE_LIST_FREE(kept, kept_len, store_backup_clear);
+        return false;
+    }
+    for (size_t i = 0; i < kept_len; i++)
+        keep[keep_len++] = kept[i].attempt;
     for (size_t i = 0; i < jobs_len; i++)
         if (jobs[i].attempt)
             keep[keep_len++] = jobs[i].attempt;
@@ -336,6 +343,7 @@ static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBa
         log_error("damaged record", LOG_STR("path", scan.problems[i].path), LOG_ERR(&scan.problems[i].error));
     repo_scan_clear(&scan);
     free(keep);
+    STORE_LIST_FREE(kept, kept_len, store_backup_clear);
     return true;
 }
 

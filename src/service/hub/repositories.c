@@ -217,7 +217,7 @@ static bool in_use(const StoreBackup *jobs, size_t n, const char *path)
 }
 
 static bool scan_answer(const StoreRepository *r, const RepoScan *scan, const StoreBackup *jobs, size_t jobs_len,
-                        ScanCounts *counts, json_t **ret, Err *err)
+                        const StoreBackup *kept, size_t kept_len, ScanCounts *counts, json_t **ret, Err *err)
 {
     char id[24];
     (void)snprintf(id, sizeof(id), "%lld", (long long)r->id);
@@ -232,7 +232,8 @@ static bool scan_answer(const StoreRepository *r, const RepoScan *scan, const St
         ok = codec_json_push(problems, p, err) && ok;
     }
     for (size_t i = 0; ok && i < scan->orphans_len; i++)
-        ok = in_use(jobs, jobs_len, scan->orphans[i]) || codec_json_push(orphans, json_string(scan->orphans[i]), err);
+        ok = in_use(jobs, jobs_len, scan->orphans[i]) || in_use(kept, kept_len, scan->orphans[i]) ||
+            codec_json_push(orphans, json_string(scan->orphans[i]), err);
     ok = ok && codec_json_set_text(o, "repository_id", id, err) && codec_json_set_u64(o, "added", counts->added, err) &&
         codec_json_set_u64(o, "unchanged", counts->unchanged, err);
     ok = codec_json_set(o, "missing", json_incref(counts->missing), err) && ok;
@@ -251,15 +252,17 @@ bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err)
     StoreRepository cleanup_repository r = {0};
     Repo cleanup_repo repo = {0};
     RepoScan scan = {0};
-    StoreBackup *jobs = NULL;
-    size_t jobs_len = 0;
+    StoreBackup *jobs = NULL, *kept = NULL; // kept: to be gone on from
+    size_t jobs_len = 0, kept_len = 0;
     ScanCounts counts = {.missing = json_array(), .refused = json_array()};
     bool ok = ((counts.missing && counts.refused) || err_no_memory(err)) &&
         store_repository_find(h->store, repository, &r, err) && hub_repo_open(h, &r, &repo, err) &&
         repo_scan(&repo, &scan, err) && hub_catalogue_update(h, &r, &repo, &scan, &counts, err) &&
         store_backup_active(h->store, &jobs, &jobs_len, err) &&
-        scan_answer(&r, &scan, jobs, jobs_len, &counts, ret, err);
+        store_backup_resumable(h->store, &kept, &kept_len, err) &&
+        scan_answer(&r, &scan, jobs, jobs_len, kept, kept_len, &counts, ret, err);
     STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
+    STORE_LIST_FREE(kept, kept_len, store_backup_clear);
     repo_scan_clear(&scan);
     json_decref(counts.missing);
     json_decref(counts.refused);

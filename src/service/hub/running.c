@@ -141,15 +141,21 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
         return false;
     r->cancel_by_ms = r->silent_ms = 0;
     stop_client(r, keep_client, b.cancel_requested ? 0 : CLIENT_TERM_MS); // a cancel has asked it already
-    // nothing of theirs is of use any more; one that hangs is not waited for
+    bool failed = strcmp(status, "failed") == 0;
+    if (failed && h->keep_hours > 0)
+        hub_resume_checkpoint(r);
+    // nothing else of theirs is of use any more; one that hangs is not waited for
     for (size_t i = 0; i < r->exporters_len; i++)
         exporter_kill(&r->exporters[i]);
     hub_running_stop_exporters(r);
 
     // the partial images go before the row says so; a repository that is away now is cleaned when it is back
     Err aborting = ERR_INIT;
-    bool clean = hub_remove_partial(h, &b, &aborting);
-    if (!clean)
+    bool keep = failed && h->keep_hours > 0 && hub_resume_is_possible(h, &b);
+    if (keep && !store_backup_set_resumable(h->store, r->id, true, err))
+        return false;
+    bool clean = !keep && hub_remove_partial(h, &b, &aborting);
+    if (!clean && !keep)
         log_warn("partial images of a job could not be removed; that is tried again", LOG_STR("job", r->id),
                  LOG_ERR(&aborting));
     // the API shows these for as long as the row is there: bytes that are no text must not get in
@@ -163,6 +169,6 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
         return false;
     if (ended)
         log_info("job ended", LOG_STR("job", r->id), LOG_STR("status", status), LOG_STR("error", error),
-                 LOG_STR("details", details));
+                 LOG_STR("details", details), LOG_STR("kept", keep ? "the next backup can go on from it" : ""));
     return true;
 }

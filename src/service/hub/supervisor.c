@@ -253,13 +253,14 @@ static void look_at_exports(Hub *h)
     STORE_LIST_FREE(rows, len, store_export_clear);
 }
 
-// What jobs left in a repository that was away when they ended.
+// What jobs left in a repository that was away when they ended, and what nobody went on from in time.
 static void look_at_partial(Hub *h)
 {
     StoreBackup *rows = NULL;
     size_t len = 0;
     Err err = ERR_INIT;
-    if (!store_backup_uncleaned(h->store, &rows, &len, &err)) {
+    int64_t since = clock_utc_us() - (int64_t)h->keep_hours * INT64_C(3600000000);
+    if (!store_backup_uncleaned(h->store, since, &rows, &len, &err)) {
         log_error("cannot look for partial images", LOG_ERR(&err));
         return;
     }

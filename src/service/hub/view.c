@@ -42,6 +42,7 @@ static bool view_disk(const StoreDisk *d, const StoreBackup *b, const StoreRepos
         codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) &&
         codec_json_set_u64(o, "stored_bytes", d->stored_bytes, err) &&
         codec_json_set_u64(o, "done_bytes", d->done_bytes, err) &&
+        codec_json_set_u64(o, "kept_bytes", d->kept_bytes, err) &&
         codec_json_set_text(o, "image", done ? image : NULL, err) && codec_json_set_text(o, "root", d->root, err);
     if (!ok) {
         json_decref(o);
@@ -113,6 +114,8 @@ bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret
         codec_json_set_text(o, "phase", b->phase ? b->phase : b->status, err) &&
         codec_json_set_text(o, "change_id", b->change_id, err) &&
         codec_json_set_text(o, "parent_id", b->parent_id, err) && codec_json_set_u64(o, "sequence", b->sequence, err) &&
+        codec_json_set_text(o, "resumed_from", b->resumed_from, err) &&
+        codec_json_set_bool(o, "resumable", b->resumable && b->attempt, err) &&
         codec_json_set_text(o, "reason", b->reason ? b->reason : "", err) &&
         codec_json_set_text(o, "reason_text", b->reason_text ? b->reason_text : "", err) &&
         hub_view_strings(b->left_out, &left_out, err) && codec_json_set(o, "left_out", left_out, err) &&

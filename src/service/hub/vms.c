@@ -254,7 +254,8 @@ bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err)
     if (!store_begin(h->store, err))
         return false;
     if (!store_vm_find(h->store, vm, &v, err) || !no_job_runs(h, &v, err) ||
-        !store_vm_points(h->store, v.id, &points, err) || !store_vm_remove(h->store, v.id, err)) {
+        !store_vm_points(h->store, v.id, &points, err) || !store_backup_forget_interrupted(h->store, 0, v.id, err) ||
+        !store_vm_remove(h->store, v.id, err)) {
         store_rollback(h->store);
         return false;
     }

@@ -67,7 +67,8 @@ static bool order(Hub *h, const StoreBackup *b, WorkOrder *ret, Err *err)
         mem_replace(&w.repository_uuid, repository.uuid, err) && mem_replace(&w.parent_backup_id, b->parent_id, err) &&
         backup_type_parse(b->backup_type, &w.backup_type, err) &&
         codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &w.source, err) &&
-        excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err));
+        excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err)) &&
+        hub_resume_order(h, b, &w, err);
     w.cluster_size = (uint32_t)repository.cluster_size;
     if (!ok) {
         work_order_clear(&w);
@@ -122,7 +123,8 @@ static bool note_progress(Hub *h, const StoreBackup *b, const WorkProgress *prog
                          .done_bytes = MIN(d->done_bytes, HUB_BYTES_MAX),
                          .transferred_bytes = MIN(d->transferred_bytes, HUB_BYTES_MAX),
                          .zero_bytes = MIN(d->zero_bytes, HUB_BYTES_MAX),
-                         .changed_bytes = MIN(d->changed_bytes, HUB_BYTES_MAX)};
+                         .changed_bytes = MIN(d->changed_bytes, HUB_BYTES_MAX),
+                         .kept_bytes = MIN(d->kept_bytes, HUB_BYTES_MAX)};
         if (!store_disk_set_progress(h->store, &row, err))
             return false;
     }

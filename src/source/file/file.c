@@ -99,6 +99,8 @@ static bool open_file(FileDisk *d, const FileSpecDisk *spec, bool inconsistent, 
     if (!file_layers_unchanged(&d->layers, inconsistent, err))
         return false;
     out->allocated_bytes = out->estimated_bytes = estimate(d, out->size);
+    if (!inconsistent && !file_layers_token(&d->layers, &out->token, err))
+        return false;
     out->label = mem_printf(err, "%s (%s)", spec->path, d->layers.format == FILE_QCOW2 ? "qcow2" : "raw");
     return out->label && mem_replace(&out->backing_identity, spec->path, err);
 }
@@ -138,6 +140,8 @@ static bool open_disk(FileSource *f, const FileSpecDisk *spec, const SourceReque
         return false;
     bool ok =
         spec->path ? open_file(&f->disks[i], spec, f->inconsistent, out, err) : open_uri(&f->disks[i], spec, out, err);
+    const SourceInterrupted *before = source_interrupted(req, spec->key);
+    out->resumes = ok && before && out->token && str_eq(before->token, out->token);
     return (ok && (!spec->uri || f->s.consistency_detail || note_unseen(f, spec->key, err))) ||
         err_context(err, "disk %s", spec->key);
 }
@@ -213,6 +217,13 @@ static bool file_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret,
     return true;
 }
 
+static bool file_since(Source *s, size_t disk, Blocks **ret, Err *err)
+{
+    (void)s, (void)disk, (void)err;
+    *ret = NULL; // its files are the very same
+    return true;
+}
+
 static bool file_intact(Source *s, Err *err)
 {
     FileSource *f = (FileSource *)s;
@@ -249,6 +260,7 @@ const SourceOps source_file_ops = {
     .check_spec = check_spec,
     .open = file_open,
     .blocks = file_blocks,
+    .since = file_since,
     .intact = file_intact,
     .close = file_close,
 };

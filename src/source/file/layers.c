@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #define LAYERS_MAX 200
+#define TOKEN_MAX 1000
+#define TOKEN_YOUNG_S 2
 #define HEADER_BYTES 104 // of a version 3 header; version 2 has 72
 #define HEADER_BYTES_V2 72
 #define INCOMPAT_DATA_FILE UINT64_C(4)
@@ -38,6 +40,7 @@ static bool layer_stat(FileLayer *l, Err *err)
     l->dev = st.st_dev;
     l->ino = st.st_ino;
     l->mtime = st.st_mtim;
+    l->ctime = st.st_ctim;
     l->size = (uint64_t)st.st_size;
     l->allocated = MIN((uint64_t)st.st_blocks * 512, l->size);
     if (l->device) {
@@ -282,6 +285,27 @@ bool file_layers_unchanged(const FileLayers *l, bool may_be_written, Err *err)
             return err_set(err, ERR_CONFLICT, "%s was written to during the backup", was->path);
     }
     return true;
+}
+
+bool file_layers_token(const FileLayers *l, char **ret, Err *err)
+{
+    StrBuf b = STR_BUF(TOKEN_MAX);
+    struct timespec now;
+    Err too_long = ERR_INIT;
+    (void)clock_gettime(CLOCK_REALTIME, &now); // cannot fail with this clock
+    bool known = true;
+    *ret = NULL;
+    for (size_t i = 0; known && i < l->len; i++) {
+        const FileLayer *f = &l->items[i];
+        known = !f->device && now.tv_sec > f->mtime.tv_sec + TOKEN_YOUNG_S &&
+            now.tv_sec > f->ctime.tv_sec + TOKEN_YOUNG_S &&
+            str_addf(&b, &too_long, "%s%" PRIu64 ":%" PRIu64 ":%" PRIu64 ":%lld.%09ld:%lld.%09ld", i ? "," : "", f->dev,
+                     f->ino, f->size, (long long)f->mtime.tv_sec, f->mtime.tv_nsec, (long long)f->ctime.tv_sec,
+                     f->ctime.tv_nsec);
+    }
+    bool ok = !known || mem_replace(ret, b.s, err);
+    str_clear(&b);
+    return ok;
 }
 
 void file_layers_clear(FileLayers *l)

@@ -22,19 +22,23 @@ typedef struct QemuDisk {
     const char *parent_change_id; // borrowed from the request; NULL: no parent
     bool parent_tracking;
     Line line;
+    bool continues;          // the line goes on, without a change set since the parent: it is the interrupted run's
+    bool resumes;            // the bitmaps from `since` on hold what changed since the interrupted run
+    uint64_t since;          // sequence
     char name[BITMAPS_NAME]; // the bitmap that this run adds
     char tag[SWEEP_NAME];    // its scratch node, job and export, all three
 } QemuDisk;
 
 typedef struct QemuSource {
     Source s;
-    const SourceRequest *req; // while opening only
-    BitmapsOwner owner;       // texts owned
-    QemuSpec spec;            // texts owned
-    char run[SWEEP_NAME];     // prefix of this run's tags
-    char vm[SWEEP_NAME];      // of all runs of the VM
-    char temporary[BITMAPS_NAME];
-    QemuDisk *disks; // as many as s.disks
+    const SourceRequest *req;     // while opening only
+    BitmapsOwner owner;           // texts owned
+    QemuSpec spec;                // texts owned
+    char run[SWEEP_NAME];         // prefix of this run's tags
+    char vm[SWEEP_NAME];          // of all runs of the VM
+    char temporary[BITMAPS_NAME]; // since the parent
+    char since[BITMAPS_NAME];     // since the interrupted run
+    QemuDisk *disks;              // as many as s.disks
     Scratch scratch;
     Guard guard;
     Qmp *q; // under lock once the watch runs

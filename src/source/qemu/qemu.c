@@ -108,21 +108,19 @@ static bool qemu_open(const SourceRequest *req, Source **ret, Err *err)
     return true;
 }
 
-static bool qemu_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err)
+// bitmap: whose bits are the change set; NULL: there is none.
+static bool open_export(QemuSource *v, const QemuDisk *d, const char *bitmap, unsigned connections, Blocks **ret,
+                        Err *err)
 {
-    QemuSource *v = (QemuSource *)s;
-    const QemuDisk *d = &v->disks[disk];
     char context[BITMAPS_NAME + 32];
-    (void)snprintf(context, sizeof(context), "qemu:dirty-bitmap:%s", v->temporary);
-    if (with_changes && !d->line.tracked)
-        return err_set(err, ERR_INVALID, "disk %s has no change set", d->key);
+    (void)snprintf(context, sizeof(context), "qemu:dirty-bitmap:%s", bitmap ? bitmap : "");
     NbdSpec spec = {
         .socket = v->scratch.connect,
         .export_name = d->tag,
-        .connections = QEMU_CONNECTIONS,
+        .connections = connections,
         .read_only = true,
         .require_zeros = true,
-        .dirty_context = with_changes ? context : NULL,
+        .dirty_context = bitmap ? context : NULL,
     };
     Blocks *b;
     if (!nbd_blocks_open(&spec, &b, err))
@@ -131,7 +129,25 @@ static bool qemu_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret,
         b->ops->free(b);
         return err_set(err, ERR_CONFLICT, "disk %s changed its size", d->key);
     }
-    return frozen_blocks(v, b, with_changes, ret, err);
+    return frozen_blocks(v, b, bitmap != NULL, ret, err);
+}
+
+static bool qemu_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err)
+{
+    QemuSource *v = (QemuSource *)s;
+    const QemuDisk *d = &v->disks[disk];
+    if (with_changes && !d->line.tracked)
+        return err_set(err, ERR_INVALID, "disk %s has no change set", d->key);
+    return open_export(v, d, with_changes ? v->temporary : NULL, QEMU_CONNECTIONS, ret, err);
+}
+
+static bool qemu_since(Source *s, size_t disk, Blocks **ret, Err *err)
+{
+    QemuSource *v = (QemuSource *)s;
+    const QemuDisk *d = &v->disks[disk];
+    if (!d->resumes)
+        return err_set(err, ERR_INVALID, "disk %s cannot be compared with the interrupted backup's", d->key);
+    return open_export(v, d, v->since, 1, ret, err);
 }
 
 static bool qemu_intact(Source *s, Err *err)
@@ -207,6 +223,7 @@ const SourceOps source_qemu_ops = {
     .check_spec = check_spec,
     .open = qemu_open,
     .blocks = qemu_blocks,
+    .since = qemu_since,
     .intact = qemu_intact,
     .close = qemu_close,
 };

@@ -151,11 +151,11 @@ static bool remove_descriptors(Qmp *q, const char *prefix, Err *err)
             const json_t *fd = json_array_get(fds, j);
             const char *opaque = json_string_value(json_object_get(fd, "opaque"));
             if (opaque && str_starts(opaque, prefix))
-                ok = sweep_call(q, "remove-fd",
-                                json_pack("{s:I, s:I}", "fdset-id",
-                                          json_integer_value(json_object_get(set, "fdset-id")), "fd",
-                                          json_integer_value(json_object_get(fd, "fd"))),
-                                err) &&
+                ok =
+                    sweep_call(q, "remove-fd",
+                               json_pack("{s:I, s:I}", "fdset-id", json_integer_value(json_object_get(set, "fdset-id")),
+                                         "fd", json_integer_value(json_object_get(fd, "fd"))),
+                               err) &&
                     ok;
         }
     }

@@ -57,6 +57,34 @@ static void untracked_line(QemuDisk *d, const char *fresh)
         (void)snprintf(d->line.lost, sizeof(d->line.lost), "nothing tracks a read-only disk's changes");
 }
 
+// Can what changed since the interrupted run be told? Then its line goes on, be it the parent's or not.
+static void resolve_interrupted(const QemuSource *v, QemuDisk *d, const LineInput *parent)
+{
+    const SourceInterrupted *before = source_interrupted(v->req, d->key);
+    Line line;
+    Err ignored = ERR_INIT;
+    char uuid[UUID_TEXT];
+    if (!before || d->read_only || !changeid_parse(before->token, uuid, &d->since, &ignored))
+        return;
+    if (d->line.tracked) {
+        d->resumes = str_eq(uuid, d->line.uuid) && d->since >= d->line.first && d->since <= d->line.last &&
+            before->size == d->size;
+        return;
+    }
+    LineInput in = *parent;
+    in.parent_change_id = before->token;
+    in.parent_tracking = true;
+    in.parent_size = before->size;
+    bitmaps_resolve(&in, &line);
+    if (!line.tracked)
+        return;
+    d->resumes = d->continues = true;
+    memcpy(d->line.uuid, line.uuid, sizeof(d->line.uuid));
+    d->line.first = line.first;
+    d->line.last = line.last;
+    d->line.next = line.next;
+}
+
 static bool resolve_lines(QemuSource *v, const BitmapVec *bitmaps, Err *err)
 {
     for (size_t i = 0; i < v->s.disks_len; i++) {
@@ -78,6 +106,7 @@ static bool resolve_lines(QemuSource *v, const BitmapVec *bitmaps, Err *err)
             .fresh = fresh,
         };
         bitmaps_resolve(&in, &d->line);
+        resolve_interrupted(v, d, &in);
         bitmaps_name(&v->owner, d->line.uuid, d->line.next, d->name);
     }
     return true;
@@ -94,7 +123,8 @@ static void drop_stale(QemuSource *v, const BitmapVec *bitmaps)
             count += str_eq(bitmaps->items[j].node, d->node);
         for (size_t j = 0; j < bitmaps->len; j++) {
             const Bitmap *b = &bitmaps->items[j];
-            bool useless = d->parent_change_id && !(d->line.tracked && str_eq(b->line, d->line.uuid));
+            bool followed = (d->line.tracked || d->continues) && str_eq(b->line, d->line.uuid);
+            bool useless = d->parent_change_id && !followed;
             Err ignored = ERR_INIT; // what cannot go now, goes another time
             if (str_eq(b->node, d->node) && (useless || count > BITMAPS_MAX))
                 (void)!sweep_call(v->q, "block-dirty-bitmap-remove",
@@ -123,7 +153,10 @@ static bool check_space(QemuSource *v, Err *err)
 
 static bool start_guard(QemuSource *v, Err *err)
 {
+    char nonce[SWEEP_NAME + 8];
+    (void)snprintf(nonce, sizeof(nonce), "%.26ssince", v->run);
     bitmaps_temporary(&v->owner, v->run, v->temporary);
+    bitmaps_temporary(&v->owner, nonce, v->since);
     GuardSpec spec = {
         .qmp = v->spec.qmp,
         .agent = v->spec.agent,
@@ -205,7 +238,7 @@ static bool prepare_disks(QemuSource *v, Err *err)
             return false;
         // Without its witness the line cannot be followed next time: slower, and never wrong.
         Err ignored = ERR_INIT;
-        if (!d->read_only && !d->line.tracked && !witness_add(v, d, d->may_persist, &ignored) &&
+        if (!d->read_only && !d->line.tracked && !d->continues && !witness_add(v, d, d->may_persist, &ignored) &&
             ignored.code == ERR_CANCELLED) {
             *err = ignored;
             return false;
@@ -234,7 +267,7 @@ static bool transaction(QemuSource *v, bool persistent, Err *err)
                         json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", d->name, "granularity",
                                   BITMAPS_GRANULARITY, "persistent", persistent && d->may_persist),
                         err);
-        if (ok && d->line.tracked)
+        if (ok && (d->line.tracked || d->continues))
             ok = push_action(actions, "block-dirty-bitmap-disable",
                              json_pack("{s:s, s:s}", "node", d->node, "name", last), err);
         ok = ok &&
@@ -283,19 +316,19 @@ static bool freeze_instant(QemuSource *v, Err *err)
     return !f.why[0] || mem_replace(&v->s.consistency_detail, f.why, err);
 }
 
-// first..last, brought together where an export can show them.
-static bool merge(QemuSource *v, const QemuDisk *d, Err *err)
+// The bitmaps from `first` on, brought together where an export can show them.
+static bool merge(QemuSource *v, const QemuDisk *d, uint64_t first, const char *target, Err *err)
 {
     json_t *names = json_array();
     bool ok = names || err_no_memory(err);
-    for (uint64_t n = d->line.first; ok && n <= d->line.last; n++) {
+    for (uint64_t n = first; ok && n <= d->line.last; n++) {
         char name[BITMAPS_NAME];
         bitmaps_name(&v->owner, d->line.uuid, n, name);
         ok = json_array_append_new(names, json_string(name)) == 0 || err_no_memory(err);
     }
     ok = ok &&
         sweep_call(v->q, "block-dirty-bitmap-add",
-                   json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", v->temporary, "granularity",
+                   json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", target, "granularity",
                              BITMAPS_GRANULARITY, "disabled", 1),
                    err);
     if (!ok) {
@@ -303,19 +336,24 @@ static bool merge(QemuSource *v, const QemuDisk *d, Err *err)
         return false;
     }
     return sweep_call(v->q, "block-dirty-bitmap-merge",
-                      json_pack("{s:s, s:s, s:o}", "node", d->node, "target", v->temporary, "bitmaps", names), err);
+                      json_pack("{s:s, s:s, s:o}", "node", d->node, "target", target, "bitmaps", names), err);
 }
 
 static bool export_disk(QemuSource *v, QemuDisk *d, Err *err)
 {
     Err why = ERR_INIT;
-    if (d->line.tracked && !merge(v, d, &why)) {
+    Err ignored = ERR_INIT; // then it starts over
+    if (d->resumes && !merge(v, d, d->since, v->since, &ignored))
+        d->resumes = false;
+    if (d->line.tracked && !merge(v, d, d->line.first, v->temporary, &why)) {
         d->line.tracked = false;
         (void)snprintf(d->line.lost, sizeof(d->line.lost), "%.*s", BITMAPS_WHY - 1, why.details);
     }
     json_t *bitmaps = json_array();
     if (d->line.tracked)
         (void)json_array_append_new(bitmaps, json_string(v->temporary)); // not there: the end is refused later
+    if (d->resumes)
+        (void)json_array_append_new(bitmaps, json_string(v->since)); // the same
     return sweep_call(v->q, "block-export-add",
                       json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "type", "nbd", "id", d->tag, "node-name", d->tag,
                                 "name", d->tag, "writable", 0, "bitmaps", bitmaps),
@@ -337,7 +375,9 @@ static bool describe(QemuSource *v, size_t i, const BitmapVec *bitmaps, Err *err
     SourceDisk *out = &v->s.disks[i];
     char id[CHANGEID_MINTED];
     // Resized between the first look and the instant? Then the bitmaps lack what came or went.
-    if (d->line.tracked && !bitmaps_witness(bitmaps, d->node, d->line.uuid)) {
+    bool whole = bitmaps_witness(bitmaps, d->node, d->line.uuid);
+    d->resumes = d->resumes && whole;
+    if (d->line.tracked && !whole) {
         d->line.tracked = false;
         (void)snprintf(d->line.lost, sizeof(d->line.lost), "the disk may have been resized in between");
     }
@@ -350,8 +390,10 @@ static bool describe(QemuSource *v, size_t i, const BitmapVec *bitmaps, Err *err
     if (out->label && (!str_is_utf8(out->label, strlen(out->label)) || str_starts(d->filename, "json:")) &&
         !mem_replace(&out->label, d->key, err))
         return false;
+    out->resumes = d->resumes;
     return out->label && changeid_mint(d->line.uuid, d->line.next, id, err) && mem_replace(&out->change_id, id, err) &&
-        mem_replace(&out->key, d->key, err) && mem_replace(&out->backing_identity, d->qdev, err) &&
+        mem_replace(&out->token, d->read_only ? NULL : id, err) && mem_replace(&out->key, d->key, err) &&
+        mem_replace(&out->backing_identity, d->qdev, err) &&
         mem_replace(&out->base_change_id, d->line.tracked ? d->parent_change_id : NULL, err) &&
         mem_replace(&out->lost, d->line.lost[0] ? d->line.lost : NULL, err);
 }

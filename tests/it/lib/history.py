@@ -4,9 +4,11 @@ The hub, the client, the exporters and the CLI are the real ones. What a history
 comes from the software under test.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -223,12 +225,18 @@ def partial_files(repository):
 
 
 def check_hub_is_clean(hub, repositories, folder, ours=(), seconds=10):
-    """Once no job runs: no process but the hub, no socket, no partial file, no row in a state that is not final."""
+    """Once no job runs: no process but the hub, no socket, no partial file but those of failed jobs that can be gone on
+    from, no row in a state that is not final."""
+    def kept():
+        with contextlib.closing(sqlite3.connect(f"file:{hub.database}?mode=ro", uri=True, timeout=10)) as database:
+            rows = database.execute("SELECT attempt FROM backup_jobs WHERE resumable <> 0 AND status = 'failed'")
+            return tuple(f".partial-{attempt}" for attempt, in rows)
+
     def left():
         others = {p: line for p, line in system.processes_of(folder).items()
                   if p not in (os.getpid(), os.getppid(), hub.process.pid, *ours)}
         return (others or hub.children() or [n for n in os.listdir(hub.run_dir) if n != "lock"]
-                or [str(p) for r in repositories for p in partial_files(r)]
+                or [str(p) for r in repositories for p in partial_files(r) if not p.name.endswith(kept())]
                 or [b for status in ("pending", "running", "committing")
                     for b in hub.api.get(f"/backups?status={status}").expect(200)["backups"]]
                 or hub.api.get("/exports").expect(200)["exports"])

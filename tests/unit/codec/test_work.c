@@ -4,27 +4,28 @@
 #include "codec/work.h"
 
 #define UUID "0b0c4a4e-7d5f-4a57-9d6e-0a3f5d5f2a10"
-#define ORDER                                                                                \
-    "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],"   \
-    "\"job_id\":\"backup-a-1\",\"lease_seconds\":30,\"parent_backup_id\":\"backup-a-0\","    \
-    "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"   \
-    "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\"," \
+#define ORDER                                                                                               \
+    "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],"                  \
+    "\"interrupted_backup_id\":\"backup-a-9\",\"interrupted_disks\":[{\"disk_key\":\"d1\",\"size\":512,"    \
+    "\"token\":\"t\"}],\"job_id\":\"backup-a-1\",\"lease_seconds\":30,\"parent_backup_id\":\"backup-a-0\"," \
+    "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"                  \
+    "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\","                \
     "\"source\":{\"type\":\"file\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"
 #define ANNOUNCE                                                                                 \
     "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"allocated_bytes\":8,"  \
     "\"backing_identity\":\"b\",\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000," \
     "\"disk_key\":\"d1\",\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\","      \
-    "\"size\":512,\"tracking\":\"bitmap\"}],\"left_out\":[\"d2\"]}"
+    "\"resumes\":true,\"size\":512,\"token\":\"t\",\"tracking\":\"bitmap\"}],\"left_out\":[\"d2\"]}"
 #define ANSWER                                                                              \
     "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\"," \
-    "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
+    "\"reason\":\"tracking_lost\",\"resume\":true,\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
 #define ANSWER_WITH_LEAVES                                                    \
     "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,"        \
     "\"hash_algorithm\":\"xxh3-128\",\"hash_seed\":\"00000000000000ff\","     \
     "\"leaves_uri\":\"nbd+unix:///x.leaves?socket=/s\",\"mode\":\"compare\"," \
-    "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
-#define PROGRESS                                                                       \
-    "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"size\":512," \
+    "\"reason\":\"tracking_lost\",\"resume\":true,\"uri\":\"nbd+unix:///x?socket=/s\"}]}"
+#define PROGRESS                                                                                        \
+    "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"kept_bytes\":5,\"size\":512," \
     "\"transferred_bytes\":3,\"zero_bytes\":4}],\"phase\":\"copying\"}"
 #define COMPLETION                                                                                  \
     "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"bytes_transferred\":9,"           \
