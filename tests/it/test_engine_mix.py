@@ -62,7 +62,7 @@ class Point:
         if how < (2 if self.disk.mode == "full" else 5) and first < last:
             k = self.rng.randrange(first, last)
             return k * cluster, min(self.rng.randrange(k + 1, last + 1) * cluster, arena.end)
-        if how == 6:
+        if how == 6 or (arena.end - arena.start > MIB and how < 4):     # the engine works in pieces of 1 MiB
             return arena.start, arena.end
         a = self.rng.randrange(arena.start, arena.end)
         b = self.rng.randrange(a, min(arena.end, a + self.rng.choice([16, 600, 3 * cluster]))) + 1
@@ -245,6 +245,24 @@ def test_a_random_mix(place, chain, seed):
         if mode == "compare" and rng.randrange(3) == 0:
             size = max(1, rng.choice([*sizes, size + rng.randrange(-3 * cluster, 3 * cluster)]))
         content = make_point(rng, chain, mode, size, compression, content, place)
+
+
+def test_a_large_request_is_one(place, chain):
+    """The engine works in pieces of 1 MiB; requests that race are not seen in pieces."""
+    size = 3 * MIB + 513
+    e = chain.ingest(size)
+    connections = [Connection(e.uri), Connection(e.uri)]
+    clients = [OnConnection(connections[n % 2], f"libnbd-{n}") for n in range(4)]
+    for at in range(1, 25, 4):
+        drive({c: [Request("write", 0, size, bytes([at + n]) * size)] for n, c in enumerate(clients)})
+        look = Request("read", 0, size)
+        drive({clients[0]: [look]})
+        assert look.outcome[0] in range(at, at + 4) and look.outcome == look.outcome[:1] * size
+    for connection in connections:
+        connection.close()
+    chain.seal(e)
+    (place / "raw").write_bytes(look.outcome)
+    chain.check(place / "raw")
 
 
 @pytest.mark.parametrize("size", [513, 3 * MIB + 1])
