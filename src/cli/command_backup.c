@@ -35,6 +35,35 @@ static void say_size(const char *what, uint64_t bytes)
     (void)fprintf(stderr, ", %s %s", text, what);
 }
 
+static bool is_listed(const json_t *list, const char *key)
+{
+    size_t i;
+    json_t *item;
+    json_array_foreach(list, i, item)
+    {
+        if (str_eq(json_string_value(item), key))
+            return true;
+    }
+    return false;
+}
+
+// A slip in an excluded key backs up what was to be left out.
+static void say_unknown_keys(Cli *c, const json_t *backup)
+{
+    size_t i;
+    json_t *key;
+    Err gone = ERR_INIT; // the VM, removed or renamed by now: then nobody can tell
+    cleanup_json json_t *vm = NULL;
+    cleanup_free char *path = cli_path("vms", cli_text(backup, "vm_name"), NULL, &gone);
+    if (!path || !cli_get(c, path, &vm, &gone))
+        return;
+    json_array_foreach(cli_list(vm, "excluded_disks"), i, key)
+    {
+        if (!is_listed(cli_list(backup, "left_out"), json_string_value(key)))
+            cli_note("warning: no disk has the excluded key %s", json_string_value(key));
+    }
+}
+
 // How it ended, for people and for the exit status.
 static void say_end(Cli *c, const json_t *backup)
 {
@@ -53,6 +82,7 @@ static void say_end(Cli *c, const json_t *backup)
         say_size("stored", cli_u64(backup, "stored_bytes"));
         (void)fputc('\n', stderr);
     }
+    say_unknown_keys(c, backup);
     if (!cli_flag(backup, "partial"))
         return;
     cli_note("warning: the point is partial: disks were left out");

@@ -5,15 +5,23 @@
 bool command_hub_health(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;
+    char free_bytes[STR_SIZE_MAX];
     if (!cli_get(c, "/api/v1/health", &answer, err))
         return false;
+    const char *problem = cli_text(answer, "problem");
+    if (*problem)
+        c->exit_status = CLI_EXIT_FAILED;
     if (cli_said_json(c, answer))
         return true;
     cli_show("hub", c->hub_url);
     cli_show("status", cli_text(answer, "status"));
+    if (*problem)
+        cli_show("problem", problem);
     cli_show("version", cli_text(answer, "version"));
     cli_show("database", cli_text(answer, "database"));
     (void)printf("%-16s%" PRIu64 "\n", "running jobs:", cli_u64(answer, "running_jobs"));
+    str_size(cli_u64(answer, "data_dir_free_bytes"), free_bytes);
+    cli_show("data folder", free_bytes);
     return true;
 }
 

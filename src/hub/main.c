@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #define STOP_MS 10000
 
@@ -43,10 +44,18 @@ static bool refuse_database(const Options *o, Err *err)
                    o->db_host);
 }
 
-static bool sibling(const char *given, const char *name, char **ret, Err *err)
+// What an option names has to be there now: a job that finds it missing has failed already.
+static bool given_file(const char *option, const char *path, int mode, char **ret, Err *err)
 {
-    if (given)
-        return mem_replace(ret, given, err);
+    if (file_is_dir(path))
+        return err_set(err, ERR_USAGE, "--%s: %s is a folder", option, path);
+    if (access(path, mode) != 0)
+        return err_set(err, ERR_USAGE, "--%s: %s: %s", option, path, strerrordesc_np(errno));
+    return mem_replace(ret, path, err);
+}
+
+static bool sibling(const char *name, char **ret, Err *err)
+{
     cleanup_free char *folder = NULL;
     if (!proc_own_folder(&folder, err))
         return false;
@@ -103,8 +112,11 @@ static bool run(const Options *o, Err *err)
         return err_set(err, ERR_USAGE,
                        "authentication is not built yet; start with -auth=false, on an address that only "
                        "you can reach");
-    if (!refuse_database(o, err) || !sibling(o->plugin, "nbdkit-sendense-plugin.so", &plugin, err) ||
-        !sibling(o->client, "sendense-backup-client", &client, err))
+    if (!refuse_database(o, err) ||
+        !(o->plugin ? given_file("plugin", o->plugin, R_OK, &plugin, err)
+                    : sibling("nbdkit-sendense-plugin.so", &plugin, err)) ||
+        !(o->client ? given_file("client", o->client, X_OK, &client, err)
+                    : sibling("sendense-backup-client", &client, err)))
         return false;
     // before any thread: all of them leave these to sigwait()
     sigset_t signals;

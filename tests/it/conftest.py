@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from lib import system                      # noqa: E402
 from lib.cli import Cli                     # noqa: E402
+from lib.engine import Chain, Engine        # noqa: E402
 from lib.hub import BIN, Hub                # noqa: E402
 from lib.proxy import Proxy                 # noqa: E402
 from lib.world import World                 # noqa: E402
@@ -90,3 +91,25 @@ def vm(world):
     """Path of the one disk of the VM pgtest1."""
     _, paths = world.add_vm()
     return paths[0]
+
+
+@pytest.fixture
+def engine(place):
+    """A function that starts an Engine; all are ended."""
+    made = []
+
+    def make(**config):
+        made.append(Engine(place / f"e{len(made)}", **config).start())
+        return made[-1]
+
+    yield make
+    for e in made:
+        if e.process.poll() is None:
+            e.process.kill()
+            e.process.wait()
+        e.stop()
+
+
+@pytest.fixture
+def chain(place, engine):
+    return Chain(place, engine)

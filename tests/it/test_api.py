@@ -87,7 +87,8 @@ def one_hub(tmp_path_factory):
 
 def test_health(hub):
     value = hub.api.get("/health").expect(200)
-    assert (value["status"], value["database"], value["running_jobs"]) == ("ok", "sqlite", 0)
+    assert (value["status"], value["problem"], value["database"], value["running_jobs"]) == ("ok", None, "sqlite", 0)
+    assert value["data_dir_free_bytes"] > 0
 
 
 # ---- repositories

@@ -246,6 +246,19 @@ def test_a_partial_backup_is_4(cli, setup):
     assert cli.json("backup", setup, "--repo", "main", status=4)["partial"] is True
 
 
+def test_an_excluded_key_that_no_disk_has(cli, setup):
+    """A slip in a key was taken in silence, and backed up the disk that was to be left out."""
+    cli.ok("vm", "change", setup, "--exclude", "disk-1", "--exclude", "disk1")
+    result = cli.run("--quiet", "backup", setup, "--repo", "main")
+    assert result.status == 4 and "no disk has the excluded key disk1" in result.err
+    assert "excluded key disk-1" not in result.err
+    cli.ok("vm", "change", setup, "--exclude", "disk1")
+    result = cli.run("backup", setup, "--repo", "main", use_json=True)
+    assert result.status == 0 and result.json["left_out"] == [] and "excluded key disk1" in result.err
+    cli.ok("vm", "change", setup, "--exclude=")
+    assert "excluded" not in cli.run("backup", setup, "--repo", "main").err
+
+
 def test_a_failed_backup_is_1(cli, setup, place):
     (place / "b.qcow2").unlink()
     result = cli.run("backup", setup, "--repo", "main")

@@ -14,6 +14,7 @@ import pytest
 
 from lib import faults, system
 from lib.api import quote
+from lib.cli import Cli
 from lib.history import wait_for
 from lib.hub import FINAL, HubError
 from lib.job import Job, change_id, coverage, disk, nbdcopy
@@ -672,3 +673,41 @@ def test_the_job_says_why_it_compares(world, vm):
     shown = world.backup(vm).show()
     assert (shown["backup_type"], shown["reason"]) == ("incremental", "not_tracked") and shown["reason_text"]
     assert shown["disks"][0]["reason"] == "not_tracked"
+
+
+@pytest.mark.parametrize("option", ["--plugin", "--client"])
+def test_a_program_that_is_not_there(make_hub, place, option):
+    """The hub took jobs, and each failed when its exporter or client was to start."""
+    (place / "no-program").write_text("")
+    os.chmod(place / "no-program", 0)
+    for name, why in (("nowhere", "No such file"), ("", "is a folder")):
+        with pytest.raises(HubError, match=f"(?s)ended with 2:.*{option}: {place / name}.*{why}"):
+            make_hub(f"hub-{why}", options=[f"{option}={place / name}"])
+    if option == "--client":
+        with pytest.raises(HubError, match="(?s)ended with 2:.*no-program.*Permission denied"):
+            make_hub("hub-mode", options=[f"{option}={place}/no-program"])
+
+
+def test_health_of_a_full_data_folder(make_hub, place):
+    """The hub said that all is well until the database could not be written."""
+    hub = make_hub(start=False)
+    hub.data.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", hub.data], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        hub.start()
+        cli = Cli(hub.url)
+        assert hub.api.get("/health").expect(200)["status"] == "ok"
+        assert cli.run("health").status == 0
+        with open(hub.data / "what others keep here", "wb") as f:
+            os.posix_fallocate(f.fileno(), 0, 60 * MIB)
+        value = hub.api.get("/health").expect(200)
+        assert value["status"] == "degraded" and "data folder" in value["problem"]
+        assert 0 < value["data_dir_free_bytes"] < 256 * MIB
+        said = cli.run("health")
+        assert said.status == 1 and "degraded" in said.out and value["problem"] in said.out
+        (hub.data / "what others keep here").unlink()
+        assert hub.api.get("/health").expect(200)["problem"] is None
+    finally:
+        hub.close()
+        subprocess.run(["umount", hub.data], check=True)

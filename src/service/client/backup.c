@@ -98,6 +98,20 @@ static bool open_source(Job *j, Err *err)
     return true;
 }
 
+// A slip in an excluded key would back up a disk that nobody wants there.
+static void say_unknown_disks(const Job *j)
+{
+    const WorkOrder *o = &j->order;
+    for (size_t i = 0; i < o->excluded_disks_len; i++) {
+        bool known = false;
+        for (size_t k = 0; k < j->source->left_out_len; k++)
+            known = known || str_eq(j->source->left_out[k], o->excluded_disks[i]);
+        if (!known)
+            log_warn("no disk has this excluded key", LOG_STR("job", j->spec->job_id),
+                     LOG_STR("disk", o->excluded_disks[i]));
+    }
+}
+
 static bool fill_announce(const Job *j, AnnounceDisk *disks, Announce *ret, Err *err)
 {
     const Source *s = j->source;
@@ -200,6 +214,7 @@ static bool move(Job *j, Err *err)
     job_phase(j, "opening");
     if (!heartbeat_start(j, err) || !open_source(j, err) || !job_goes_on(j, err))
         return false;
+    say_unknown_disks(j);
     job_phase(j, "starting");
     if (!announce(j, err) || !job_goes_on(j, err))
         return false;

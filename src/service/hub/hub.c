@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #define RUN_LOCK "lock"
+#define DATA_DIR_LOW (UINT64_C(256) << 20)
+#define PROBLEM_MAX 128
 
 // Short, because unix sockets have 108 bytes; the same for the same data folder, because the next hub must find what
 // runs there.
@@ -171,16 +173,37 @@ void hub_close(Hub *h)
     free(h);
 }
 
+// What is wrong with the data folder; "" if nothing. Where it is full the database takes nothing, and every job fails.
+static void look_at_data_dir(const Hub *h, uint64_t *ret_free, char ret_problem[PROBLEM_MAX])
+{
+    Err err = ERR_INIT;
+    uint64_t total;
+    char left[STR_SIZE_MAX];
+    *ret_free = 0;
+    ret_problem[0] = '\0';
+    if (!file_space(h->data_dir, ret_free, &total, &err)) {
+        (void)snprintf(ret_problem, PROBLEM_MAX, "the data folder cannot be looked at: %s", err_name(err.code));
+    } else if (*ret_free < DATA_DIR_LOW) {
+        str_size(*ret_free, left);
+        (void)snprintf(ret_problem, PROBLEM_MAX, "the data folder has %s left: make room before jobs fail", left);
+    }
+}
+
 bool hub_health(Hub *h, json_t **ret, Err *err)
 {
-    uint64_t running;
+    uint64_t running, free_bytes;
+    char problem[PROBLEM_MAX];
     if (!store_backup_count_active(h->store, &running, err))
         return false;
+    look_at_data_dir(h, &free_bytes, problem);
+    bool well = problem[0] == '\0';
     json_t *o = json_object();
-    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", "ok", err) &&
+    bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", well ? "ok" : "degraded", err) &&
+        codec_json_set_text(o, "problem", well ? NULL : problem, err) &&
         codec_json_set_text(o, "version", SENDENSE_VERSION, err) &&
         codec_json_set_text(o, "database", store_engine(h->store), err) && hub_set_now(o, "time", err) &&
-        codec_json_set_u64(o, "running_jobs", running, err);
+        codec_json_set_u64(o, "running_jobs", running, err) &&
+        codec_json_set_u64(o, "data_dir_free_bytes", free_bytes, err);
     *ret = o;
     return ok;
 }

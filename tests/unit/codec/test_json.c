@@ -100,6 +100,8 @@ static void test_members(void **state)
     assert_ok(codec_json_array(o, "l", 2, &list, &err), &err);
     assert_fails(codec_json_array(o, "l", 1, &list, &err), &err, ERR_INVALID);
     assert_fails(codec_json_array(o, "t", 1, &list, &err), &err, ERR_INVALID);
+    assert_fails(codec_json_array(o, "none", 1, &list, &err), &err, ERR_INVALID);
+    assert_fails(codec_json_array(o, "null", 1, &list, &err), &err, ERR_INVALID);
     assert_ok(codec_json_object(o, "it", &err), &err);
     assert_fails(codec_json_object(list, "it", &err), &err, ERR_INVALID);
     assert_fails(codec_json_only(o, (const char *const[]){"t", "n", NULL}, &err), &err, ERR_INVALID);

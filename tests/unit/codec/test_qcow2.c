@@ -107,6 +107,20 @@ static void test_header_refused(void **state)
         if (ok || err.code != cases[i].code)
             fail_msg("case %zu: %s: %s", i, err_name(err.code), err.details);
     }
+    // A name where the mark should be that ends the extensions; subclusters of less than a sector.
+    Err err = ERR_INIT;
+    Qcow2Header h = sample(), back;
+    memcpy(h.backing_name, "parent.qcow2", 12);
+    assert_ok(qcow2_header_encode(&h, cluster, &err), &err);
+    cluster[15] = 128;
+    memcpy(cluster + 128, "parent.qcow2", 12);
+    assert_fails(qcow2_header_decode(cluster, QCOW2_HEADER_READ, FILE_BYTES, &back, &err), &err, ERR_DAMAGED);
+    h = sample();
+    h.cluster_bits = 13;
+    h.extended_l2 = true;
+    h.l1_size = (uint32_t)qcow2_l1_entries(h.size, 13, true);
+    assert_ok(qcow2_header_encode(&h, cluster, &err), &err);
+    assert_fails(qcow2_header_decode(cluster, QCOW2_HEADER_READ, FILE_BYTES, &back, &err), &err, ERR_DAMAGED);
 }
 
 // Random bytes over a good header: any answer will do, reading outside (sanitizers) will not.
@@ -221,6 +235,10 @@ static void test_extended_entries(void **state)
     assert_true(e.kind == QCOW2_NORMAL && e.subclusters && e.alloc == 1 && e.zero == 256);
     assert_ok(qcow2_l2_decode_extended(0, UINT64_C(1) << 40, 17, FILE_BYTES, &e, &err), &err);
     assert_true(e.kind == QCOW2_UNALLOCATED && e.subclusters);
+    assert_ok(qcow2_l2_decode_extended(QCOW2_OFLAG_COMPRESSED | 0x30123, 0, 17, FILE_BYTES, &e, &err), &err);
+    assert_true(e.kind == QCOW2_COMPRESSED && e.offset == 0x30123 && e.length == 512 - 0x123 && !e.subclusters);
+    assert_fails(qcow2_l2_decode_extended(QCOW2_OFLAG_COMPRESSED | 0x30123, 1, 17, FILE_BYTES, &e, &err), &err,
+                 ERR_DAMAGED);
     assert_fails(qcow2_l2_decode_extended(host, UINT64_C(1) << 32 | 1, 17, FILE_BYTES, &e, &err), &err, ERR_DAMAGED);
     assert_fails(qcow2_l2_decode_extended(0, 1, 17, FILE_BYTES, &e, &err), &err, ERR_DAMAGED);
     assert_fails(qcow2_l2_decode_extended(host | 1, all, 17, FILE_BYTES, &e, &err), &err, ERR_DAMAGED);

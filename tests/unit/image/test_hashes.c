@@ -1,5 +1,9 @@
 #include "model.h"
 
+#include "image/hashes_format.h"
+
+#include <xxhash.h>
+
 // A small .hashes file by hand: 3 groups of 512 clusters, one of them empty.
 typedef struct File {
     const char *path;
@@ -147,6 +151,55 @@ static void test_hostile_trailer(void **state)
     free(bytes);
 }
 
+// The sum is no secret either: an index that was changed on purpose, with a sum that fits again.
+static void test_hostile_index(void **state)
+{
+    static const struct {
+        size_t at, bytes;
+        uint64_t value;
+        const char *words;
+    } cases[] = {
+        {0, 8, 3, "bad index"},                                  // a group beyond the disk
+        {HASHES_INDEX_BYTES, 8, 0, "bad index"},                 // the one before once more
+        {8, 8, 65, "bad index"},                                 // a record that does not follow the one before
+        {24, 4, 513, "bad index"},                               // more clusters than a group has
+        {24, 8, 0, "bad index"},                                 // none at all
+        {HASHES_INDEX_BYTES + 24, 8, 512, "bad index"},          // a record that reaches into the index
+        {HASHES_INDEX_BYTES + 28, 4, 1, "what its trailer says"} // as many bytes, fewer clusters of zeros
+    };
+    Err err = ERR_INIT;
+    static File f;
+    UnitRandom random = unit_random();
+    write_file(state, &f, &random);
+    char *text = NULL;
+    size_t n = 0;
+    assert_ok(file_read(f.path, 1u << 20, &text, &n, &err), &err);
+    uint8_t *p = (uint8_t *)text, *trailer = p + n - HASHES_TRAILER_BYTES, *copy = malloc(n);
+    uint64_t index = hashes_get64(trailer + HASHES_AT_INDEX);
+    assert_int_equal(hashes_get64(trailer + HASHES_AT_RECORDS), 2);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        memcpy(copy, p, n);
+        uint64_t value = htole64(cases[i].value);
+        memcpy(p + index + cases[i].at, &value, cases[i].bytes);
+        XXH3_state_t *sum = XXH3_createState();
+        (void)XXH3_64bits_reset(sum);
+        (void)XXH3_64bits_update(sum, p, HASHES_HEADER_BYTES);
+        (void)XXH3_64bits_update(sum, p + index, n - index - HASHES_TRAILER_BYTES + HASHES_AT_CHECKSUM);
+        hashes_put64(trailer + HASHES_AT_CHECKSUM, XXH3_64bits_digest(sum));
+        (void)XXH3_freeState(sum);
+        int fd = open(f.path, O_WRONLY | O_CLOEXEC);
+        assert_ok(file_pwrite(fd, p, n, 0, &err), &err);
+        assert_int_equal(close(fd), 0);
+        assert_false(read_file(&f, f.path, false, &err));
+        if (err.code != ERR_DAMAGED || !strstr(err.details, cases[i].words))
+            fail_msg("case %zu: %s", i, err.details);
+        err_clear(&err);
+        memcpy(p, copy, n);
+    }
+    free(copy);
+    free(text);
+}
+
 // Layers of different chains: the tip's nodes do not fit what lies below it.
 static void test_wrong_parent_is_seen(void **state)
 {
@@ -184,10 +237,8 @@ static void test_wrong_parent_is_seen(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(test_round_trip),
-        in_folder(test_any_damage_is_seen),
-        in_folder(test_hostile_trailer),
-        in_folder(test_wrong_parent_is_seen),
+        in_folder(test_round_trip),    in_folder(test_any_damage_is_seen),   in_folder(test_hostile_trailer),
+        in_folder(test_hostile_index), in_folder(test_wrong_parent_is_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -218,6 +218,64 @@ static void qemu_images(void **state)
     }
 }
 
+// One of ours, of compressed clusters or of zeros alone, below QEMU's subclusters, which reach beyond its end.
+static void subclusters_over_ours(void **state)
+{
+    UnitRandom random = unit_random();
+    for (unsigned compressed = 0; compressed < 2; compressed++) {
+        Err err = ERR_INIT;
+        Foreign f = foreign_new();
+        Writer *w;
+        HashesSummary s;
+        Hash digest;
+        char image[600], hashes[600];
+        (void)snprintf(image, sizeof image, "%s", unit_path(state, "a.qcow2"));
+        (void)snprintf(hashes, sizeof hashes, "%s", unit_path(state, "ours.hashes"));
+        uint32_t size = 20 * 65536;
+        WriterSpec spec = {.image_path = image,
+                           .hashes_path = hashes,
+                           .size = size,
+                           .cluster_bits = 16,
+                           .hash = f.geo.spec,
+                           .mode = DISK_FULL,
+                           .compression = compressed};
+        uint8_t *p = calloc(1, size);
+        assert_non_null(p);
+        for (uint32_t i = 0; compressed && i < size; i += 100)
+            p[i] = (uint8_t)unit_random_next(&random);
+        assert_ok(writer_open(&spec, &w, &err), &err);
+        assert_ok(writer_write(w, p, 0, size, &err), &err);
+        assert_ok(writer_seal(w, NULL, &s, &digest, &err), &err);
+        assert_int_equal(s.stored_clusters, compressed ? 20 : 0);
+        assert_true(s.image_bytes < size);
+        writer_free(w);
+        free(p);
+        assert_int_equal(unlink(hashes), 0);
+        foreign_add(state, &f, "a.qcow2");
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-F", "qcow2", "-b",
+            "a.qcow2", unit_path(state, "b.qcow2"), "2621440");
+        scribble(unit_path(state, "b.qcow2"), 2621440, 60, &random);
+        foreign_add(state, &f, "b.qcow2");
+        foreign_check(&f, &random);
+        foreign_clear(&f);
+    }
+}
+
+static void no_chain_and_too_long_a_chain(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    Foreign f = foreign_new();
+    ReaderLayer layers[CHAIN_LAYERS_MAX + 1] = {0};
+    ChainLayerPath paths[CHAIN_LAYERS_MAX + 1] = {0};
+    Reader *r;
+    ChainHashes *chain;
+    assert_fails(reader_open(layers, 0, &f.geo, &r, &err), &err, ERR_INVALID);
+    assert_fails(reader_open(layers, CHAIN_LAYERS_MAX + 1, &f.geo, &r, &err), &err, ERR_INVALID);
+    assert_fails(chain_hashes_open(paths, 0, &f.geo, &chain, &err), &err, ERR_INVALID);
+    assert_fails(chain_hashes_open(paths, CHAIN_LAYERS_MAX + 1, &f.geo, &chain, &err), &err, ERR_INVALID);
+}
+
 static void qemu_images_flipped(void **state)
 {
     UnitRandom random = unit_random();
@@ -400,6 +458,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         in_folder(qemu_images),
+        in_folder(subclusters_over_ours),
+        cmocka_unit_test(no_chain_and_too_long_a_chain),
         in_folder(qemu_images_flipped),
         in_folder(refuses_foreign),
         in_folder(refuses_patched),

@@ -3,6 +3,7 @@
 
 #include "base/str.h"
 #include "codec/json.h"
+#include "image/layout.h"
 #include "unit.h"
 
 static const HashSpec xxh = {.algorithm = HASH_XXH3_128, .seed = UINT64_C(0xfedcba9876543210)};
@@ -354,6 +355,14 @@ static void encode_refuses(void **state)
     r.disks[1].label = dup("\xff");
     assert_fails(record_encode(&r, &xxh, &text, &err), &err, ERR_INVALID);
     record_clear(&r);
+    r = sample(&xxh);
+    r.disks[1].disk_no = LAYOUT_DISK_MAX + 1;
+    assert_fails(record_encode(&r, &xxh, &text, &err), &err, ERR_INVALID);
+    r.disks[1].disk_no = 1;
+    free(r.parent_backup_id);
+    r.parent_backup_id = dup("backup-a/b\n-1");
+    assert_fails(record_encode(&r, &xxh, &text, &err), &err, ERR_INVALID);
+    record_clear(&r);
     r = (Record){0};
     assert_fails(record_encode(&r, &xxh, &text, &err), &err, ERR_INVALID);
 }
@@ -407,6 +416,12 @@ static void repository_info(void **state)
         i.cluster_size = bad[b];
         assert_fails(repository_info_encode(&i, &text, &err), &err, ERR_INVALID);
     }
+    i.cluster_size = 65536;
+    i.created_us = 0;
+    assert_fails(repository_info_encode(&i, &text, &err), &err, ERR_INVALID);
+    i.created_us = 1;
+    i.format = 2;
+    assert_fails(repository_info_encode(&i, &text, &err), &err, ERR_UNSUPPORTED);
     // A hash that is not known yet, in a format that is not known yet: newer, not damaged.
     const char newer[] = "{\"digest\":\"00\",\"format\":2,\"hash_algorithm\":\"blake9\"}\n";
     assert_fails(repository_info_decode(newer, strlen(newer), &back, &err), &err, ERR_UNSUPPORTED);

@@ -101,7 +101,7 @@ static void is_inside(void **state)
         bool inside;
     } cases[] = {{"repo", true},        {"repo/x/y/z", true}, {"repo/../repo/x", true},
                  {"repository", false}, {"repo.img", false},  {"repo/../x", false},
-                 {".", false}};
+                 {".", false},          {"repo/x///", true},  {"new//", false}};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         bool inside = !cases[i].inside;
         assert_ok(repo_is_inside(unit_path(state, cases[i].path), &inside, &err), &err);
@@ -173,6 +173,13 @@ static void contexts(void **state)
     assert_int_equal(symlink(a, unit_path(state, "repo/ctx-link-20231114221320")), 0);
     assert_fails(repo_context(&r, "ctx-link-20231114221320", "web", POINT_VM, 0, &c, &err), &err, ERR_NOT_FOUND);
 
+    // The stamp has room for four digits; it only tells folders apart, until there is no other name.
+    const int64_t late = INT64_C(253402300800) * 1000000;
+    assert_ok(repo_context(&r, NULL, "web", POINT_VM, late, &c, &err), &err);
+    assert_string_equal(c, "ctx-web-00000000000000");
+    free(c);
+    assert_fails(repo_context(&r, NULL, "web", POINT_VM, late, &c, &err), &err, ERR_CONFLICT);
+
     unsigned no = 99;
     char *path;
     assert_ok(repo_next_disk_no(&r, a, 0, &no, &err), &err);
@@ -235,6 +242,11 @@ static void commit_scan_delete(void **state)
     assert_int_equal(s.orphans_len, 0);
     point_check(&r, &s, &incr);
     repo_scan_clear(&s);
+    // Only the point that has the record's name goes.
+    char *id = incr.rec.backup_id, other_id[] = "backup-web-7";
+    incr.rec.backup_id = other_id;
+    assert_fails(repo_delete(&r, &incr.rec, incr.stem, &err), &err, ERR_CONFLICT);
+    incr.rec.backup_id = id;
     // A base stays while something stands on it.
     assert_fails(repo_delete(&r, &full.rec, full.stem, &err), &err, ERR_CONFLICT);
     assert_ok(repo_delete(&r, &incr.rec, incr.stem, &err), &err);
@@ -277,6 +289,15 @@ static void commit_refuses(void **state)
     assert_ok(repo_scan(&r, &s, &err), &err);
     assert_int_equal(s.len, 0);
     repo_scan_clear(&s);
+    // A folder under the partial name.
+    char partial[4096], *given = point_file(&r, context, 0, p.rec.disks[0].image);
+    (void)snprintf(partial, sizeof partial, "%s.partial-%s", given, p.attempt);
+    assert_int_equal(rename(partial, unit_path(state, "aside")), 0);
+    assert_int_equal(mkdir(partial, 0700), 0);
+    assert_fails(repo_commit(&r, &p.rec, p.stem, p.attempt, &err), &err, ERR_DAMAGED);
+    assert_int_equal(rmdir(partial), 0);
+    assert_int_equal(rename(unit_path(state, "aside"), partial), 0);
+    free(given);
     // A final name that another attempt has given is never taken for one's own.
     char *final = point_file(&r, context, 0, p.rec.disks[0].image),
          *aside = point_file(&r, context, 0, "backup-x-1-full.qcow2");
@@ -466,6 +487,20 @@ static void records_out_of_place(void **state)
     assert_int_equal(s.problems_len, 1);
     assert_int_equal(s.problems[0].error.code, ERR_DAMAGED);
     repo_scan_clear(&s);
+    // Another repository's by its UUID alone: one that was copied with its seed.
+    Record foreign;
+    char *sealed;
+    assert_ok(record_decode(text, strlen(text), &r.info.hash, &foreign, &err), &err);
+    memcpy(foreign.repository_uuid, other.info.uuid, strlen(other.info.uuid));
+    assert_ok(record_encode(&foreign, &r.info.hash, &sealed, &err), &err);
+    record_clear(&foreign);
+    assert_int_equal(unlink(own), 0);
+    put(own, sealed);
+    free(sealed);
+    assert_ok(repo_scan(&r, &s, &err), &err);
+    assert_int_equal(s.len, 0);
+    assert_true(has_problem(&s, "belongs to repository"));
+    repo_scan_clear(&s);
     // Names that lead elsewhere are no paths of a repository.
     assert_null(repo_path_record(&r, "../other", p.stem, &err));
     assert_int_equal(err.code, ERR_INVALID);
@@ -518,12 +553,61 @@ static void chain_refuses(void **state)
     base->disks[1].disk_no = 1;
     base->disks[1].chain_length = 2;
     assert_fails(repo_chain(&r, tip, "key-1", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
+    // As long as its parent says, and yet there are fewer; longer than any may be; none.
+    ((Record *)tip)->disks[1].chain_length = 3;
+    assert_fails(repo_chain(&r, tip, "key-1", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
     base->disks[1].chain_length = 1;
+    ((Record *)tip)->disks[1].chain_length = CHAIN_LAYERS_MAX + 1;
+    assert_fails(repo_chain(&r, tip, "key-1", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
+    ((Record *)tip)->disks[1].chain_length = 0;
+    assert_fails(repo_chain(&r, tip, "key-1", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
+    ((Record *)tip)->disks[1].chain_length = 2;
+    base->disks[1].disk_key[0] ^= 1;
+    assert_fails(repo_chain(&r, tip, "key-1", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
+    base->disks[1].disk_key[0] ^= 1;
     assert_ok(repo_chain(&r, tip, "key-1", point_find, &s, &chain, &err), &err);
     repo_chain_clear(&chain);
     repo_scan_clear(&s);
     point_clear(&full);
     point_clear(&incr);
+    free(context);
+    repo_clear(&r);
+}
+
+// What is no file, or none of that length, where a listed point's file was.
+static void check_sees_other_files(void **state)
+{
+    Err err = ERR_INIT;
+    Repo r = create(state, "repo");
+    char *context = context_of(&r), aside[4096];
+    Point p = committed(&r, context, 1700000000, NULL, 5);
+    RepoScan s;
+    const RecordDisk *d = &p.rec.disks[1];
+    char *image = point_file(&r, context, 1, d->image);
+    (void)snprintf(aside, sizeof aside, "%s/aside", (const char *)*state);
+    assert_int_equal(truncate(image, (off_t)d->image_bytes + 512), 0);
+    assert_fails(repo_check_layer(&r, &p.rec, d, REPO_CHECK_FILES, &err), &err, ERR_DAMAGED);
+    assert_int_equal(truncate(image, (off_t)d->image_bytes), 0);
+    assert_ok(repo_check_layer(&r, &p.rec, d, REPO_CHECK_FILES, &err), &err);
+    // A link is not followed: what it leads to is not what was synced.
+    assert_int_equal(rename(image, aside), 0);
+    assert_int_equal(symlink(aside, image), 0);
+    assert_fails(repo_check_layer(&r, &p.rec, d, REPO_CHECK_FILES, &err), &err, ERR_DAMAGED);
+    assert_ok(repo_scan(&r, &s, &err), &err);
+    assert_int_equal(s.problems_len, 1);
+    assert_true(has_problem(&s, "not a regular file"));
+    repo_scan_clear(&s);
+    // A context that is a link: told, and nothing behind it is touched.
+    assert_int_equal(mkdir(unit_path(state, "outside"), 0700), 0);
+    put(unit_path(state, "outside/backup-a-1.json.partial-ab"), "mine");
+    assert_int_equal(symlink(unit_path(state, "outside"), unit_path(state, "repo/ctx-link-20231114221320")), 0);
+    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
+    assert_int_equal(s.len, 1);
+    assert_true(has_problem(&s, "ctx-link-20231114221320"));
+    assert_true(file_exists(unit_path(state, "outside/backup-a-1.json.partial-ab")));
+    repo_scan_clear(&s);
+    free(image);
+    point_clear(&p);
     free(context);
     repo_clear(&r);
 }
@@ -581,10 +665,19 @@ static void check_sees_flips(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(create_and_open),      in_folder(create_refuses), in_folder(is_inside),
-        in_folder(unmounted_share),      in_folder(contexts),       in_folder(commit_scan_delete),
-        in_folder(records_out_of_place), in_folder(commit_refuses), in_folder(recover_keeps),
-        in_folder(scan_tells),           in_folder(chain_refuses),  in_folder(check_sees_flips),
+        in_folder(create_and_open),
+        in_folder(create_refuses),
+        in_folder(is_inside),
+        in_folder(unmounted_share),
+        in_folder(contexts),
+        in_folder(commit_scan_delete),
+        in_folder(records_out_of_place),
+        in_folder(commit_refuses),
+        in_folder(recover_keeps),
+        in_folder(scan_tells),
+        in_folder(chain_refuses),
+        in_folder(check_sees_flips),
+        in_folder(check_sees_other_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
