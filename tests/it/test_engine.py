@@ -12,6 +12,7 @@ import time
 import pytest
 
 from lib.hub import BIN
+from lib.patience import patience
 
 PLUGIN = BIN / "nbdkit-sendense-plugin.so"
 MIB = 1 << 20
@@ -19,7 +20,7 @@ CLUSTER = 65536
 
 
 def run(*command, ok=True, **more):
-    done = subprocess.run([str(c) for c in command], capture_output=True, timeout=120, **more)
+    done = subprocess.run([str(c) for c in command], capture_output=True, timeout=patience(120), **more)
     if ok:
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done
@@ -73,7 +74,7 @@ class Engine:
              "-t", "8", str(PLUGIN), f"config={self.folder}/config.json"],
             preexec_fn=lambda: os.dup2(listener.fileno(), 3), pass_fds=[3], stderr=open(self.folder / "log", "wb"))
         listener.close()
-        until = time.monotonic() + 10
+        until = time.monotonic() + patience(10)
         while ok and not self.control_path.exists():
             assert self.process.poll() is None and time.monotonic() < until, self.log()
             time.sleep(0.02)
@@ -88,7 +89,7 @@ class Engine:
 
     def ask(self, op, **more):
         with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(60)
+            s.settimeout(patience(60))
             s.connect(str(self.control_path))
             s.sendall(json.dumps({"op": op, **more}).encode() + b"\n")
             return json.loads(s.makefile().readline())
@@ -99,7 +100,7 @@ class Engine:
                 assert self.ask("stop")["ok"]
             else:
                 self.process.send_signal(how)
-            self.process.wait(20)
+            self.process.wait(patience(20))
         for name in ("nbd", "ctl"):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -326,12 +327,12 @@ def test_an_idle_client_does_not_hold_up_a_stop(chain):
     e = chain.ingest(MIB)
     idle = subprocess.Popen(["qemu-io", "-f", "raw", e.uri], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + patience(10)
         while e.ask("status")["connections"] == 0:
             assert time.monotonic() < until
             time.sleep(0.05)
         assert e.ask("stop")["ok"]
-        assert e.process.wait(10) == 0
+        assert e.process.wait(patience(10)) == 0
     finally:
         idle.kill()
         idle.communicate()
@@ -354,7 +355,7 @@ def test_a_peer_of_the_control_that_says_nothing(chain):
         half.sendall(b'{"op":')
         start = time.monotonic()
         assert e.ask("status")["ok"]
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < patience(5)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"op":"format"}', b'{"op":"seal","extents":1}', b"\xff\xfe",
@@ -362,7 +363,7 @@ def test_a_peer_of_the_control_that_says_nothing(chain):
 def test_nonsense_on_the_control(chain, line):
     e = chain.ingest(MIB)
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(20)
+        s.settimeout(patience(20))
         s.connect(str(e.control_path))
         s.sendall(line + b"\n" + b'{"op":"status"}\n')
         lines = s.makefile()
@@ -373,7 +374,7 @@ def test_nonsense_on_the_control(chain, line):
 def test_a_line_without_end_on_the_control(chain):
     e = chain.ingest(MIB)
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(20)
+        s.settimeout(patience(20))
         s.connect(str(e.control_path))
         try:
             s.sendall(b" " * 70000)
@@ -405,6 +406,6 @@ def test_a_full_disk_is_reported(place, chain):
 def test_a_bad_configuration(place, chain, change):
     config = {"role": "ingest", "size": MIB, "mode": "full", "image": str(place / "i"), "hashes": str(place / "h")}
     e = Engine(place / "bad", **(config | change)).start(ok=False)
-    assert e.process.wait(10) != 0
+    assert e.process.wait(patience(10)) != 0
     assert "error" in e.log()
     e.stop()
