@@ -15,6 +15,7 @@ from lib import faults
 from lib.api import quote
 from lib.hub import BIN, FINAL
 from lib.job import Job, change_id, disk, full_backup, nbdcopy
+from lib.patience import patience
 from lib.world import MIB, World, make_image
 
 OPENAPI = Path(__file__).resolve().parents[2] / "api" / "openapi.yaml"
@@ -399,7 +400,7 @@ def test_claims_beyond_the_hubs_limit(make_hub, place):
         together = threading.Barrier(len(jobs))
 
         def claim(job, together=together):
-            together.wait(10)
+            together.wait(patience(10))
             return job.call("claim", {"claim": job.claim_id})
 
         # slow locks of the database: else one claim is over before the next begins
@@ -618,8 +619,8 @@ def test_the_real_client_speaks_as_documented(world, vm, proxy):
     def run(job):
         environment = {**os.environ, "MIGRATEKIT_JOB_ID": job.id, "SHA_API_URL": proxy.url,
                        "SENDENSE_JOB_TOKEN": job.token}
-        return subprocess.run([BIN / "sendense-backup-client"], env=environment, stdin=subprocess.DEVNULL, timeout=60,
-                              capture_output=True, text=True, check=False)
+        return subprocess.run([BIN / "sendense-backup-client"], env=environment, stdin=subprocess.DEVNULL,
+                              timeout=patience(60), capture_output=True, text=True, check=False)
 
     job = world.job()
     done = run(job)

@@ -18,6 +18,7 @@ import pytest
 
 from lib.api import quote
 from lib.hub import BIN
+from lib.patience import patience
 from lib.vm import GuestError, PausedQemu
 from lib.world import MIB, make_image
 
@@ -69,7 +70,7 @@ def spawn(cli, *arguments, **more):
 
 
 def wait_until(condition, what, seconds=20):
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patience(seconds)
     while not condition():
         assert time.monotonic() < until, f"waited for {what} in vain"
         time.sleep(0.02)
@@ -275,7 +276,7 @@ def test_following_over_a_restart(hub, cli, setup):
     hub.restart()
     subprocess.run(["sh", "-c", lines[1].strip()], check=True, capture_output=True,
                    env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"})
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patience(60))
     assert process.returncode == 0, err
     assert cli.json("show", out.strip())["status"] == "completed"
 
@@ -287,7 +288,7 @@ def test_interrupting_cancels(cli, setup, api):
     wait_until(lambda: api.get("/backups?limit=1").json["backups"], "the job")
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patience(30))
     assert process.returncode == 1 and "cancel" in err
     assert cli.json("show", out.strip())["status"] == "cancelled"
 
@@ -298,7 +299,7 @@ def test_terminating_leaves_the_job_alone(cli, setup):
     process.stderr.readline()
     time.sleep(0.3)
     process.terminate()
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=patience(30))
     assert process.returncode == 1
     assert cli.json("show", out.strip())["status"] == "pending"
     assert "cancelled" in cli.ok("cancel", out.strip())
@@ -321,7 +322,7 @@ def test_bars_on_a_terminal(cli, setup):
             break
         seen += data
     os.close(leader)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=patience(30))
     assert process.returncode == 0 and out.startswith("backup-")
     assert b"disk-0: full, because" in seen and b"completed" in seen
 
@@ -475,7 +476,7 @@ def test_an_interrupted_restore_leaves_nothing(cli, setup, place, form, number):
     wait_until(lambda: any(p.name.startswith("old.partial") for p in place.iterdir()) or process.poll() is not None,
                "the restore")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=patience(30))
     assert process.returncode == 1 and "cancel" in err, err
     assert (place / "old").read_text() == "mine"
     no_rest(cli, place)
@@ -490,7 +491,7 @@ def test_a_killed_restore_is_done_again(cli, setup, place, form):
         process = spawn(cli, "restore", point, "--disk", "0", "--to", "out", "--format", form)
         wait_until(lambda: partial.exists() and partial.stat().st_blocks > 0, "the restore")
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=patience(30))
         for export in cli.json("exports")["exports"]:
             cli.ok("export", "end", export["export_id"])
     assert [p.name for p in place.iterdir() if p.name.startswith("out")] == ["out.partial"]
@@ -507,7 +508,7 @@ def test_a_path_has_one_restore_at_a_time(cli, setup, place):
     second = cli.run("restore", point, "--disk", "0", "--to", "out", "--force")
     first.send_signal(signal.SIGCONT)
     assert second.status == 1 and "out.partial" in second.err and "another restore" in second.err
-    first.communicate(timeout=60)
+    first.communicate(timeout=patience(60))
     assert first.returncode == 0 and digest(place / "out") == digest(place / "slow.raw")
     no_rest(cli, place)
 
@@ -605,7 +606,7 @@ def test_qemu_is_kept_from_a_device_that_is_restored_to(cli, setup, place, devic
             PausedQemu(place / "vm", [(device, "raw")]).close()
     finally:
         restore.send_signal(signal.SIGCONT)
-    restore.communicate(timeout=60)
+    restore.communicate(timeout=patience(60))
     assert restore.returncode == 0
     with open(device, "rb") as f:
         assert f.read() == (place / "slow.raw").read_bytes()

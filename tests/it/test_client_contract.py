@@ -12,6 +12,7 @@ import pytest
 from lib.fake_hub import CLOSE, FakeHub, Target, path_of
 from lib.hub import BIN
 from lib.job import coverage
+from lib.patience import patience
 
 MIB = 1 << 20
 SIZE = 8 * MIB + 777
@@ -37,7 +38,7 @@ class Client:
 
     def wait(self, seconds=60):
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(patience(seconds))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -286,7 +287,7 @@ def test_claim_is_repeated_with_the_same_word(lab, first):
 def test_hub_that_comes_late(lab):
     hub = lab.hub("backup-a-1", lab.image(), started=False)
     client = lab.client(hub)
-    until = time.monotonic() + 10
+    until = time.monotonic() + patience(10)
     while "the claim is repeated" not in client.log:
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -327,7 +328,7 @@ def test_tracked_without_a_change_set_is_refused(lab):
 # ---- ends before the end
 
 def gone(pids, seconds=5):
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patience(seconds)
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < until, pids
         time.sleep(0.05)
@@ -345,7 +346,7 @@ def test_signal_cancels(lab, signo):
     at = time.monotonic()
     client.process.send_signal(signo)
     assert client.wait() == 1
-    assert time.monotonic() - at < 5
+    assert time.monotonic() - at < patience(5)
     gone(children)
     failed = hub.calls("fail")
     assert len(failed) == 1 and failed[0].json["cancelled"] is True
@@ -355,7 +356,7 @@ def test_signal_cancels(lab, signo):
 def test_signal_while_the_hub_is_away(lab):
     hub = lab.hub("backup-a-1", lab.image(), started=False)
     client = lab.client(hub)
-    until = time.monotonic() + 10
+    until = time.monotonic() + patience(10)
     while "the claim is repeated" not in client.log:
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -399,7 +400,7 @@ def serve_with_errors(lab, image):
                                        "file", str(image), "error-pread=EIO", "error-pread-rate=100%"],
                                       stdin=subprocess.DEVNULL)
     lab.to_stop.append(source)
-    until = time.monotonic() + 10
+    until = time.monotonic() + patience(10)
     while not os.path.exists(source.socket):
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -442,6 +443,6 @@ def test_one_bad_disk_fails_the_job_and_stops_the_others(lab):
     hub.targets["disk-1"].stop()
     at = time.monotonic()
     lab.run(hub, status=1)
-    assert time.monotonic() - at < 10
+    assert time.monotonic() - at < patience(10)
     assert "disk-1" in hub.calls("fail")[0].json["details"]
     assert not hub.calls("complete")

@@ -10,6 +10,7 @@ import pytest
 
 from lib.api import quote
 from lib.job import change_id, coverage, disk, nbdcopy, qemu_io
+from lib.patience import patience
 from lib.world import MIB, make_image
 
 CONTRACT_SQL = """SELECT id, vm_name, backup_type, change_id, status, created_at, completed_at FROM backup_jobs
@@ -491,8 +492,8 @@ def test_every_error_is_json(shared):
 # ---- the hub's command line
 
 def hub_status(hub, *options):
-    done = subprocess.run([hub.binary, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
-                          check=False)
+    done = subprocess.run([hub.binary, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=patience(30), check=False)
     return done.returncode, done.stdout + done.stderr
 
 

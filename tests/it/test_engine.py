@@ -11,6 +11,7 @@ import time
 import pytest
 
 from lib.engine import CLUSTER, MIB, Engine, coverage, run
+from lib.patience import patience
 
 
 def make_disk(path, size, seed=1):
@@ -179,12 +180,12 @@ def test_an_idle_client_does_not_hold_up_a_stop(chain):
     e = chain.ingest(MIB)
     idle = subprocess.Popen(["qemu-io", "-f", "raw", e.uri], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + patience(10)
         while e.ask("status")["connections"] == 0:
             assert time.monotonic() < until
             time.sleep(0.05)
         assert e.ask("stop")["ok"]
-        assert e.process.wait(10) == 0
+        assert e.process.wait(patience(10)) == 0
     finally:
         idle.kill()
         idle.communicate()
@@ -207,7 +208,7 @@ def test_a_peer_of_the_control_that_says_nothing(chain):
         half.sendall(b'{"op":')
         start = time.monotonic()
         assert e.ask("status")["ok"]
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < patience(5)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"op":"format"}', b'{"op":"seal","extents":1}', b"\xff\xfe",
@@ -215,7 +216,7 @@ def test_a_peer_of_the_control_that_says_nothing(chain):
 def test_nonsense_on_the_control(chain, line):
     e = chain.ingest(MIB)
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(20)
+        s.settimeout(patience(20))
         s.connect(str(e.control_path))
         s.sendall(line + b"\n" + b'{"op":"status"}\n')
         lines = s.makefile()
@@ -226,7 +227,7 @@ def test_nonsense_on_the_control(chain, line):
 def test_a_line_without_end_on_the_control(chain):
     e = chain.ingest(MIB)
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(20)
+        s.settimeout(patience(20))
         s.connect(str(e.control_path))
         try:
             s.sendall(b" " * 70000)
@@ -258,6 +259,6 @@ def test_a_full_disk_is_reported(place, chain):
 def test_a_bad_configuration(place, chain, change):
     config = {"role": "ingest", "size": MIB, "mode": "full", "image": str(place / "i"), "hashes": str(place / "h")}
     e = Engine(place / "bad", **(config | change)).start(ok=False)
-    assert e.process.wait(10) != 0
+    assert e.process.wait(patience(10)) != 0
     assert "error" in e.log()
     e.stop()

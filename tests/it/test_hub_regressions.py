@@ -19,6 +19,7 @@ from lib.history import wait_for
 from lib.hub import FINAL, HubError
 from lib.job import Job, change_id, coverage, disk, nbdcopy
 from lib.line import Line
+from lib.patience import patience
 from lib.world import MIB, World
 
 
@@ -521,7 +522,7 @@ def test_an_exporter_that_dies_is_reaped(world, vm):
     world.api.post("/exports", {"backup_id": job.id, "disk": "0", "purpose": "restore"}).expect(201)
     exporter, = (p for p, line in world.hub.children().items() if "nbdkit" in line)
     os.kill(exporter, signal.SIGKILL)
-    until = time.monotonic() + 15
+    until = time.monotonic() + patience(15)
     while world.api.get("/exports").expect(200)["exports"]:
         assert time.monotonic() < until
         time.sleep(0.2)
@@ -616,7 +617,7 @@ def test_a_client_of_a_deleted_job_is_reaped(world, vm):
     while world.api.get(path).expect(200)["status"] not in FINAL:
         pass            # no pause: its client has just reported
     world.api.delete(path).expect(200)
-    until = time.monotonic() + 10
+    until = time.monotonic() + patience(10)
     while zombies(world.hub):
         assert time.monotonic() < until, "never reaped"
         time.sleep(0.2)

@@ -19,6 +19,7 @@ from lib.history import flatten, wait_for
 from lib.hub import BIN
 from lib.images import CLUSTER
 from lib.line import Line
+from lib.patience import patience
 from lib.qmp_proxy import QmpProxy
 from lib.stage import MIB, Stage
 from lib.vm import make_vm
@@ -182,7 +183,7 @@ def test_pitfall_07_done_is_durable(make_hub, place):
     target = place / "target" / "restored.raw"
     target.parent.mkdir()
     restore = [str(BIN / "sendense"), "restore", points[1]["backup_id"], "--disk", "0", "--to", str(target)]
-    subprocess.run(trace.command(place / "calls", restore), check=True, capture_output=True, timeout=60,
+    subprocess.run(trace.command(place / "calls", restore), check=True, capture_output=True, timeout=patience(60),
                    env={**os.environ, "SHA_API_URL": hub.url})
     assert not system.wait_gone(place / "calls"), "strace goes on"
     seen = Durable(target.parent).follow(place / "calls")
@@ -371,8 +372,8 @@ def test_pitfall_19_many_connections(make_hub, place):
     results = []
 
     def read():
-        results.append(subprocess.run(["nbdcopy", "--connections=4", "--requests=8", export["uri"], "-"], timeout=60,
-                                      check=True, capture_output=True).stdout)
+        results.append(subprocess.run(["nbdcopy", "--connections=4", "--requests=8", export["uri"], "-"],
+                                      timeout=patience(60), check=True, capture_output=True).stdout)
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import system
+from lib.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +42,7 @@ def test_a_stopped_quickstart_leaves_nothing(place, step, number):
             time.sleep(0.02)
             sockets = run_dirs(tmp)
         process.send_signal(number)
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=patience(120))
     finally:
         process.kill()
         process.communicate()

@@ -20,6 +20,7 @@ from lib.cli import Cli
 from lib.history import partial_files, wait_for
 from lib.images import CLUSTER
 from lib.line import Line
+from lib.patience import patience
 from lib.stage import QemuStage, Stage, is_dead
 from lib.vm import make_vm
 
@@ -236,7 +237,7 @@ def test_rule_15_a_repeated_call_joins(make_hub, place):
     job = line.world.written_job(line.images[0].path)
     body = json.dumps({"change_id": job.change, "disks": line.world.done(job, 2 * CLUSTER)})
     exporter, = faults.exporter_pids(line.world, job.id)
-    connections = [http.client.HTTPConnection("127.0.0.1", line.hub.port, timeout=60) for _ in range(2)]
+    connections = [http.client.HTTPConnection("127.0.0.1", line.hub.port, timeout=patience(60)) for _ in range(2)]
     os.kill(exporter, signal.SIGSTOP)
     try:
         for connection in connections:

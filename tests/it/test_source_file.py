@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.patience import patience
 from lib.source_probe import Line, ProbeError
 
 MIB = 1 << 20
@@ -175,7 +176,7 @@ def writer(tmp_path):
     image = noise(tmp_path / 'a.img', MIB)
     command = ['qemu-nbd', '-t', '-f', 'raw', '-k', tmp_path / 'w', image]
     with subprocess.Popen(command) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience(20)
         while not (tmp_path / 'w').exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -228,7 +229,7 @@ def test_killed_leaves_nothing(tmp_path):
     served = children(run.process.pid)
     assert served
     run.kill(signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while any(Path(f'/proc/{pid}').exists() for pid in served):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -264,7 +265,7 @@ def nbd_server(path, image, description='monday'):
     command = ['nbdkit', '-f', '-U', path, '--filter=exportname', 'file', image, f'exportdesc=fixed:{description}']
     with subprocess.Popen(command) as server:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + patience(20)
             while not listens(path):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.patience import patience
 from lib.qmp_gate import QmpGate
 from lib.source_probe import Line, ProbeError
 from lib.vm import release_descriptors
@@ -55,7 +56,7 @@ def processes_of(run, name):
 
 
 def wait_for(condition, what, timeout=30):
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)

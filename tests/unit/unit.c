@@ -64,6 +64,16 @@ const char *unit_path(void **state, const char *name)
     return buf;
 }
 
+int unit_patience(int ms)
+{
+    Err err = ERR_INIT;
+    uint64_t slowness = 1;
+    const char *text = getenv("SENDENSE_TEST_SLOWNESS");
+    if (text)
+        assert_ok(num_u64(text, 1, 1000, &slowness, &err), &err);
+    return ms * (int)slowness;
+}
+
 int unit_open_fds(void)
 {
     DIR *d = opendir("/proc/self/fd");

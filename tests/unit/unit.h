@@ -22,13 +22,12 @@
     } while (0)
 
 // The call fails with this code; *err is empty again afterwards.
-#define assert_fails(call, err, expected)                                                          \
-    do {                                                                                           \
-        assert_false(call);                                                                        \
-        if ((err)->code != (expected))                                                             \
-            fail_msg("%s: %s instead of %s: %s", #call, err_name((err)->code), err_name(expected), \
-                     (err)->details);                                                              \
-        err_clear(err);                                                                            \
+#define assert_fails(call, err, expected)                                                                           \
+    do {                                                                                                            \
+        assert_false(call);                                                                                         \
+        if ((err)->code != (expected))                                                                              \
+            fail_msg("%s: %s instead of %s: %s", #call, err_name((err)->code), err_name(expected), (err)->details); \
+        err_clear(err);                                                                                             \
     } while (0)
 
 // SplitMix64. The seed is printed, and taken from SENDENSE_TEST_SEED to repeat a failure.
@@ -45,5 +44,7 @@ int unit_folder_setup(void **state);
 int unit_folder_teardown(void **state); // removes it with all it holds
 // "<folder>/<name>" in one of four static buffers.
 const char *unit_path(void **state, const char *name);
+// How long to wait for what usually takes less: times SENDENSE_TEST_SLOWNESS, under a sanitizer (tools/sanitize).
+int unit_patience(int ms);
 // Number of open descriptors of this process.
 int unit_open_fds(void);

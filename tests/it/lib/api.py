@@ -7,6 +7,7 @@ import urllib.parse
 from typing import NamedTuple
 
 from lib import traffic
+from lib.patience import patience
 
 BASE = "/api/v1"
 
@@ -60,7 +61,7 @@ class Api:
 
     def request(self, method, path, body=None, raw=None, headers=None, base=BASE, timeout=60):
         """body: sent as JSON; raw: these bytes instead."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=patience(timeout))
         data, sent = self._outgoing(body, raw, headers)
         try:
             connection.request(method, base + path, body=data, headers=sent)
@@ -83,7 +84,7 @@ class Api:
 
     def events(self, path, timeout=60):
         """Yields (event, value) of a stream of server-sent events until it ends; (None, text) for a comment."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=patience(timeout))
         headers = {"Accept": "text/event-stream"}
         seen = []
         try:
@@ -98,7 +99,7 @@ class Api:
 
     def wait_status(self, backup_id, wanted, deadline=60):
         """Asks until the backup has one of these statuses; returns it."""
-        until = time.monotonic() + deadline
+        until = time.monotonic() + patience(deadline)
         while True:
             value = self.get(f"/backups/{quote(backup_id)}").expect(200)
             if value["status"] in wanted:

@@ -6,6 +6,7 @@ import subprocess
 from typing import NamedTuple
 
 from lib.hub import BIN
+from lib.patience import patience
 
 
 class Result(NamedTuple):
@@ -26,8 +27,8 @@ class Cli:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("SENDENSE_") or k == "SENDENSE_LOG"}
         environ.update(SHA_API_URL=self.url, **(environment or {}))
         command = [str(BIN / "sendense"), *(["--json"] if use_json else []), *map(str, arguments)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
-                              cwd=self.cwd, env=environ, check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=patience(timeout), cwd=self.cwd, env=environ, check=False)
         return Result(done.returncode, done.stdout, done.stderr)
 
     def ok(self, *arguments, **more):

@@ -16,7 +16,7 @@ CLUSTER = 65536
 
 
 def run(*command, ok=True, **more):
-    done = subprocess.run([str(c) for c in command], capture_output=True, timeout=120, **more)
+    done = subprocess.run([str(c) for c in command], capture_output=True, timeout=patience(120), **more)
     if ok:
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done
@@ -70,7 +70,7 @@ class Engine:
              "-t", "8", str(PLUGIN), f"config={self.folder}/config.json"],
             preexec_fn=lambda: os.dup2(listener.fileno(), 3), pass_fds=[3], stderr=open(self.folder / "log", "wb"))
         listener.close()
-        until = time.monotonic() + 10
+        until = time.monotonic() + patience(10)
         while ok and not self.answers():
             assert self.process.poll() is None and time.monotonic() < until, self.log()
             time.sleep(0.02)

@@ -9,6 +9,8 @@ import urllib.parse
 import uuid
 from typing import NamedTuple
 
+from lib.patience import patience
+
 VM_ID = "5f3f6a0e-6c52-4a8e-a3a0-6b2c1f3d9a41"
 CLOSE = "close"         # an answer: the connection is closed without a word
 
@@ -38,7 +40,7 @@ class Target:
         command = ["nbdkit", "-f", "-U", self.socket, *flags, "memory", str(size), *parameters]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         self.uri = f"nbd+unix:///?socket={self.socket}"
-        until = time.monotonic() + 10
+        until = time.monotonic() + patience(10)
         while subprocess.run(["nbdinfo", "--size", self.uri], capture_output=True, check=False).returncode:
             assert time.monotonic() < until and self.process.poll() is None
             time.sleep(0.05)
@@ -88,7 +90,7 @@ class FakeHub:
         return [r for r in self.requests if call is None or r.call == call]
 
     def wait_copying(self, seconds=20):
-        until = time.monotonic() + seconds
+        until = time.monotonic() + patience(seconds)
         while not any(r.json["phase"] == "copying" for r in self.calls("progress")):
             assert time.monotonic() < until, [r.path for r in self.requests]
             time.sleep(0.02)

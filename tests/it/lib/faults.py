@@ -6,6 +6,8 @@ import signal
 import subprocess
 import time
 
+from lib.patience import patience
+
 
 def command_line(pid):
     try:
@@ -39,7 +41,7 @@ def slow_calls(pid, calls, seconds):
         yield
     finally:
         tracer.terminate()      # it lets the process go on
-        tracer.wait(30)
+        tracer.wait(patience(30))
         tracer.stderr.close()
 
 

@@ -4,9 +4,10 @@ import select
 import socket
 import threading
 
+from lib.patience import patience
 from lib.proxy import Proxy, _Handler
 
-HOLD_SECONDS = 60
+HOLD_SECONDS = patience(60)
 
 
 class Gate(Proxy):
@@ -66,7 +67,8 @@ class Gate(Proxy):
 
     def wait_held(self, call, after=False, seconds=30):
         with self.condition:
-            assert self.condition.wait_for(lambda: self.closed[call, after] > 0, seconds), f"{call} was not called"
+            assert self.condition.wait_for(lambda: self.closed[call, after] > 0, patience(seconds)), \
+                f"{call} was not called"
 
     def open(self):
         """Lets everything through."""

@@ -17,13 +17,14 @@ from lib import system
 from lib.api import quote
 from lib.hub import FINAL
 from lib.images import CLUSTER
+from lib.patience import patience
 
 WAIT_SECONDS = 60
 
 
 def wait_for(condition, what, seconds=WAIT_SECONDS):
     """The first true value of condition()."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patience(seconds)
     while not (value := condition()):
         assert time.monotonic() < until, f"not within {seconds} s: {what}"
         time.sleep(0.01)
@@ -166,7 +167,7 @@ class History:
 
     def check_point_with_stock_tools(self, backup_id):
         for disk in self.show(backup_id)["disks"]:
-            subprocess.run(["qemu-img", "check", "-q", disk["image"]], check=True, timeout=60)
+            subprocess.run(["qemu-img", "check", "-q", disk["image"]], check=True, timeout=patience(60))
             flat = flatten(disk["image"], self.folder / "flat", disk["size"])
             self.references.expect(self.points[backup_id][disk["disk_key"]], flat,
                                    f"{backup_id}, {disk['disk_key']}, by qemu-img")
@@ -197,8 +198,8 @@ class History:
 
 def flatten(image, out, size):
     """A qcow2 with its backing files as a raw file of exactly this size (QEMU knows only whole sectors)."""
-    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(out)], check=True, timeout=60,
-                   stdin=subprocess.DEVNULL)
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(out)], check=True,
+                   timeout=patience(60), stdin=subprocess.DEVNULL)
     assert 0 <= os.path.getsize(out) - size < 512, (os.path.getsize(out), size)
     os.truncate(out, size)
     return out
@@ -240,7 +241,7 @@ def check_hub_is_clean(hub, repositories, folder, ours=(), seconds=10):
                 or [b for status in ("pending", "running", "committing")
                     for b in hub.api.get(f"/backups?status={status}").expect(200)["backups"]]
                 or hub.api.get("/exports").expect(200)["exports"])
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patience(seconds)
     while (found := left()) and time.monotonic() < until:
         time.sleep(0.05)
     assert not found, f"left behind: {found}\n{hub.log[-3000:]}"

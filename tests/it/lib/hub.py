@@ -12,11 +12,12 @@ from pathlib import Path
 
 from lib import system
 from lib.api import Api, quote
+from lib.patience import patience
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(os.environ.get("SENDENSE_BIN") or ROOT / "build" / "bin")
-START_SECONDS = 20
-STOP_SECONDS = 20
+START_SECONDS = patience(20)
+STOP_SECONDS = patience(20)
 FINAL = {"completed", "failed", "cancelled"}
 
 

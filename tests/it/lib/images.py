@@ -4,6 +4,8 @@ import ctypes
 import os
 import subprocess
 
+from lib.patience import patience
+
 CLUSTER = 65536
 SECTOR = 512
 KEEP_SIZE_PUNCH_HOLE = 3
@@ -17,8 +19,8 @@ def punch_hole(fd, offset, length):
 
 
 def tool(*args):
-    done = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-                          check=False)
+    done = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=patience(60), check=False)
     # qemu-io says what failed, and may exit with 0
     assert done.returncode == 0 and "failed" not in done.stdout, f"{args}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -6,6 +6,7 @@ import subprocess
 import uuid
 
 from lib.api import quote
+from lib.patience import patience
 
 _xxh3 = ctypes.CDLL("libxxhash.so.0").XXH3_64bits_withSeed
 _xxh3.restype = ctypes.c_uint64
@@ -45,7 +46,8 @@ def qemu_io(uri, *commands):
 
 
 def run(command):
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=patience(120), check=False)
     # qemu-io says what failed, and exits with 0
     assert done.returncode == 0 and "failed" not in done.stdout + done.stderr, f"{command}: {done.stdout}{done.stderr}"
 

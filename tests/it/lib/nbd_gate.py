@@ -5,7 +5,9 @@ import os
 import socket
 import threading
 
-HOLD_SECONDS = 60
+from lib.patience import patience
+
+HOLD_SECONDS = patience(60)
 
 
 class NbdGate:
@@ -25,7 +27,8 @@ class NbdGate:
 
     def wait_held(self, seconds=30):
         with self.condition:
-            assert self.condition.wait_for(lambda: self.held, seconds), f"{self.passed} bytes of {self.limit} came"
+            assert self.condition.wait_for(lambda: self.held, patience(seconds)), \
+                f"{self.passed} bytes of {self.limit} came"
 
     def open(self):
         with self.condition:

@@ -9,6 +9,7 @@ import http.server
 import threading
 
 from lib import traffic
+from lib.patience import patience
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "te", "trailer", "upgrade"}
 
@@ -49,7 +50,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length) if length else None
         headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
-        connection = http.client.HTTPConnection(*self.owner.target, timeout=120)
+        connection = http.client.HTTPConnection(*self.owner.target, timeout=patience(120))
         try:
             connection.request(self.command, self.path, body=body, headers=headers)
             response = connection.getresponse()

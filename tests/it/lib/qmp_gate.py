@@ -11,7 +11,9 @@ import socket
 import threading
 import time
 
-HOLD_SECONDS = 60
+from lib.patience import patience
+
+HOLD_SECONDS = patience(60)
 
 
 class QmpGate:
@@ -45,7 +47,7 @@ class QmpGate:
 
     def wait_held(self, seconds=60):
         with self.condition:
-            assert self.condition.wait_for(lambda: self.held, seconds), f"{self.word} was not said"
+            assert self.condition.wait_for(lambda: self.held, patience(seconds)), f"{self.word} was not said"
 
     def open(self):
         with self.condition:

@@ -5,6 +5,8 @@ import re
 import socket
 from typing import NamedTuple
 
+from lib.patience import patience
+
 HOST = b"Host: localhost\r\n"
 
 
@@ -30,7 +32,7 @@ class Raw(NamedTuple):
 
 
 def connect(port, timeout=10):
-    return socket.create_connection(("127.0.0.1", port), timeout=timeout)
+    return socket.create_connection(("127.0.0.1", port), timeout=patience(timeout))
 
 
 def receive(s):

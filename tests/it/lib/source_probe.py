@@ -8,6 +8,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
+from lib.patience import patience
+
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = Path(os.environ.get('SENDENSE_BIN') or ROOT / 'build/bin').parent
 PROBE = BUILD / 'tests/tools/source-probe'
@@ -57,14 +59,14 @@ class Run:
     def finish(self):
         try:
             self.until('end')
-            assert self.process.wait(30) == 0
+            assert self.process.wait(patience(30)) == 0
         finally:
             self.close()
         return self
 
     def kill(self, how=signal.SIGKILL):
         self.process.send_signal(how)
-        self.process.wait(30)
+        self.process.wait(patience(30))
         self.close()
 
     def close(self):

@@ -6,6 +6,8 @@ import signal
 import stat
 import time
 
+from lib.patience import patience
+
 
 def _read(path):
     try:
@@ -30,7 +32,7 @@ def processes_of(folder):
 
 def wait_gone(folder, seconds=5):
     """Waits until no process names the folder; returns those that still do."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patience(seconds)
     while (left := processes_of(folder)) and time.monotonic() < until:
         time.sleep(0.05)
     return left

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from lib import images
+from lib.patience import patience
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "guest"))
 from guest import Guest, GuestError, PausedQemu, make_disk, reference_copy    # noqa: E402, F401
@@ -50,7 +51,7 @@ def release_descriptors(vm):
     """QEMU closes descriptors that were given back only while the guest runs, when a monitor is closed."""
     vm.qmp("cont")
     Qmp(vm.qmp2_path).close()
-    until = time.monotonic() + 10
+    until = time.monotonic() + patience(10)
     while vm.qmp("query-fdsets"):
         assert time.monotonic() < until, vm.qmp("query-fdsets")
         time.sleep(0.02)
@@ -58,7 +59,7 @@ def release_descriptors(vm):
 
 
 def check_qemu_is_clean(vm, folder, seconds=10):
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patience(seconds)
     while (found := left_in_qemu(vm)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not found, f"left in QEMU: {found}"

@@ -98,7 +98,7 @@ static void test_dies_with_its_parent(void **state)
     assert_true(child > 0);
     (void)kill(pid, SIGKILL);
     assert_int_equal(waitpid(pid, NULL, 0), pid);
-    int64_t deadline = clock_mono_ms() + 10000;
+    int64_t deadline = clock_mono_ms() + unit_patience(10000);
     (void)snprintf(path, sizeof(path), "/proc/%d/fd/0", (int)child); // of a zombie, too, it cannot be reached
     while (access(path, F_OK) == 0) {
         assert_true(clock_mono_ms() < deadline);

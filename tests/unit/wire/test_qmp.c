@@ -27,7 +27,7 @@ static void greet(int fd)
     Err err = ERR_INIT;           \
     Qmp *q = NULL;                \
     fake_start(&m, state, serve); \
-    assert_ok(qmp_open(m.path, 5000, kept, &q, &err), &err)
+    assert_ok(qmp_open(m.path, unit_patience(5000), kept, &q, &err), &err)
 
 #define DONE     \
     qmp_free(q); \
@@ -84,8 +84,9 @@ static void test_greetings_that_are_none(void **state)
         Qmp *q = NULL;
         int64_t before = clock_mono_ms();
         fake_start(&m, state, cases[i].serve);
-        assert_fails(qmp_open(m.path, cases[i].code == ERR_BUSY ? 200 : 5000, kept, &q, &err), &err, cases[i].code);
-        assert_true(clock_mono_ms() - before < 4000);
+        assert_fails(qmp_open(m.path, cases[i].code == ERR_BUSY ? 200 : unit_patience(5000), kept, &q, &err), &err,
+                     cases[i].code);
+        assert_true(clock_mono_ms() - before < unit_patience(4000));
         fake_stop(&m);
         (void)unlink(m.path);
         assert_fails(qmp_open(m.path, 200, kept, &q, &err), &err, ERR_NOT_FOUND);
@@ -96,11 +97,10 @@ static void serve_pretty(int fd)
 {
     greet(fd);
     while (hear(fd))
-        fake_say(
-            fd,
-            "{\r\n    \"return\": {\r\n"
-            "        \"a\\\"}{\": \"}]\\\\\",\r\n        \"n\": [\r\n            1\r\n        ]\r\n"
-            "    },\r\n    \"id\": 2\r\n}\r\n");
+        fake_say(fd,
+                 "{\r\n    \"return\": {\r\n"
+                 "        \"a\\\"}{\": \"}]\\\\\",\r\n        \"n\": [\r\n            1\r\n        ]\r\n"
+                 "    },\r\n    \"id\": 2\r\n}\r\n");
 }
 
 static void test_pretty_answers(void **state)
@@ -163,7 +163,7 @@ static void cancelled_call(Qmp *q)
     assert_int_equal(pthread_create(&t, NULL, cancel_soon, NULL), 0);
     int64_t before = clock_mono_ms();
     assert_fails(qmp_call(q, "slow", NULL, NULL, &err), &err, ERR_CANCELLED);
-    assert_true(clock_mono_ms() - before < 4000);
+    assert_true(clock_mono_ms() - before < unit_patience(4000));
     assert_int_equal(pthread_join(t, NULL), 0);
     qmp_set_cancel(q, NULL);
 }
