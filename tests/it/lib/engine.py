@@ -9,6 +9,7 @@ import subprocess
 import time
 
 from .hub import BIN
+from .patience import patience
 
 PLUGIN = BIN / "nbdkit-sendense-plugin.so"
 MIB = 1 << 20
