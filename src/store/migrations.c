@@ -56,6 +56,11 @@ static const char *const steps[] = {
     "CREATE TABLE replication_change_ids (id INTEGER PRIMARY KEY AUTOINCREMENT, job_id VARCHAR(300) NOT NULL REFERENCES"
     " replication_jobs (id) ON DELETE CASCADE, disk_id BIGINT NOT NULL, change_id VARCHAR(255) NOT NULL,"
     " recorded_at VARCHAR(32) NOT NULL)",
+    /* 12 */
+    "CREATE TABLE sources (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, type VARCHAR(16) NOT NULL,"
+    " address VARCHAR(300) NOT NULL, user_name VARCHAR(255) NOT NULL, secret TEXT NOT NULL, thumbprint VARCHAR(64),"
+    " ca_pem TEXT, created_at VARCHAR(32) NOT NULL)",
+    /* 13 */ "ALTER TABLE vms ADD COLUMN source_id VARCHAR(36) REFERENCES sources (id)",
 };
 
 static bool run_step(Db *db, unsigned version, Err *err)
