@@ -41,7 +41,7 @@ typedef struct WorkVcenter {
     char *host; // "host[:port]"
     char *user;
     Secret password;
-    char *thumbprint, *ca_pem; // one of them: 64 hex digits of the certificate's SHA-256; PEM
+    char *thumbprint, *ca_pem; // one of them: SHA-256 of the certificate, "AB:CD:…"; PEM
 } WorkVcenter;
 
 typedef struct WorkOrder {

@@ -3,8 +3,6 @@
 #include "base/num.h"
 #include "base/str.h"
 
-#include <stdio.h>
-
 // ---- names
 
 static bool is_alnum(char c)
@@ -37,25 +35,6 @@ bool vsphere_check_address(const char *address, Err *err)
                 "vcenter is no host or host:port; HINT: vc.example.org, 192.0.2.1:443, [2001:db8::1]");
 }
 
-bool vsphere_thumbprint(const char *text, char out[VSPHERE_THUMBPRINT], Err *err)
-{
-    char digits[VSPHERE_THUMBPRINT];
-    unsigned char bytes[32];
-    size_t n = 0;
-    for (const char *p = text; *p && n < sizeof(digits) - 1; p++) {
-        bool between = n > 0 && n % 2 == 0 && *p == ':' && p[1] != ':' && p[1] != '\0';
-        if (!between)
-            digits[n++] = *p;
-        if (n == sizeof(digits) - 1 && p[1] != '\0')
-            n++; // something follows
-    }
-    digits[MIN(n, sizeof(digits) - 1)] = '\0';
-    if (n != sizeof(digits) - 1 || !str_unhex(digits, bytes, sizeof(bytes)))
-        return err_set(err, ERR_INVALID, "thumbprint is no SHA-256: 64 hex digits, with or without colons");
-    str_hex(bytes, sizeof(bytes), out);
-    return true;
-}
-
 bool vsphere_is_moref(const char *text)
 {
     size_t n = str_starts(text, "vm-") ? strspn(text + 3, "0123456789") : 0;
@@ -82,12 +61,10 @@ bool vsphere_check_vm(const char *text, Err *err)
 
 #define OBSTACLE(c, t) ((VsphereObstacle){.code = (c), .text = (t)})
 
-// Backings whose changes vSphere tracks: the ones that carry a changeId.
+// Backings that carry a changeId: the disks whose changes vSphere tracks.
 static bool is_tracked_backing(const char *backing)
 {
-    static const char *const known[] = {"VirtualDiskFlatVer2BackingInfo", "VirtualDiskSparseVer2BackingInfo",
-                                        "VirtualDiskRawDiskMappingVer1BackingInfo",
-                                        "VirtualDiskRawDiskVer2BackingInfo"};
+    static const char *const known[] = {"FlatVer2", "SparseVer2", "SeSparse", "RawDiskMappingVer1", "RawDiskVer2"};
     for (size_t i = 0; i < ARRAY_LEN(known); i++)
         if (str_eq(backing, known[i]))
             return true;
@@ -104,28 +81,27 @@ bool vsphere_disk_obstacle(const VsphereDisk *disk, VsphereObstacle *ret)
     else if (str_starts(disk->disk_mode, "independent"))
         o = OBSTACLE("independent_disk",
                      "an independent disk: no snapshot holds it; make it dependent, or leave it out");
+    else if (str_eq(disk->sharing, "sharingMultiWriter") || str_eq(disk->bus_sharing, "virtualSharing") ||
+             str_eq(disk->bus_sharing, "physicalSharing"))
+        o = OBSTACLE("shared_disk",
+                     "a disk that several VMs write to: no snapshot can be made while it is shared; back "
+                     "it up from within the guest");
     else if (!is_tracked_backing(disk->backing))
-        o = OBSTACLE("unknown_backing", "a disk of a kind that is not known to have change tracking; leave it out");
+        o = OBSTACLE("unknown_backing", "a disk of a kind that has no change tracking; leave it out");
     o.disk = disk;
     if (o.code)
         *ret = o;
     return o.code != NULL;
 }
 
-// "vmx-19": below 7 there is no change tracking. What is not of that form is not judged.
-static bool is_old_hardware(const char *version)
-{
-    Err bad = ERR_INIT;
-    uint64_t n;
-    return str_starts(version, "vmx-") && num_u64(version + 4, 0, 9999, &n, &bad) && n < 7;
-}
-
 size_t vsphere_obstacles(const VsphereVm *vm, VsphereObstacle *ret)
 {
     size_t n = 0;
-    if (is_old_hardware(vm->hardware_version))
+    if (vm->hardware_version > 0 && vm->hardware_version < 7)
         ret[n++] = OBSTACLE("hardware_version",
-                            "its virtual hardware is older than version 7, which has no change tracking; upgrade it");
+                            "its virtual hardware is older than version 7, and has no change tracking; upgrade it");
+    else if (vm->cbt_unsupported)
+        ret[n++] = OBSTACLE("cbt_not_supported", "vCenter says that its changes cannot be tracked");
     if (vm->is_template)
         ret[n++] = OBSTACLE("template", "it is a template; make a VM of it");
     if (!str_eq(vm->connection_state, "connected") && *vm->connection_state)

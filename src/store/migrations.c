@@ -58,7 +58,7 @@ static const char *const steps[] = {
     " recorded_at VARCHAR(32) NOT NULL)",
     /* 12 */
     "CREATE TABLE sources (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, type VARCHAR(16) NOT NULL,"
-    " address VARCHAR(300) NOT NULL, user_name VARCHAR(255) NOT NULL, secret TEXT NOT NULL, thumbprint VARCHAR(64),"
+    " address VARCHAR(300) NOT NULL, user_name VARCHAR(255) NOT NULL, secret TEXT NOT NULL, thumbprint VARCHAR(95),"
     " ca_pem TEXT, created_at VARCHAR(32) NOT NULL)",
     /* 13 */ "ALTER TABLE vms ADD COLUMN source_id VARCHAR(36) REFERENCES sources (id)",
 };

@@ -8,6 +8,7 @@
 #include "domain/name.h"
 #include "domain/vsphere.h"
 #include "service/hub/internal.h"
+#include "wire/tls.h"
 
 // ---- the password
 
@@ -96,11 +97,27 @@ static bool read_password(const json_t *body, Secret *ret, Err *err)
         (*password || err_set(err, ERR_INVALID, "password is empty")) && secret_set(ret, password, err);
 }
 
+// As certificates are shown: "AB:CD:…".
+static bool spell_thumbprint(const char *text, char out[TLS_SHA256_TEXT], Err *err)
+{
+    static const char digits[] = "0123456789ABCDEF";
+    unsigned char bytes[32];
+    if (!tls_thumbprint_parse(text, bytes, err))
+        return false;
+    for (size_t i = 0; i < sizeof(bytes); i++) {
+        out[3 * i] = digits[bytes[i] >> 4];
+        out[3 * i + 1] = digits[bytes[i] & 15];
+        out[3 * i + 2] = ':';
+    }
+    out[TLS_SHA256_TEXT - 1] = '\0';
+    return true;
+}
+
 // Either a thumbprint or a CA, in place of what the source had.
 static bool read_trust(const json_t *body, StoreSource *s, Err *err)
 {
     const char *thumbprint, *ca;
-    char digits[VSPHERE_THUMBPRINT] = "";
+    char digits[TLS_SHA256_TEXT] = "";
     if (!codec_json_text_opt(body, "thumbprint", 256, &thumbprint, err) ||
         !codec_json_text_opt(body, "ca_pem", WORK_CA_MAX, &ca, err))
         return false;
@@ -108,7 +125,7 @@ static bool read_trust(const json_t *body, StoreSource *s, Err *err)
         return err_set(err, ERR_INVALID, "one of thumbprint and ca_pem is needed, to know the server by");
     if (ca && !strstr(ca, "-----BEGIN CERTIFICATE-----"))
         return err_set(err, ERR_INVALID, "ca_pem holds no certificate in PEM");
-    return (!thumbprint || vsphere_thumbprint(thumbprint, digits, err)) &&
+    return (!thumbprint || spell_thumbprint(thumbprint, digits, err)) &&
         mem_replace(&s->thumbprint, thumbprint ? digits : NULL, err) && mem_replace(&s->ca_pem, ca, err);
 }
 

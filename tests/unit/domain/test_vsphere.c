@@ -47,37 +47,6 @@ static void test_addresses(void **state)
     assert_ok(vsphere_check_address(longest, &err), &err);
 }
 
-static void test_thumbprints(void **state)
-{
-    (void)state;
-    Err err = ERR_INIT;
-    char plain[65], colons[97] = "", out[VSPHERE_THUMBPRINT];
-    for (size_t i = 0; i < 32; i++) {
-        (void)snprintf(plain + 2 * i, 3, "%02x", (unsigned)(i * 8 + 3));
-        (void)snprintf(colons + 3 * i, 4, "%02X:", (unsigned)(i * 8 + 3));
-    }
-    colons[95] = '\0';
-    assert_ok(vsphere_thumbprint(plain, out, &err), &err);
-    assert_string_equal(out, plain);
-    assert_ok(vsphere_thumbprint(colons, out, &err), &err);
-    assert_string_equal(out, plain);
-    char more[100];
-    static const char *const bad[] = {"", ":", "aa:bb", "da39a3ee5e6b4b0d3255bfef95601890afd80709"}; // that is a SHA-1
-    for (size_t i = 0; i < ARRAY_LEN(bad); i++)
-        assert_fails(vsphere_thumbprint(bad[i], out, &err), &err, ERR_INVALID);
-    (void)snprintf(more, sizeof(more), "%s0", plain);
-    assert_fails(vsphere_thumbprint(more, out, &err), &err, ERR_INVALID);
-    (void)snprintf(more, sizeof(more), "%s:", colons);
-    assert_fails(vsphere_thumbprint(more, out, &err), &err, ERR_INVALID);
-    (void)snprintf(more, sizeof(more), ":%s", colons);
-    assert_fails(vsphere_thumbprint(more, out, &err), &err, ERR_INVALID);
-    more[0] = 'g';
-    (void)snprintf(more + 1, sizeof(more) - 1, "%s", plain + 1);
-    assert_fails(vsphere_thumbprint(more, out, &err), &err, ERR_INVALID);
-    colons[4] = ':'; // "03:0:…"
-    assert_fails(vsphere_thumbprint(colons, out, &err), &err, ERR_INVALID);
-}
-
 static void test_vms(void **state)
 {
     (void)state;
@@ -93,21 +62,20 @@ static void test_vms(void **state)
     assert_false(vsphere_is_moref("/vm-1"));
 }
 
-#define FLAT "VirtualDiskFlatVer2BackingInfo"
-
 static VsphereDisk disk(int32_t key)
 {
-    return (VsphereDisk){
-        .key = key, .label = "Hard disk", .backing = FLAT, .disk_mode = "persistent", .compatibility_mode = ""};
+    return (VsphereDisk){.key = key,
+                         .backing = "FlatVer2",
+                         .disk_mode = "persistent",
+                         .compatibility_mode = "",
+                         .sharing = "sharingNone",
+                         .bus_sharing = "noSharing"};
 }
 
 static VsphereVm fine_vm(const VsphereDisk *disks, size_t len)
 {
-    return (VsphereVm){.hardware_version = "vmx-19",
-                       .connection_state = "connected",
-                       .cbt_on = true,
-                       .disks = disks,
-                       .disks_len = len};
+    return (VsphereVm){
+        .hardware_version = 19, .connection_state = "connected", .cbt_on = true, .disks = disks, .disks_len = len};
 }
 
 static void assert_one(const VsphereVm *vm, const char *code)
@@ -132,13 +100,16 @@ static void test_obstacles_of_a_vm(void **state)
     vm.snapshots = 0; // off, but the first backup may switch it on
     assert_int_equal(vsphere_obstacles(&vm, found), 0);
 
-    vm.hardware_version = "vmx-04";
+    vm.hardware_version = 6;
     assert_one(&vm, "hardware_version");
-    static const char *const fine[] = {"vmx-07", "vmx-7", "vmx-21", "", "other"};
-    for (size_t i = 0; i < ARRAY_LEN(fine); i++) {
-        vm.hardware_version = fine[i];
-        assert_int_equal(vsphere_obstacles(&vm, found), 0);
-    }
+    vm.cbt_unsupported = true; // one word for one cause
+    assert_one(&vm, "hardware_version");
+    vm.hardware_version = 7;
+    assert_one(&vm, "cbt_not_supported");
+    vm.cbt_unsupported = false;
+    assert_int_equal(vsphere_obstacles(&vm, found), 0);
+    vm.hardware_version = 0; // not known: not judged
+    assert_int_equal(vsphere_obstacles(&vm, found), 0);
     vm.consolidation_needed = true;
     assert_one(&vm, "consolidation_needed");
     vm.consolidation_needed = false;
@@ -156,23 +127,29 @@ static void test_obstacles_of_a_vm(void **state)
 static void test_obstacles_of_disks(void **state)
 {
     (void)state;
-    VsphereDisk disks[6];
-    VsphereObstacle found[VSPHERE_VM_OBSTACLES + 6];
-    for (int32_t i = 0; i < 6; i++)
+    enum { N = 10 };
+    VsphereDisk disks[N];
+    VsphereObstacle found[VSPHERE_VM_OBSTACLES + N];
+    for (int32_t i = 0; i < N; i++)
         disks[i] = disk(2000 + i);
     disks[1].disk_mode = "independent_persistent";
     disks[2].disk_mode = "independent_nonpersistent";
-    disks[3].backing = "VirtualDiskRawDiskMappingVer1BackingInfo";
+    disks[3].backing = "RawDiskMappingVer1";
     disks[3].compatibility_mode = "virtualMode"; // is tracked
-    disks[4].backing = "VirtualDiskRawDiskMappingVer1BackingInfo";
+    disks[4].backing = "RawDiskMappingVer1";
     disks[4].compatibility_mode = "physicalMode";
     disks[4].disk_mode = "independent_persistent"; // one word a disk, the one that cannot be mended
-    disks[5].backing = "VirtualDiskSeSparseBackingInfo";
-    const VsphereVm vm = fine_vm(disks, 6);
-    assert_int_equal(vsphere_obstacles(&vm, found), 4);
-    static const char *const codes[] = {"independent_disk", "independent_disk", "physical_rdm", "unknown_backing"};
-    static const int32_t keys[] = {2001, 2002, 2004, 2005};
-    for (size_t i = 0; i < 4; i++) {
+    disks[5].backing = "LocalPMem";
+    disks[6].backing = "SeSparse"; // a snapshot's delta on VMFS 6
+    disks[7].sharing = "sharingMultiWriter";
+    disks[8].bus_sharing = "physicalSharing";
+    disks[9].sharing = disks[9].bus_sharing = "";
+    const VsphereVm vm = fine_vm(disks, N);
+    static const char *const codes[] = {"independent_disk", "independent_disk", "physical_rdm",
+                                        "unknown_backing",  "shared_disk",      "shared_disk"};
+    static const int32_t keys[] = {2001, 2002, 2004, 2005, 2007, 2008};
+    assert_int_equal(vsphere_obstacles(&vm, found), ARRAY_LEN(codes));
+    for (size_t i = 0; i < ARRAY_LEN(codes); i++) {
         assert_string_equal(found[i].code, codes[i]);
         assert_int_equal(found[i].disk->key, keys[i]);
     }
@@ -185,7 +162,7 @@ static void test_as_many_as_can_be(void **state)
     VsphereDisk bad = disk(2000);
     bad.disk_mode = "independent_persistent";
     VsphereObstacle found[VSPHERE_VM_OBSTACLES + 1];
-    const VsphereVm vm = {.hardware_version = "vmx-04",
+    const VsphereVm vm = {.hardware_version = 4,
                           .connection_state = "invalid",
                           .is_template = true,
                           .consolidation_needed = true,
@@ -203,7 +180,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_addresses),
-        cmocka_unit_test(test_thumbprints),
+
         cmocka_unit_test(test_vms),
         cmocka_unit_test(test_obstacles_of_a_vm),
         cmocka_unit_test(test_obstacles_of_disks),
