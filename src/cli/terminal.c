@@ -64,11 +64,10 @@ bool terminal_password(const char *prompt, const char *hint, Secret *ret, Err *e
     struct termios silent = before;
     silent.c_lflag &= ~(tcflag_t)ECHO;
     silent.c_lflag |= ICANON;
-    bool ok = file_write(fd, prompt, strlen(prompt), err) &&
-        (tcsetattr(fd, TCSAFLUSH, &silent) == 0 || err_errno(err, errno, "/dev/tty"));
-    if (!ok)
-        return false;
-    ok = read_line(fd, line, err) && secret_set(ret, line, err);
+    if (tcsetattr(fd, TCSAFLUSH, &silent) !=
+        0) // before the prompt: what is typed after it is neither shown nor dropped
+        return err_errno(err, errno, "/dev/tty");
+    bool ok = file_write(fd, prompt, strlen(prompt), err) && read_line(fd, line, err) && secret_set(ret, line, err);
     explicit_bzero(line, sizeof(line));
     (void)tcsetattr(fd, TCSAFLUSH, &before); // there is nothing to do where it fails
     Err ignored = ERR_INIT;
