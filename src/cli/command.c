@@ -95,8 +95,8 @@ const Command command_table[] = {
               "[--inconsistent] [--agent SOCKET] [--freeze HOW] [--scratch DIR] [--quiesce HOW] "
               "[--disks-unsupported WHAT] [--exclude KEY ...]",
      .summary = "change a VM's name, source or excluded disks",
-     .notes =
-         "--file, --qmp or --source describe the whole source anew. --exclude gives the whole list; --exclude= empties it.",
+     .notes = "--file, --qmp or --source describe the whole source anew.\n"
+              "--exclude gives the whole list; --exclude= empties it.",
      .min_words = 1,
      .max_words = 1,
      .options = {"name", "file", "format", "inconsistent", "qmp", "agent", "freeze", "scratch", "source", "vm",

@@ -1,5 +1,5 @@
-// Questions to whoever sits at the terminal, whatever standard input and output are: by way of /dev/tty. ERR_USAGE where
-// there is none, and hint says what to do instead; ERR_CANCELLED on a signal or at the end of input.
+// Questions to whoever sits at the terminal, whatever standard input and output are: by way of /dev/tty. ERR_USAGE
+// where there is none, and hint says what to do instead; ERR_CANCELLED on a signal or at the end of input.
 #pragma once
 
 #include "base/secret.h"

@@ -43,7 +43,8 @@ def test_a_source_is_added_listed_and_removed(hub):
     assert added["vms"] == 0 and added["thumbprint"] == PIN and added["ca_pem"] is None
     assert {k: added[k] for k in ("name", "type", "vcenter", "user")} == {
         k: body[k] for k in ("name", "type", "vcenter", "user")}
-    other = api.post("/sources", new("a/b \u00fc", vcenter="[2001:db8::1]:8443", thumbprint=None, ca_pem=CA)).expect(201)
+    other = new("a/b \u00fc", vcenter="[2001:db8::1]:8443", thumbprint=None, ca_pem=CA)
+    other = api.post("/sources", other).expect(201)
     assert other["ca_pem"] == CA and other["thumbprint"] is None
     assert api.get("/sources").expect(200)["sources"] == [other, added]
     for name in ("vc-1", added["source_id"]):

@@ -16,8 +16,8 @@ static void vim_cleanup(Vim **v)
     vim_close(*v);
 }
 
-// A vCenter's refusal is not the caller's: 401 and 403 of ours would speak of tokens, 400 of the request, 409 of our own
-// state. What is not here is the peer's refusal, 502.
+// A vCenter's refusal is not the caller's: 401 and 403 of ours would speak of tokens, 400 of the request, 409 of our
+// own state. What is not here is the peer's refusal, 502.
 static bool from_vcenter(const char *address, Err *err)
 {
     static const struct {
