@@ -26,3 +26,18 @@ typedef struct TlsCertificate {
 
 // ERR_INVALID: no SHA-256 in hex. ret: 32 bytes.
 bool tls_thumbprint_parse(const char *text, unsigned char ret[32], Err *err) must_check;
+
+// One client's check of its server. tls_check_init() first; install() for each new connection; what shown() says is of the
+// newest one. Never moved or freed while a connection stands.
+typedef struct TlsCheck {
+    bool any; // every certificate is fine: only to look at it
+    bool pinned;
+    unsigned char pin[32];
+    bool seen, refused; // a certificate was shown; it was not the pinned one
+    TlsCertificate shown;
+} TlsCheck;
+
+bool tls_check_init(const TlsTrust *trust, TlsCheck *ret, Err *err) must_check;
+// ssl_ctx: an OpenSSL SSL_CTX, of one connection. A certificate that is not right ends the handshake, before anything of
+// the user's is sent.
+void tls_check_install(TlsCheck *c, void *ssl_ctx);

@@ -136,6 +136,8 @@ typedef struct VimVm {
     char *tools_status;        // guest.toolsRunningStatus: "guestToolsRunning", …: whether quiescing can work
     char *current_snapshot;    // moref
     unsigned hardware_version; // 19 of "vmx-19"; 0: not said
+    bool
+        is_described; // false: its configuration cannot be read (no right to, or it is inaccessible): the disks say nothing
     bool is_template;
     bool consolidation_needed;
     VimSaid tracking;           // config.changeTrackingEnabled
@@ -150,7 +152,7 @@ void vim_vm_clear(VimVm *vm);
 
 // Every VM that the user may see, templates included, each handed to on_vm once; false from it (with err) ends the
 // call. However many VMs there are, the number of calls is in proportion to pages of VIM_PAGE, and memory to one page,
-// and the number of folders and hosts. ERR_CONFLICT (from the server) if the session ends in between: start anew.
+// and the number of folders and hosts. ERR_UNAVAILABLE if session or connection end in between: start anew.
 #define VIM_PAGE 200
 typedef bool (*VimOnVm)(void *ctx, const VimVm *vm, Err *err);
 bool vim_list(Vim *v, VimOnVm on_vm, void *ctx, Err *err) must_check;
@@ -172,8 +174,8 @@ bool vim_set_cbt(Vim *v, const char *moref, bool on, int timeout_ms, Err *err) m
 
 // Without the guest's memory. ret_moref: the snapshot, the caller's. ERR_INVALID: a name with "/", "\" or "%", which
 // the server would write differently. ERR_EXISTS: the VM has one of that name; looked at before anything is done. A
-// guest that cannot be quiesced: vim_fault()->quiescing. After a failure other than ERR_EXISTS and a fault, the
-// snapshot may exist or come about later: remove it by its name.
+// guest that cannot be quiesced: vim_fault()->quiescing. After any other failure the snapshot may exist, or come about
+// later: it is to be looked for by its name.
 bool vim_snapshot_create(Vim *v, const char *moref, const char *name, const char *description, bool quiesce,
                          int timeout_ms, char **ret_moref, Err *err) must_check;
 // That one alone, its children stay; disks are consolidated. True as well if it is gone already.
