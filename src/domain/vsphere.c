@@ -106,6 +106,11 @@ size_t vsphere_obstacles(const VsphereVm *vm, VsphereObstacle *ret)
         ret[n++] = OBSTACLE("template", "it is a template; make a VM of it");
     if (!str_eq(vm->connection_state, "connected") && *vm->connection_state)
         ret[n++] = OBSTACLE("not_connected", "its host is not connected, or its files are not reached from there");
+    if (!vm->is_described) {
+        ret[n++] =
+            OBSTACLE("not_described", "its configuration cannot be read: the account may not, or it is not reached");
+        return n;
+    }
     if (vm->disks_len == 0)
         ret[n++] = OBSTACLE("no_disks", "it has no disk");
     for (size_t i = 0; i < vm->disks_len; i++)

@@ -28,6 +28,7 @@ typedef struct VsphereDisk {
 typedef struct VsphereVm {
     unsigned hardware_version;    // 0: not known
     const char *connection_state; // "connected", "disconnected", "inaccessible", "orphaned", "invalid", ""
+    bool is_described;            // false: nothing but its name and states can be seen
     bool is_template, cbt_on, cbt_unsupported, consolidation_needed;
     size_t snapshots;
     const VsphereDisk *disks;

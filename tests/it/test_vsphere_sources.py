@@ -70,6 +70,11 @@ def discover(hub, name="vc-1"):
     return {vm["path"]: vm for vm in found["vms"]}
 
 
+def calls(sim):
+    """How often each call came; connections alone say nothing of what was sent."""
+    return {name: n for name, n in sim.calls().items() if name != "connections"}
+
+
 def register(hub, name="web", vm="/" + WEB, source="vc-1", **more):
     return hub.api.post("/vms", {"name": name, "source": {"type": "vsphere", "source": source, "vm": vm, **more}})
 
@@ -84,7 +89,7 @@ def test_the_certificate_that_a_vcenter_shows(hub, sim, place):
     shown = hub.api.post("/sources/certificate", {"vcenter": address(sim)}).expect(200)
     assert shown["sha256"] == sim.certificate.thumbprint("sha256") and shown["subject"] == shown["issuer"] == (
         "CN=vcenter.test")
-    assert shown["not_before"] < shown["not_after"] and sim.calls() == {}
+    assert shown["not_before"] < shown["not_after"] and calls(sim) == {}
     hub.api.post("/sources/certificate", {"vcenter": f"127.0.0.1:{hub.port}"}).expect(502)  # speaks no TLS
 
 
@@ -93,7 +98,7 @@ def test_all_well(hub, sim):
     result, tested = checks(hub)
     assert result == {"connect": True, "certificate": True, "login": True, "inventory": True, "privileges": True}
     assert tested["vms"] == 2 and tested["missing_privileges"] == [] and tested["about"] and tested["api_version"]
-    assert sim("calls")["calls"]["Logout"] == 1
+    assert calls(sim)["Logout"] == calls(sim)["Login"] == 1
 
 
 def test_a_ca_in_place_of_a_thumbprint(hub, sim, place):
@@ -111,11 +116,11 @@ def test_a_changed_certificate(hub, sim, place):
     assert checks(hub)[1]["ok"]
     other = Certificate(place, "other")
     sim("certificate", cert=str(other.cert), key=str(other.key))
-    before = sim.calls()
+    before = calls(sim)
     assert checks(hub)[0] == {"connect": True, "certificate": False}
     hub.api.get("/sources/vc-1/vms").expect(502, "certificate not trusted")
     register(hub).expect(502, "certificate not trusted")
-    assert sim.calls() == before
+    assert calls(sim) == before
     hub.api.patch("/sources/vc-1", {"thumbprint": other.thumbprint("sha256")}).expect(200)
     assert checks(hub)[1]["ok"]
 
@@ -190,14 +195,14 @@ def test_ten_thousand_vms(hub, make_sim, cli):
     count = 10_000
     sim = make_sim([{"path": "DC0/vm/many/vm", "count": count, "cbt": False, "disks": [{"size": 1 << 40}] * 2}])
     add(hub, sim)
-    before = sum(sim.calls().values())
+    before = sum(calls(sim).values())
     start = time.monotonic()
     answer = hub.api.get("/sources/vc-1/vms", timeout=120)
     seconds = time.monotonic() - start
     assert len(answer.expect(200)["vms"]) == count
-    calls = sum(sim.calls().values()) - before
-    print(f"{count} VMs: {seconds:.2f} s, {calls} calls, {len(answer.text) >> 20} MiB")
-    assert calls < 200 and seconds < 10
+    made = sum(calls(sim).values()) - before
+    print(f"{count} VMs: {seconds:.2f} s, {made} calls, {len(answer.text) >> 20} MiB")
+    assert made < 200 and seconds < 10
     assert len({vm["instance_uuid"] for vm in answer.json["vms"]}) == count
     found = cli.json("discover", "vc-1", timeout=120)
     assert len(found["vms"]) == count

@@ -259,6 +259,7 @@ static bool add_obstacles(Discovery *d, const VimVm *vm, json_t *list, Err *err)
     }
     VsphereVm rule = {.hardware_version = vm->hardware_version,
                       .connection_state = vm->connection_state,
+                      .is_described = vm->is_described,
                       .is_template = vm->is_template,
                       .cbt_on = vm->tracking == VIM_YES,
                       .cbt_unsupported = vm->tracking_supported == VIM_NO,

@@ -74,8 +74,12 @@ static VsphereDisk disk(int32_t key)
 
 static VsphereVm fine_vm(const VsphereDisk *disks, size_t len)
 {
-    return (VsphereVm){
-        .hardware_version = 19, .connection_state = "connected", .cbt_on = true, .disks = disks, .disks_len = len};
+    return (VsphereVm){.hardware_version = 19,
+                       .is_described = true,
+                       .connection_state = "connected",
+                       .cbt_on = true,
+                       .disks = disks,
+                       .disks_len = len};
 }
 
 static void assert_one(const VsphereVm *vm, const char *code)
@@ -122,6 +126,9 @@ static void test_obstacles_of_a_vm(void **state)
     assert_int_equal(vsphere_obstacles(&vm, found), 0);
     vm.disks_len = 0;
     assert_one(&vm, "no_disks");
+    vm.is_described = false; // no word on disks, snapshots and tracking, of which nothing is known
+    vm.cbt_on = false;
+    assert_one(&vm, "not_described");
 }
 
 static void test_obstacles_of_disks(void **state)
@@ -163,6 +170,7 @@ static void test_as_many_as_can_be(void **state)
     bad.disk_mode = "independent_persistent";
     VsphereObstacle found[VSPHERE_VM_OBSTACLES + 1];
     const VsphereVm vm = {.hardware_version = 4,
+                          .is_described = true,
                           .connection_state = "invalid",
                           .is_template = true,
                           .consolidation_needed = true,
