@@ -63,11 +63,15 @@ static const char devices_after[] =
 
 static void put_devices(FILE *out, const char *text)
 {
-    for (; *text; text++) {
+    while (*text) {
+        size_t n = strcspn(text, "@'");
+        fwrite(text, 1, n, out);
+        text += n;
         if (*text == '@')
             fprintf(out, "%s:type", sim.prefix);
-        else
-            fputc(*text == '\'' ? '"' : *text, out);
+        else if (*text)
+            fputc('"', out);
+        text += *text != 0;
     }
 }
 
@@ -163,7 +167,7 @@ static bool put_hardware(FILE *out, const Vm *vm, const Snapshot *snapshot)
         put_disk(out, vm, layer ? layer->disk : vm->disks[i], layer);
     }
     for (size_t i = 0; snapshot && i < vm->n_disks; i++) {
-        if (!layer_of(snapshot, vm->disks[i]) && strncmp(vm->disks[i]->mode, "independent", 11) == 0)
+        if (!disk_can_freeze(vm->disks[i]))
             put_disk(out, vm, vm->disks[i], NULL);
     }
     put_devices(out, devices_after);
