@@ -301,7 +301,8 @@ static bool exchange(Vim *v, const VimCall *c, const char *body, Err *err)
                      .body = body,
                      .content_type = "text/xml; charset=utf-8",
                      .header = v->action,
-                     .cookie = &v->cookie,
+                     // A session that is logged in refuses to log in again: one may be that whose answer was cut off
+                     .cookie = str_eq(c->method, "Login") ? NULL : &v->cookie,
                      .once = !c->repeats,
                      .timeout_ms = v->timeout_ms + c->wait_ms,
                      .cancel = v->cancel};

@@ -14,7 +14,7 @@ import pytest
 
 from lib import system
 from lib.history import wait_for
-from lib.vsphere import BENCH, FIXTURES, XSI_TYPE, Client, Fault, Simulator, TaskError, plain
+from lib.vsphere import BENCH, FIXTURES, XSI_TYPE, Client, Fault, Simulator, TaskError, cpu_seconds, plain
 
 MIB = 1 << 20
 GRANULE = 65536
@@ -640,12 +640,6 @@ def test_pages_of_properties_and_a_walk_by_folders(make_sim):
                 path, at = f"{names[at]}/{path}", parents[at]
             paths.add(path)
         assert paths == {f"DC{n % 2}/vm/f{n % 3}/vm{n}" for n in range(25)} and pages > 3
-
-
-def cpu_seconds(pid):
-    """Not those that pass on a clock: this machine may be busy."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
-        return sum(map(int, f.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_ten_thousand_vms_come_in_pages(make_sim):
