@@ -7,7 +7,7 @@
 #define TLS_SHA1_TEXT (20 * 3)
 #define TLS_NAME_MAX 512
 
-// thumbprint: the server's certificate has this SHA-256 (of its DER, whole), whatever name, dates and issuer it has:
+// thumbprint: the server's certificate has this SHA-256 (of its whole DER), whatever its name, dates and issuer:
 // 64 hex digits of either case, colons between bytes or none. Else ca_pem: it is signed by one of these CAs, and names
 // the host. Both NULL: by the system's CAs. Borrowed.
 typedef struct TlsTrust {
@@ -27,8 +27,8 @@ typedef struct TlsCertificate {
 // ERR_INVALID: no SHA-256 in hex. ret: 32 bytes.
 bool tls_thumbprint_parse(const char *text, unsigned char ret[32], Err *err) must_check;
 
-// One client's check of its server. tls_check_init() first; install() for each new connection; what shown() says is of the
-// newest one. Never moved or freed while a connection stands.
+// One client's check of its server. tls_check_init() first, tls_check_install() for each new connection; `shown` is of
+// the newest one. Not to be moved or freed while a connection is being made.
 typedef struct TlsCheck {
     bool any; // every certificate is fine: only to look at it
     bool pinned;

@@ -100,8 +100,8 @@ static bool on_content(void *ctx, XmlReader *r, Err *err)
     return false;
 }
 
-// The version of the API that is spoken is the server's own. Without the header it would speak an old one, which knows no
-// capacityInBytes.
+// The version of the API that is spoken is the server's own. Without the header it would speak an old one, which knows
+// no capacityInBytes.
 static bool set_version(Vim *v, Err *err)
 {
     bool is_version = *v->api_version && strlen(v->api_version) < 32 &&

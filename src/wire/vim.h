@@ -136,8 +136,7 @@ typedef struct VimVm {
     char *tools_status;        // guest.toolsRunningStatus: "guestToolsRunning", …: whether quiescing can work
     char *current_snapshot;    // moref
     unsigned hardware_version; // 19 of "vmx-19"; 0: not said
-    bool
-        is_described; // false: its configuration cannot be read (no right to, or it is inaccessible): the disks say nothing
+    bool is_described;         // false: its configuration cannot be read (no right to it, or it is inaccessible)
     bool is_template;
     bool consolidation_needed;
     VimSaid tracking;           // config.changeTrackingEnabled
@@ -165,8 +164,8 @@ bool vim_find(Vim *v, const char *moref_or_path, VimVm *ret, Err *err) must_chec
 // folder. *ret: NULL-terminated, static names, the array the caller's to free(); empty: none is missing.
 bool vim_privileges(Vim *v, const char *moref, const char ***ret_missing, Err *err) must_check;
 
-// ---- what a backup does. Each waits for its task: ERR_TIMEOUT after timeout_ms, ERR_CANCELLED; the task was then asked to
-// stop, and may still come to an end of its own.
+// ---- what a backup does. Each waits for its task: ERR_TIMEOUT after timeout_ms, ERR_CANCELLED; the task was then
+// asked to stop, and may still come to an end of its own.
 
 // Switches change tracking. On: ERR_CONFLICT while the VM has snapshots (since vSphere 6.5 its answers would be wrong
 // without an error); and it takes effect only with the next snapshot that is made and removed.
@@ -184,15 +183,15 @@ bool vim_snapshot_remove(Vim *v, const char *snapshot, int timeout_ms, Err *err)
 // The disks as the snapshot froze them: its config.hardware.device.
 bool vim_snapshot_disks(Vim *v, const char *snapshot, VimDisks *ret, Err *err) must_check;
 
-// What changed on a disk of that snapshot since change_id ("*": the areas in use), from the offset `start` on, as far as
-// the server answers in one go: *ret_next is where to go on, and the capacity at the end. Each area goes to on_area as
-// it arrives (bytes; length > 0; ascending, without overlap, within [start, *ret_next)); false from it (with err) ends
-// the call. Areas that were given before a failure count for nothing. start must be below capacity (ERR_INTERNAL).
+// What changed on a disk of that snapshot since change_id ("*": the areas in use), from the offset `start` on, as far
+// as the server answers in one go: *ret_next is where to go on, and the capacity at the end. Of `disk` (as
+// vim_snapshot_disks() gave it) only key and capacity are looked at. Each area goes to on_area as it arrives (bytes;
+// length > 0; ascending, without overlap, within [start, *ret_next)); false from it (with err) ends the call. Areas
+// that were given before a failure count for nothing. start must be below the capacity (ERR_INTERNAL).
 //
-// ERR_CONFLICT: the server refused, so tracking is lost for this disk; details begin with the fault's type. ERR_PROTOCOL:
-// it answered what cannot be right (a length of 0, an area outside the window or out of order): not to be believed
-// either. ERR_UNAUTHORIZED, ERR_FORBIDDEN, ERR_NOT_FOUND, ERR_UNAVAILABLE and the other codes of every call say nothing of
-// tracking.
+// ERR_CONFLICT: the server refused, so tracking is lost for this disk; details begin with the fault's type.
+// ERR_PROTOCOL: it answered what cannot be right (a length of 0, an area outside the window or out of order): not to be
+// believed either. The other codes of every call say nothing of tracking.
 typedef bool (*VimOnArea)(void *ctx, uint64_t offset, uint64_t length, Err *err);
 bool vim_changed_areas(Vim *v, const char *moref, const char *snapshot, const VimDisk *disk, uint64_t start,
                        const char *change_id, VimOnArea on_area, void *ctx, uint64_t *ret_next, Err *err) must_check;

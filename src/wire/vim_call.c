@@ -99,8 +99,13 @@ static ErrCode fault_code(const char *type)
 bool vim_fault_fail(const Vim *v, const char *what, Err *err)
 {
     const VimFault *f = &v->fault;
-    return err_set(err, fault_code(f->type), "%s%s%s%s%s%s; %s at %s", f->type, *f->property ? " (" : "", f->property,
-                   *f->property ? ")" : "", *f->text ? ": " : "", f->text, what, v->host);
+    ErrCode code = fault_code(f->type);
+    (void)err_set(err, code, "%s%s%s%s%s%s; %s at %s", f->type, *f->property ? " (" : "", f->property,
+                  *f->property ? ")" : "", *f->text ? ": " : "", f->text, what, v->host);
+    // The codes' own titles speak of tokens
+    return code == ERR_UNAUTHORIZED ? err_title(err, "not logged in")
+        : code == ERR_FORBIDDEN     ? err_title(err, "no permission")
+                                    : false;
 }
 
 static void copy_text(char *to, size_t cap, const char *from)
@@ -296,7 +301,8 @@ static bool exchange(Vim *v, const VimCall *c, const char *body, Err *err)
                      .body = body,
                      .content_type = "text/xml; charset=utf-8",
                      .header = v->action,
-                     .cookie = &v->cookie,
+                     // A session that is logged in refuses to log in again: one may be that whose answer was cut off
+                     .cookie = str_eq(c->method, "Login") ? NULL : &v->cookie,
                      .once = !c->repeats,
                      .timeout_ms = v->timeout_ms + c->wait_ms,
                      .cancel = v->cancel};

@@ -157,7 +157,8 @@ bool vim_vm(Vim *v, const char *moref, VimVm *ret, Err *err)
         "<selectSet xsi:type=\"TraversalSpec\"><name>in</name><type>VirtualApp</type><path>parentFolder</path>"
         "<skip>false</skip><selectSet xsi:type=\"SelectionSpec\"><name>up</name></selectSet></selectSet>"
         "<selectSet xsi:type=\"TraversalSpec\"><type>VirtualMachine</type><path>parentVApp</path>"
-        "<skip>false</skip><selectSet xsi:type=\"SelectionSpec\"><name>up</name></selectSet><selectSet xsi:type=\"SelectionSpec\"><name>in</name></selectSet></selectSet>";
+        "<skip>false</skip><selectSet xsi:type=\"SelectionSpec\"><name>up</name></selectSet>"
+        "<selectSet xsi:type=\"SelectionSpec\"><name>in</name></selectSet></selectSet>";
     const VimPaths sets[] = {{"VirtualMachine", vim_vm_paths},
                              {"Folder", place_paths},
                              {"Datacenter", place_paths},

@@ -1,5 +1,6 @@
 """The bench of the vSphere source proves itself, before anything is proven with it: docs/internals/vsphere-bench.md."""
 
+import contextlib
 import http.client
 import os
 import random
@@ -13,7 +14,7 @@ import pytest
 
 from lib import system
 from lib.history import wait_for
-from lib.vsphere import BENCH, FIXTURES, XSI_TYPE, Client, Fault, Simulator, TaskError, plain
+from lib.vsphere import BENCH, FIXTURES, XSI_TYPE, Client, Fault, Simulator, TaskError, cpu_seconds, plain
 
 MIB = 1 << 20
 GRANULE = 65536
@@ -173,7 +174,8 @@ def test_names_and_keys_of_a_snapshots_disks(make_sim):
         snapshot = client.create_snapshot(moref)
         frozen, live = client.disks(f"VirtualMachineSnapshot:{snapshot}"), client.disks(f"VirtualMachine:{moref}")
         assert list(live) == [2004, 2000, 2001, 2002] and list(frozen) != list(live)
-        assert frozen[2004]["fileName"] == "[ds0] web/web.vmdk" and live[2004]["fileName"] == "[ds0] web/web-000001.vmdk"
+        assert frozen[2004]["fileName"] == "[ds0] web/web.vmdk"
+        assert live[2004]["fileName"] == "[ds0] web/web-000001.vmdk"
         assert (frozen[2000]["capacity"], frozen[2000]["uuid"]) == (2 * MIB, "u-1")
         assert "changeId" not in frozen[2001] and frozen[2002]["compatibilityMode"] == "physicalMode"
         client.remove_snapshot(snapshot)
@@ -365,7 +367,8 @@ def test_tracking_that_says_too_much(make_sim):
 
 
 def test_answers_to_star_that_are_of_no_use(make_sim):
-    sim = make_sim([{"path": WEB, "cbt": True, "disks": [{"size": MIB, "star": "whole"}, {"size": MIB, "star": "fault"}]}])
+    sim = make_sim([{"path": WEB, "cbt": True,
+                     "disks": [{"size": MIB, "star": "whole"}, {"size": MIB, "star": "fault"}]}])
     moref = sim.vm(WEB)["moref"]
     with sim.client() as client:
         snapshot = client.create_snapshot(moref)
@@ -414,7 +417,8 @@ def test_slow_and_failing_tasks(make_sim):
 
         def wait(version, seconds):
             return client.call("WaitForUpdatesEx", "PropertyCollector:propertyCollector",
-                               f"<version>{version}</version><options><maxWaitSeconds>{seconds}</maxWaitSeconds></options>")
+                               f"<version>{version}</version><options><maxWaitSeconds>{seconds}</maxWaitSeconds>"
+                               "</options>")
 
         version = wait("", 5).findtext("returnval/version")
         assert wait(version, 0).find("returnval") is None       # nothing new: no returnval
@@ -468,7 +472,8 @@ def test_orphaned_snapshots_of_ours_and_of_others(make_sim):
     with sim.client() as client:
         tree = client.properties(f"VirtualMachine:{moref}", "snapshot")["snapshot"]
         root = tree.find("rootSnapshotList")
-        assert [root.findtext("name"), root.findtext("childSnapshotList/name")] == ["sendense-job-1", "before the update"]
+        assert root.findtext("name") == "sendense-job-1"
+        assert root.findtext("childSnapshotList/name") == "before the update"
         assert root.findtext("description") == "<sendense-job-1> & more"
         assert tree.findtext("currentSnapshot") == root.findtext("childSnapshotList/snapshot")
         client.remove_snapshot(root.findtext("snapshot"))
@@ -640,14 +645,14 @@ def test_pages_of_properties_and_a_walk_by_folders(make_sim):
 def test_ten_thousand_vms_come_in_pages(make_sim):
     sim = make_sim([{"path": "DC0/vm/many/vm", "count": 10_000, "cbt": False, "disks": [{"size": 1 << 40}] * 2}])
     with sim.client() as client:
-        start = time.monotonic()
         view = client.call("CreateContainerView", "ViewManager", '<container type="Folder">group-d1</container>'
                            "<type>VirtualMachine</type><recursive>true</recursive>").findtext("returnval")
         spec = ('<specSet><propSet><type>VirtualMachine</type><pathSet>name</pathSet>'
                 '<pathSet>config.hardware.device</pathSet></propSet><objectSet>'
                 f'<obj type="ContainerView">{view}</obj><skip>true</skip><selectSet xsi:type="TraversalSpec">'
                 "<type>ContainerView</type><path>view</path><skip>false</skip></selectSet></objectSet></specSet>")
-        body = f'<_this type="PropertyCollector">propertyCollector</_this>{spec}<options><maxObjects>500</maxObjects></options>'
+        this = '<_this type="PropertyCollector">propertyCollector</_this>'
+        body = f"{this}{spec}<options><maxObjects>500</maxObjects></options>"
         found, token, method = set(), "", "RetrievePropertiesEx"
         while method:
             _, content = client.post((f'<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/" '
@@ -656,11 +661,11 @@ def test_ten_thousand_vms_come_in_pages(make_sim):
             found |= set(re.findall(rb'<obj type="VirtualMachine">(vm-\d+)<', content))
             token = re.search(rb"<token>([^<]*)", content)
             method = token and "ContinueRetrievePropertiesEx"
-            body = token and f'<_this type="PropertyCollector">propertyCollector</_this><token>{token.group(1).decode()}</token>'
-        seconds = time.monotonic() - start
+            body = token and f"{this}<token>{token.group(1).decode()}</token>"
         client.call("DestroyView", f"ContainerView:{view}")
+        seconds = cpu_seconds(sim.process.pid)
     assert len(found) == 10_000 and sim.calls()["ContinueRetrievePropertiesEx"] == 19 and sim("calls")["views"] == 0
-    assert seconds < 8, f"{seconds:.1f} s: the simulator itself is too slow"
+    assert seconds < 5, f"{seconds:.1f} s of CPU: no client could be quick"
 
 
 # ---- the data path
@@ -690,7 +695,9 @@ def test_the_real_plugin_reads_a_snapshot_byte_for_byte(make_sim, place, by):
         moref, snapshot, [(_, file, content)] = frozen_vm(sim, client, size=8 * MIB + 512)
         reference, copy = place / "reference.raw", place / "copy.raw"
         reference.write_bytes(content)
-        options = {"password": "not looked at", "cookie": f'vmware_soap_session="{client.cookie}"'} if by == "cookie" else {}
+        options = {}
+        if by == "cookie":
+            options = {"password": "not looked at", "cookie": f'vmware_soap_session="{client.cookie}"'}
         with sim.serve(moref, snapshot, file, extra=["--filter=retry", "--filter=blocksize"], **options) as uri:
             run("nbdcopy", "--request-size=262144", uri, copy)
             assert copy.read_bytes() == content
@@ -728,47 +735,44 @@ def test_wrong_thumbprint_wrong_password_dead_session_unknown_names(make_sim):
             run("nbdinfo", uri, status=1)
 
 
-def test_whole_sectors_and_two_mebibytes(make_sim):
+def test_two_mebibytes_a_request_and_no_more(make_sim):
     sim = make_sim()
     with sim.client() as client:
         moref, snapshot, [(_, file, content)] = frozen_vm(sim, client)
+        assert content[-512:] == b"\xee" * 512
         with sim.serve(moref, snapshot, file) as uri:
-            assert b"\xee" * 512 == content[-512:]
             qemu_io(uri, f"read -P 0xee {8 * MIB - 512} 512")
-            python = ("import nbd, sys; h = nbd.NBD(); h.set_strict_mode(0); h.connect_uri(sys.argv[1]); "
-                      "h.pread(int(sys.argv[3]), int(sys.argv[2]))")
-            for offset, length, works in ((0, 2 * MIB, True), (512, 512, True), (0, 2 * MIB + 512, False),
-                                          (100, 512, False), (0, 100, False)):
-                done = subprocess.run(["nbdsh", "-c", python.replace("sys.argv[1]", repr(uri))
-                                       .replace("sys.argv[2]", str(offset)).replace("sys.argv[3]", str(length))],
-                                      capture_output=True, text=True, timeout=60, check=False)
-                assert (done.returncode == 0) == works, (offset, length, done.stderr)
+            qemu_io(uri, "read 0 2M")
+            assert "Input/output error" in qemu_io(uri, "read 0 3M", status=1)
+        with sim.serve(moref, snapshot, file, extra=["--filter=blocksize"],
+                       after=["minblock=512", "maxdata=2M"]) as uri:
+            qemu_io(uri, "read 0 3M")
+            qemu_io(uri, f"read -P 0xee {8 * MIB - 100} 100")
 
 
 def test_eight_disks_through_latency(make_sim, place):
-    """Many requests in flight on each of eight disks hide 20 ms of latency; one at a time on one disk does not."""
+    """Eight disks with eight requests each wait at the same time; one request at a time on one disk waits alone. Told
+    by what the simulator has under way, not by a clock: this machine may be busy."""
     size, disks = 4 * MIB, 8
     sim = make_sim(one_vm(size, disks))
-    with sim.client() as client:
+    copy = ["nbdcopy", "--connections=1", "--request-size=262144", "--no-extents"]
+    with sim.client() as client, contextlib.ExitStack() as stack:
         moref, snapshot, found = frozen_vm(sim, client, disks, size)
+        uris = [stack.enter_context(sim.serve(moref, snapshot, file)) for _, file, _ in found]
         sim("set", read_latency_ms=20)
-        import contextlib
-        with contextlib.ExitStack() as stack:
-            uris = [stack.enter_context(sim.serve(moref, snapshot, file)) for _, file, _ in found]
-            start = time.monotonic()
-            run("nbdcopy", "--connections=1", "--requests=1", "--request-size=262144", "--no-extents", uris[0],
-                place / "one.raw")
-            alone = time.monotonic() - start
-            start = time.monotonic()
-            copies = [subprocess.Popen(["nbdcopy", "--connections=1", "--requests=8", "--request-size=262144",
-                                        "--no-extents", uri, place / f"{n}.raw"]) for n, uri in enumerate(uris)]
+        start = time.monotonic()
+        run(*copy, "--requests=1", uris[0], place / "one.raw")
+        alone = time.monotonic() - start
+        assert alone >= 16 * 0.020 and sim("calls")["reads_most"] == 1
+        sim("set", read_latency_ms=2000)     # longer than all of them need to start
+        copies = [subprocess.Popen([*copy, "--requests=8", uri, place / f"{n}.raw"]) for n, uri in enumerate(uris)]
+        try:
+            assert wait_for(lambda: sim("calls")["reads_most"] >= disks * 7, "the reads are under way together", 60)
+        finally:
+            sim("set", read_latency_ms=20)
             assert [c.wait(60) for c in copies] == [0] * disks
-            together = time.monotonic() - start
         for n, (_, _, content) in enumerate(found):
             assert (place / f"{n}.raw").read_bytes() == content
-    assert alone >= 16 * 0.020      # a request at a time: each waits
-    rate = (disks / together) / (1 / alone)
-    assert rate > 4, f"{rate:.1f} times the rate of one ({alone:.2f} s, {together:.2f} s)"
 
 
 def test_faults_of_the_data_path(make_sim):
@@ -783,7 +787,7 @@ def test_faults_of_the_data_path(make_sim):
             qemu_io(uri, "read 0 4096")
             # the snapshot goes: what was readable is an error, never another content
             client.remove_snapshot(snapshot)
-            assert "error" in qemu_io(uri, "read 0 4096", status=1).lower()
+            qemu_io(uri, "read 0 4096", status=1)
 
 
 # ---- size
@@ -793,7 +797,6 @@ def test_a_tebibyte_of_which_a_hundredth_changed_in_ten_thousand_areas(make_sim,
     sim = make_sim(one_vm(size), max_areas=3000)
     step = size // areas // GRANULE * GRANULE
     moref = sim.vm(WEB)["moref"]
-    start = time.monotonic()
     with sim.client() as client:
         snapshot = client.create_snapshot(moref)
         change_id = client.disks(f"VirtualMachineSnapshot:{snapshot}")[2000]["changeId"]
@@ -804,7 +807,7 @@ def test_a_tebibyte_of_which_a_hundredth_changed_in_ten_thousand_areas(make_sim,
         sim("write", vm=WEB, areas=[[n * step, 4096] for n in range(areas)], stamp=6)
         found, pages = client.areas(moref, snapshot, 2000, change_id, size)
         assert found == [(n * step, MIB) for n in range(areas)] and pages == 4
-        seconds = time.monotonic() - start
+        seconds = cpu_seconds(sim.process.pid)
         file = client.disks(f"VirtualMachineSnapshot:{snapshot}")[2000]["fileName"]
         with sim.serve(moref, snapshot, file) as uri:
             at = (areas - 1) * step
@@ -815,7 +818,7 @@ def test_a_tebibyte_of_which_a_hundredth_changed_in_ten_thousand_areas(make_sim,
             assert " ".join(f"{b:02x}" for b in expected) in said, said
         client.remove_snapshot(snapshot)
     used = sum(os.stat(p).st_blocks * 512 for p in (sim.folder / "disks").iterdir())
-    assert used < 2 * areas * GRANULE and seconds < 20, (used, seconds)
+    assert used < 2 * areas * GRANULE and seconds < 10, (used, seconds)
     assert len(list((sim.folder / "disks").iterdir())) == 1      # the snapshots' files are gone
 
 

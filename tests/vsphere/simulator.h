@@ -69,6 +69,8 @@ typedef struct Vm Vm;
 typedef struct Snapshot Snapshot;
 
 bool disk_open(Disk *disk, Err *err) must_check;
+// Snapshots and change tracking leave independent disks and raw devices in physical mode alone.
+bool disk_can_freeze(const Disk *disk);
 // data NULL: zeros, which whole granules get by being given back.
 bool disk_write(Vm *vm, Disk *disk, uint64_t offset, const void *data, uint64_t n, Err *err) must_check;
 // Tells change tracking only, as VMware's does when it says too much.
@@ -286,6 +288,8 @@ typedef struct Sim {
     uint64_t page_max; // no page of properties holds more objects
     bool down;
     bool stopping;
+    uint64_t reads; // under way on the data path, and the most that ever were
+    uint64_t reads_most;
     int next_id;
     uint64_t walk;
     Entity *root;

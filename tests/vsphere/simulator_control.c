@@ -143,8 +143,12 @@ static bool do_trim(const json_t *c, json_t *reply, Err *err)
 static bool touch_one(Vm *vm, Disk *disk, uint64_t offset, uint64_t n, const json_t *c, Err *err)
 {
     (void)vm;
-    (void)c;
-    return disk_touch(disk, offset, n, err);
+    uint64_t every = number(c, "every", 0); // each so many bytes one granule, so that areas can be many
+    for (uint64_t at = offset; every && at < offset + n; at += every) {
+        if (!disk_touch(disk, at, 1, err))
+            return false;
+    }
+    return every || disk_touch(disk, offset, n, err);
 }
 
 static bool do_touch(const json_t *c, json_t *reply, Err *err)
@@ -559,8 +563,9 @@ static bool do_calls(const json_t *c, json_t *reply, Err *err)
     json_object_set_new(reply, "sessions", json_integer((json_int_t)sessions));
     json_object_set_new(reply, "views", json_integer((json_int_t)views));
     json_object_set_new(reply, "filters", json_integer((json_int_t)filters));
+    json_object_set_new(reply, "reads_most", json_integer((json_int_t)sim.reads_most));
     if (json_is_true(json_object_get(c, "clear")))
-        sim.n_counts = 0;
+        sim.n_counts = sim.reads_most = 0;
     return true;
 }
 

@@ -69,6 +69,11 @@ uint64_t bits_next(const Bits *b, uint64_t i, bool set)
     return b->n;
 }
 
+bool disk_can_freeze(const Disk *disk)
+{
+    return strncmp(disk->mode, "independent", 11) != 0 && strcmp(disk->compatibility, "physicalMode") != 0;
+}
+
 bool disk_open(Disk *disk, Err *err)
 {
     if (disk->fd >= 0)
@@ -243,6 +248,8 @@ void disk_untrack(Disk *disk)
 void disk_track(Disk *disk)
 {
     disk_untrack(disk);
+    if (!disk_can_freeze(disk))
+        return;
     sim_new_uuid(disk->epoch);
     disk->tracking = true;
     disk->lost = false;

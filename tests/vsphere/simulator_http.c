@@ -216,6 +216,8 @@ static enum MHD_Result give_data(struct MHD_Connection *connection)
     Injection in;
     pthread_mutex_lock(&sim.lock);
     sim_count("read");
+    sim.reads++;
+    sim.reads_most = MAX(sim.reads_most, sim.reads);
     bool injected = inject_take("read", &in);
     if (injected && in.kind == INJECT_DELAY)
         sim_wait((int64_t)in.amount);
@@ -233,6 +235,7 @@ static enum MHD_Result give_data(struct MHD_Connection *connection)
         data = sim_more(NULL, 0, n);
         status = layer_read(wanted.snapshot, wanted.layer, offset, data, n, &err) ? 206 : 500;
     }
+    sim.reads--;
     pthread_mutex_unlock(&sim.lock);
     if (status != 206) {
         free(data);

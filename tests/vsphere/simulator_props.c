@@ -63,11 +63,15 @@ static const char devices_after[] =
 
 static void put_devices(FILE *out, const char *text)
 {
-    for (; *text; text++) {
+    while (*text) {
+        size_t n = strcspn(text, "@'");
+        fwrite(text, 1, n, out);
+        text += n;
         if (*text == '@')
             fprintf(out, "%s:type", sim.prefix);
-        else
-            fputc(*text == '\'' ? '"' : *text, out);
+        else if (*text)
+            fputc('"', out);
+        text += *text != 0;
     }
 }
 
@@ -97,6 +101,12 @@ static bool put_ref(FILE *out, const char *type, const char *id)
             "%s:type=\"ManagedObjectReference\">%s</val>",
             sim.prefix, type, sim.prefix, id);
     return true;
+}
+
+static void put_array_ref(FILE *out, const char *type, const char *id)
+{
+    fprintf(out, "<ManagedObjectReference type=\"%s\" %s:type=\"ManagedObjectReference\">%s</ManagedObjectReference>",
+            type, sim.prefix, id);
 }
 
 // ---- disks
@@ -163,7 +173,7 @@ static bool put_hardware(FILE *out, const Vm *vm, const Snapshot *snapshot)
         put_disk(out, vm, layer ? layer->disk : vm->disks[i], layer);
     }
     for (size_t i = 0; snapshot && i < vm->n_disks; i++) {
-        if (!layer_of(snapshot, vm->disks[i]) && strncmp(vm->disks[i]->mode, "independent", 11) == 0)
+        if (!disk_can_freeze(vm->disks[i]))
             put_disk(out, vm, vm->disks[i], NULL);
     }
     put_devices(out, devices_after);
@@ -222,10 +232,7 @@ static bool put_entity(const Entity *e, const char *path, FILE *out, bool *ret_k
     if (strcmp(path, "childEntity") == 0 && e->type == FOLDER) {
         val(out, "ArrayOfManagedObjectReference");
         for (size_t i = 0; i < e->n_children; i++)
-            fprintf(
-                out,
-                "<ManagedObjectReference type=\"%s\" %s:type=\"ManagedObjectReference\">%s</ManagedObjectReference>",
-                entity_type_name(e->children[i]->type), sim.prefix, e->children[i]->id);
+            put_array_ref(out, entity_type_name(e->children[i]->type), e->children[i]->id);
         fputs("</val>", out);
         return true;
     }
@@ -281,12 +288,21 @@ static bool put_vm(const Vm *vm, const char *path, FILE *out, bool *ret_known)
         return put_ref(out, "HostSystem", neighbour(vm->entity, "host")->id);
     if (strcmp(path, "datastore") == 0) {
         val(out, "ArrayOfManagedObjectReference");
-        fprintf(out,
-                "<ManagedObjectReference type=\"Datastore\" %s:type=\"ManagedObjectReference\">%s"
-                "</ManagedObjectReference></val>",
-                sim.prefix, neighbour(vm->entity, "datastore")->id);
+        put_array_ref(out, "Datastore", neighbour(vm->entity, "datastore")->id);
+        fputs("</val>", out);
         return true;
     }
+    if (strcmp(path, "recentTask") == 0) {
+        val(out, "ArrayOfManagedObjectReference");
+        for (size_t i = 0; i < sim.n_tasks; i++) {
+            if (sim.tasks[i]->vm == vm)
+                put_array_ref(out, "Task", sim.tasks[i]->id);
+        }
+        fputs("</val>", out);
+        return true;
+    }
+    if (strcmp(path, "parentVApp") == 0)
+        return false; // there are none
     if (strncmp(path, "snapshot", 8) == 0 && (path[8] == 0 || path[8] == '.'))
         return put_snapshots(out, vm, path[8] ? path + 9 : "");
     return put_entity(vm->entity, path, out, ret_known);

@@ -1,5 +1,5 @@
-// vsphere-simulator: SOAP at /sdk. Each call is a function; the table at the end names them, with the privilege that each
-// needs.
+// vsphere-simulator: SOAP at /sdk. Each call is a function; the table at the end names them, with the privilege that
+// each needs.
 #include "simulator.h"
 
 #include "base/clock.h"
@@ -393,7 +393,7 @@ static bool next_area(const Bits *areas, const Bits *hidden, uint64_t *at, uint6
 {
     for (;;) {
         uint64_t g = bits_next(areas, *at / sim.granule, true);
-        if (g >= areas->n || g * sim.granule >= end)
+        if (*at >= end || g >= areas->n || g * sim.granule >= end)
             return false;
         uint64_t start = MAX(*at, g * sim.granule), stop = g;
         if (bits_get(hidden, g)) {

@@ -314,8 +314,8 @@ bool state_freeze(Vm *vm, const char *name, const char *description, bool quiesc
     s->layers = sim_more(NULL, 0, (vm->n_disks + 1) * sizeof(Layer));
     for (size_t i = 0; i < vm->n_disks; i++) {
         Disk *disk = vm->disks[i];
-        if (strncmp(disk->mode, "independent", 11) == 0)
-            continue; // no snapshot takes these
+        if (!disk_can_freeze(disk))
+            continue;
         Layer *layer = &s->layers[s->n_layers];
         if (!layer_init(layer, disk, s->id, err))
             return false;

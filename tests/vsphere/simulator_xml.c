@@ -7,15 +7,19 @@
 
 void x_text(FILE *out, const char *s)
 {
-    for (; *s; s++) {
+    while (*s) {
+        size_t n = strcspn(s, "<>&\"\r");
+        fwrite(s, 1, n, out);
+        s += n;
         switch (*s) {
         case '<': fputs("&lt;", out); break;
         case '>': fputs("&gt;", out); break;
         case '&': fputs("&amp;", out); break;
         case '"': fputs("&#34;", out); break;
         case '\r': fputs("&#xD;", out); break;
-        default: fputc(*s, out);
+        default: return;
         }
+        s++;
     }
 }
 

@@ -1,5 +1,5 @@
-"""The bench of the vSphere source: vsphere-simulator, its certificate and its commands, and nbdkit's real vddk plugin over
-the stand-in libvixDiskLib. docs/internals/vsphere-bench.md.
+"""The bench of the vSphere source: vsphere-simulator, its certificate and its commands, and nbdkit's real vddk plugin
+over the stand-in libvixDiskLib. docs/internals/vsphere-bench.md.
 
     with Simulator(place, vms=[{"path": "DC0/vm/web", "disks": [{"size": 1 << 30}]}]) as sim:
         sim("write", vm="DC0/vm/web", offset=0, length=65536, fill=7)
@@ -50,6 +50,12 @@ def plugin():
         pytest.skip(f"nbdkit's vddk plugin cannot be had: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def cpu_seconds(pid):
+    """Not those that pass on a clock: this machine may be busy."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        return sum(map(int, f.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 class Certificate:
@@ -122,6 +128,7 @@ class Simulator:
             self.process = None
         left = os.listdir(self.run_dir)
         shutil.rmtree(self.run_dir, ignore_errors=True)
+        shutil.rmtree(self.folder / "disks", ignore_errors=True)    # large
         if status != 0 or left:
             raise SimulatorError(f"vsphere-simulator: {status}, left {left}\n{self.log}")
 
@@ -180,7 +187,8 @@ class Simulator:
 
     # ---- the data path, through the real plugin
 
-    def nbdkit(self, vm, snapshot, file, socket_path, thumbprint=None, password=PASSWORD, cookie=None, extra=()):
+    def nbdkit(self, vm, snapshot, file, socket_path, thumbprint=None, password=PASSWORD, cookie=None, extra=(),
+               after=()):
         """The command line of a client's nbdkit."""
         secret = self.folder / f"password-{abs(hash(password))}"
         secret.write_text(password)
@@ -188,7 +196,8 @@ class Simulator:
         return ["nbdkit", "-f", "-U", socket_path, "--readonly", "-t", "16", *extra, plugin(), f"libdir={LIBDIR}",
                 "server=127.0.0.1", f"port={self.port}", f"user={USER}", f"password=+{secret}",
                 *([f"cookie={cookie}"] if cookie else []), f"thumbprint={thumbprint or self.certificate.thumbprint()}",
-                f"vm=moref={vm}", *([f"snapshot={snapshot}"] if snapshot else []), "transports=nbdssl:nbd", f"file={file}"]
+                f"vm=moref={vm}", *([f"snapshot={snapshot}"] if snapshot else []), "transports=nbdssl:nbd",
+                f"file={file}", *after]
 
     @contextlib.contextmanager
     def serve(self, vm, snapshot, file, **options):
@@ -311,7 +320,8 @@ class Client:
         version, seen = "", {}
         while seen.get("info.state") is None or seen["info.state"].text not in ("success", "error"):
             reply = self.call("WaitForUpdatesEx", "PropertyCollector:propertyCollector",
-                              f"<version>{version}</version><options><maxWaitSeconds>{seconds}</maxWaitSeconds></options>")
+                              f"<version>{version}</version><options><maxWaitSeconds>{seconds}</maxWaitSeconds>"
+                              "</options>")
             assert reply.find("returnval") is not None, f"{task} did not end within {seconds} s"
             version = reply.findtext("returnval/version")
             for change in reply.iter("changeSet"):
@@ -342,7 +352,8 @@ class Client:
         for device in value:
             if device.get(XSI_TYPE) == "VirtualDisk":
                 found[int(device.findtext("key"))] = {
-                    **{e.tag: e.text for e in device.find("backing")}, "capacity": int(device.findtext("capacityInBytes"))}
+                    **{e.tag: e.text for e in device.find("backing")},
+                    "capacity": int(device.findtext("capacityInBytes"))}
         return found
 
     def areas_page(self, vm, snapshot, key, start, change_id):
