@@ -130,6 +130,9 @@ static Entity **follow(const Ref *ref, const char *path, size_t *ret_n)
     if (strcmp(ref->type, "ContainerView") == 0) {
         if (strcmp(path, "view") == 0)
             in_view(ref->p, ((View *)ref->p)->container, &list, &n);
+    } else if (strcmp(path, "parent") == 0 && ref_is(ref, "ManagedEntity")) {
+        if (((const Entity *)ref->p)->parent)
+            *grow(list, n) = ((const Entity *)ref->p)->parent;
     } else if (strcmp(ref->type, "Folder") == 0 || strcmp(ref->type, "Datacenter") == 0) {
         const Entity *e = ref->p;
         for (size_t i = 0; i < e->n_children; i++) {
