@@ -1,19 +1,17 @@
 """Sources and their credentials, as far as no vCenter is needed. test_vsphere_sources.py has the rest."""
 
 import os
-import pty
 import re
 import secrets
-import select
-import signal
 import sqlite3
 import subprocess
-import time
 
 import pytest
 
 from lib.api import quote
 from lib.hub import BIN, free_port
+from lib.system import assert_nowhere
+from lib.terminal import Terminal
 
 PIN = ":".join(f"{n:02X}" for n in range(32))
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
@@ -23,10 +21,6 @@ def new(name="vc-1", **more):
     body = {"name": name, "type": "vsphere", "vcenter": "vc.example.org", "user": "backup@vsphere.local",
             "password": "pw-" + secrets.token_hex(12), "thumbprint": PIN, **more}
     return {k: v for k, v in body.items() if v is not None}
-
-
-def key_file(hub):
-    return hub.data / "secret.key"
 
 
 def unusable(answer, words):
@@ -106,15 +100,15 @@ def test_the_password_follows_no_new_address(hub):
 # ---- the key file
 
 def test_the_key_is_made_once_and_private(hub):
-    assert not key_file(hub).exists()
+    assert not hub.key_file.exists()
     hub.api.post("/sources", new()).expect(201)
-    key = key_file(hub).read_text()
-    assert re.fullmatch("[0-9a-f]{64}\n", key) and key_file(hub).stat().st_mode & 0o7777 == 0o600
+    key = hub.key_file.read_text()
+    assert re.fullmatch("[0-9a-f]{64}\n", key) and hub.key_file.stat().st_mode & 0o7777 == 0o600
     hub.api.post("/sources", new("vc-2")).expect(201)
     hub.api.delete("/sources/vc-1").expect(200)
     hub.api.delete("/sources/vc-2").expect(200)
     hub.api.post("/sources", new()).expect(201)
-    assert key_file(hub).read_text() == key
+    assert hub.key_file.read_text() == key
     hub.restart()
     hub.api.patch("/sources/vc-1", {"user": "other"}).expect(200)
     assert "cannot be opened" not in hub.log
@@ -123,14 +117,14 @@ def test_the_key_is_made_once_and_private(hub):
 def test_the_key_file_may_be_elsewhere(make_hub, place):
     hub = make_hub(options=["--key-file", str(place / "key")])
     hub.api.post("/sources", new()).expect(201)
-    assert (place / "key").exists() and not key_file(hub).exists()
+    assert (place / "key").exists() and not hub.key_file.exists()
 
 
 def test_key_files_that_are_refused(hub):
     """Each is said clearly; with the right one back all goes on, without a restart."""
     api = hub.api
     api.post("/sources", new()).expect(201)
-    key = key_file(hub).read_text()
+    key = hub.key_file.read_text()
 
     def broken(words):
         unusable(api.patch("/sources/vc-1", {"user": "other"}), words)
@@ -138,22 +132,22 @@ def test_key_files_that_are_refused(hub):
         unusable(api.get("/sources/vc-1/vms"), words)
         assert api.get("/sources/vc-1").expect(200)["user"] == "backup@vsphere.local"
 
-    key_file(hub).unlink()
+    hub.key_file.unlink()
     broken("is missing")
     unusable(api.post("/sources", new("vc-2")), "is missing")
-    assert not key_file(hub).exists()               # none is made beside passwords that it could not open
+    assert not hub.key_file.exists()               # none is made beside passwords that it could not open
     for mode in (0o640, 0o604, 0o620):
-        key_file(hub).write_text(key)
-        key_file(hub).chmod(mode)
+        hub.key_file.write_text(key)
+        hub.key_file.chmod(mode)
         broken("by others")
-    key_file(hub).chmod(0o600)
+    hub.key_file.chmod(0o600)
     for text, words in (("", "64 hex digits"), (key[:-3], "64 hex digits"), (key * 2, "64 hex digits"),
                         ("x" + key[1:], "other characters"), ("0" * 64 + "\n", "did not seal")):
-        key_file(hub).write_text(text)
+        hub.key_file.write_text(text)
         broken(words)
     hub.restart()
     assert "the password of a source cannot be opened" in hub.log
-    key_file(hub).write_text(key)
+    hub.key_file.write_text(key)
     api = hub.api
     api.patch("/sources/vc-1", {"user": "other"}).expect(200)
 
@@ -161,7 +155,7 @@ def test_key_files_that_are_refused(hub):
 def test_a_lost_key(hub):
     """A new key and the password again: no other way needs the old key."""
     hub.api.post("/sources", new()).expect(201)
-    key_file(hub).write_text("ab" * 32 + "\n")
+    hub.key_file.write_text("ab" * 32 + "\n")
     unusable(hub.api.patch("/sources/vc-1", {"thumbprint": PIN}), "did not seal")
     hub.api.patch("/sources/vc-1", {"password": "again"}).expect(200)
     hub.api.patch("/sources/vc-1", {"thumbprint": PIN}).expect(200)
@@ -288,48 +282,6 @@ def test_password_files_that_are_refused(cli, place, text):
     assert cli.json("source", "list") == {"sources": []}
 
 
-class Terminal:
-    """A command whose controlling terminal is ours."""
-
-    def __init__(self, url, *arguments):
-        self.shown = ""
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.environ["SHA_API_URL"] = url
-            os.execv(str(BIN / "sendense"), ["sendense", *map(str, arguments)])
-
-    def wait_for(self, words, seconds=20):
-        until = time.monotonic() + seconds
-        while words not in self.shown:
-            assert time.monotonic() < until, self.shown
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    self.shown += os.read(self.fd, 4096).decode()
-                except OSError:                     # the command ended
-                    assert words in self.shown, self.shown
-
-    def say(self, text):
-        os.write(self.fd, text.encode())
-
-    def end(self, seconds=30):
-        until = time.monotonic() + seconds
-        while True:
-            if not select.select([self.fd], [], [], max(0, until - time.monotonic()))[0]:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                raise AssertionError(f"still there after {seconds} s: {self.shown}")
-            try:
-                piece = os.read(self.fd, 4096)
-            except OSError:
-                break
-            if not piece:
-                break
-            self.shown += piece.decode()
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self.fd)
-        return status
-
-
 def test_password_from_the_terminal(cli, hub, place):
     arguments = add_arguments(place)[:7]
     terminal = Terminal(cli.url, *arguments, "--thumbprint", PIN)
@@ -349,21 +301,6 @@ def test_ctrl_c_at_the_password(cli, place):
 
 
 # ---- secrets are nowhere
-
-def assert_nowhere(hub, password, *more):
-    """In no file of the hub, and on no command line."""
-    needle = password.encode()
-    for folder in (hub.folder, *more):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                assert needle not in path.read_bytes(), path
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as f:
-                assert needle not in f.read(), pid
-        except OSError:
-            pass                                    # it ended
-
 
 def test_the_password_is_nowhere(hub):
     body, again = new(), "pw-" + secrets.token_hex(12)

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from lib.api import quote
-
+from lib.hub import free_port
 from lib.job import Job
+from lib.system import assert_nowhere
+from lib.terminal import Terminal
 from lib.vsphere import USER, Certificate, Simulator
-from test_sources import Terminal, assert_nowhere, key_file
 
 MIB = 1 << 20
 WEB, DB = "DC0/vm/web", "DC0/vm/prod/db"
@@ -245,6 +245,18 @@ def test_what_is_shown_can_be_sent_back(hub, sim):
     assert moved["moref"] == sim.vm(DB)["moref"] and moved["path"] == "/" + DB
 
 
+def test_a_vm_keeps_its_source_while_the_new_one_does_not_answer(hub, sim):
+    add(hub, sim)
+    vm = register(hub).expect(201)
+    change = {"source": {**vm["source"], "vm": "/" + DB}}
+    hub.api.patch("/sources/vc-1", {"password": "pw-wrong"}).expect(200)
+    hub.api.patch("/vms/web", change).expect(502, "vcenter refused the login")
+    hub.api.patch("/sources/vc-1", {"password": "x", "vcenter": f"127.0.0.1:{free_port()}"}).expect(200)
+    hub.api.patch("/vms/web", change).expect(503, "vcenter not reachable")
+    hub.api.patch("/vms/none", change).expect(404, "vm not found")
+    assert hub.api.get("/vms/web").expect(200) == vm
+
+
 def test_two_vcenters_with_a_vm_of_one_name(hub, make_sim):
     one, two = make_sim(), make_sim(name="other")
     add(hub, one)
@@ -301,12 +313,12 @@ def test_a_backup_does_not_begin_without_its_password(world, sim):
     add(hub, sim)
     register(hub).expect(201)
     body = {"vm_name": "web", "repository_id": world.repository_id, "start_client": False}
-    key = key_file(hub).read_text()
-    key_file(hub).unlink()
+    key = hub.key_file.read_text()
+    hub.key_file.unlink()
     hub.api.post("/backups", body).expect(503, "key file not usable")
     assert hub.api.get("/backups").expect(200)["backups"] == []
-    key_file(hub).write_text(key)
-    key_file(hub).chmod(0o600)
+    hub.key_file.write_text(key)
+    hub.key_file.chmod(0o600)
     world.jobs.append(Job(hub.api, "web", world.repository_id))
 
 
