@@ -17,11 +17,12 @@
 // One member for each option; text is owned.
 typedef struct CliValues {
     char *hub, *path, *cluster_size, *compression, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm,
-        *status, *disk, *to, *format;
+        *status, *disk, *to, *format, *vcenter, *user, *password_file, *password_fd, *thumbprint, *ca, *source,
+        *quiesce, *disks_unsupported;
     OptList file, exclude;
     uint64_t limit;
     bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,
-        all_disks, force;
+        all_disks, force, yes, pin, ask_password;
 } CliValues;
 
 typedef struct Cli {

@@ -3,7 +3,7 @@
 
 #include "cli/cli.h"
 
-#define COMMAND_OPTIONS 12
+#define COMMAND_OPTIONS 16
 
 typedef struct Command {
     const char *name;    // one or two words: "repo add"
@@ -23,6 +23,13 @@ bool command_repo_list(Cli *c, Err *err) must_check;
 bool command_repo_show(Cli *c, Err *err) must_check;
 bool command_repo_scan(Cli *c, Err *err) must_check;
 bool command_repo_remove(Cli *c, Err *err) must_check;
+bool command_source_add(Cli *c, Err *err) must_check;
+bool command_source_list(Cli *c, Err *err) must_check;
+bool command_source_show(Cli *c, Err *err) must_check;
+bool command_source_test(Cli *c, Err *err) must_check;
+bool command_source_set(Cli *c, Err *err) must_check;
+bool command_source_remove(Cli *c, Err *err) must_check;
+bool command_discover(Cli *c, Err *err) must_check;
 bool command_vm_add(Cli *c, Err *err) must_check;
 bool command_vm_list(Cli *c, Err *err) must_check;
 bool command_vm_show(Cli *c, Err *err) must_check;

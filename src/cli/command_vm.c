@@ -49,10 +49,33 @@ static bool build_qemu(const CliValues *v, json_t *source, Err *err)
         (!v->freeze || codec_json_set_text(source, "freeze", v->freeze, err));
 }
 
+static bool build_vsphere(const CliValues *v, json_t *source, Err *err)
+{
+    return codec_json_set_text(source, "type", "vsphere", err) &&
+        codec_json_set_text(source, "source", v->source, err) && codec_json_set_text(source, "vm", v->vm, err) &&
+        (!v->quiesce || codec_json_set_text(source, "quiesce", v->quiesce, err)) &&
+        (!v->disks_unsupported || codec_json_set_text(source, "disks_unsupported", v->disks_unsupported, err));
+}
+
+static bool check_vsphere(const CliValues *v, Err *err)
+{
+    if (!v->source != !v->vm)
+        return err_set(err, ERR_USAGE, "--source and --vm go together");
+    if (!v->source && (v->quiesce || v->disks_unsupported))
+        return err_set(err, ERR_USAGE, "--quiesce and --disks-unsupported go with --source");
+    if (v->quiesce && !str_eq(v->quiesce, "auto") && !str_eq(v->quiesce, "off") && !str_eq(v->quiesce, "require"))
+        return err_set(err, ERR_USAGE, "--quiesce is auto, off or require");
+    if (v->disks_unsupported && !str_eq(v->disks_unsupported, "skip") && !str_eq(v->disks_unsupported, "fail"))
+        return err_set(err, ERR_USAGE, "--disks-unsupported is skip or fail");
+    return true;
+}
+
 static bool check_source(const CliValues *v, Err *err)
 {
-    if (v->file.len > 0 && v->qmp)
-        return err_set(err, ERR_USAGE, "--file and --qmp exclude each other: a VM has one source");
+    if ((v->file.len > 0) + (v->qmp != NULL) + (v->source != NULL) > 1)
+        return err_set(err, ERR_USAGE, "--file, --qmp and --source exclude each other: a VM has one source");
+    if (!check_vsphere(v, err))
+        return false;
     if (!v->qmp && (v->agent || v->freeze || v->scratch))
         return err_set(err, ERR_USAGE, "--agent, --freeze and --scratch go with --qmp");
     if (v->file.len == 0 && (v->format || v->inconsistent))
@@ -69,10 +92,12 @@ static bool build_vm(const CliValues *v, json_t *body, Err *err)
 {
     if (!check_source(v, err))
         return false;
-    if (v->file.len > 0 || v->qmp) {
+    if (v->file.len > 0 || v->qmp || v->source) {
         json_t *source = json_object();
         if (!codec_json_set(body, "source", source, err) ||
-            !(v->qmp ? build_qemu(v, source, err) : build_files(v, source, err)))
+            !(v->qmp          ? build_qemu(v, source, err)
+                  : v->source ? build_vsphere(v, source, err)
+                              : build_files(v, source, err)))
             return false;
     }
     if (v->exclude.len == 0)
@@ -112,6 +137,11 @@ static void print_vm(const json_t *vm)
     cli_show("registered", cli_flag(vm, "registered") ? NULL : "no; --adopt carries its points on");
     cli_show("created (UTC)", time);
     cli_show("source", cli_text(source, "type"));
+    cli_show("vcenter", cli_text(source, "source"));
+    cli_show("vm there", cli_text(source, "path"));
+    cli_show("moref", cli_text(source, "moref"));
+    cli_show("quiesce", cli_text(source, "quiesce"));
+    cli_show("odd disks", cli_text(source, "disks_unsupported"));
     cli_show("qmp", cli_text(source, "qmp"));
     cli_show("agent", cli_text(source, "agent"));
     cli_show("freeze", cli_text(source, "freeze"));
@@ -138,11 +168,12 @@ bool command_vm_add(Cli *c, Err *err)
     cleanup_json json_t *body = json_object(), *answer = NULL;
     if (!body)
         return err_no_memory(err);
-    if (c->values.file.len == 0 && !c->values.qmp)
-        return err_set(err, ERR_USAGE, "--file or --qmp is needed; --help shows how");
+    const CliValues *v = &c->values;
+    if (v->file.len == 0 && !v->qmp && !v->source)
+        return err_set(err, ERR_USAGE, "--file, --qmp or --source is needed; --help shows how");
     return build_vm(&c->values, body, err) && codec_json_set_text(body, "name", c->words[0], err) &&
         (!c->values.adopt || codec_json_set_text(body, "adopt", c->values.adopt, err)) &&
-        cli_send(c, "POST", "/api/v1/vms", body, false, &answer, err) && say_vm(c, answer);
+        cli_send(c, "POST", "/api/v1/vms", body, v->source != NULL, &answer, err) && say_vm(c, answer);
 }
 
 static bool fill_list(const json_t *list, Table *t, Err *err)
@@ -197,7 +228,7 @@ bool command_vm_change(Cli *c, Err *err)
         return false;
     if (json_object_size(body) == 0)
         return err_set(err, ERR_USAGE, "nothing to change; --help lists what can be");
-    return cli_send(c, "PATCH", path, body, false, &answer, err) && say_vm(c, answer);
+    return cli_send(c, "PATCH", path, body, c->values.source != NULL, &answer, err) && say_vm(c, answer);
 }
 
 bool command_vm_remove(Cli *c, Err *err)

@@ -209,6 +209,18 @@ static bool interrupted_encode(json_t *o, const WorkOrder *w, Err *err)
         codec_json_set(o, "interrupted_disks", mem_take(array), err);
 }
 
+static bool vcenter_encode(json_t *o, const WorkVcenter *v, Err *err)
+{
+    if (!v->host)
+        return true;
+    cleanup_json json_t *vcenter = work_object(err);
+    return vcenter && codec_json_set_text(vcenter, "host", v->host, err) &&
+        codec_json_set_text(vcenter, "user", v->user, err) &&
+        codec_json_set_text(vcenter, "password", secret_reveal(&v->password), err) &&
+        codec_json_set_text(vcenter, "thumbprint", v->thumbprint, err) &&
+        codec_json_set_text(vcenter, "ca_pem", v->ca_pem, err) && codec_json_set(o, "vcenter", mem_take(vcenter), err);
+}
+
 bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
 {
     cleanup_json json_t *o = work_object(err);
@@ -220,8 +232,8 @@ bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
         codec_json_set(o, "source", json_incref(w->source), err) &&
         work_set_keys(o, "excluded_disks", w->excluded_disks, w->excluded_disks_len, err) &&
         codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) && parents_encode(o, w, err) &&
-        interrupted_encode(o, w, err) && codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) &&
-        codec_json_dump(o, ret_text, err);
+        interrupted_encode(o, w, err) && vcenter_encode(o, &w->vcenter, err) &&
+        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) && codec_json_dump(o, ret_text, err);
 }
 
 static void parent_clear(WorkParentDisk *d)
@@ -250,6 +262,11 @@ void work_order_clear(WorkOrder *w)
         free(w->interrupted_disks[i].token);
     }
     free(w->interrupted_disks);
+    free(w->vcenter.host);
+    free(w->vcenter.user);
+    free(w->vcenter.thumbprint);
+    free(w->vcenter.ca_pem);
+    secret_clear(&w->vcenter.password);
     *w = (WorkOrder){0};
 }
 
@@ -303,6 +320,23 @@ static bool interrupted_decode(const json_t *o, WorkOrder *w, Err *err)
     return true;
 }
 
+static bool vcenter_decode(const json_t *o, WorkVcenter *v, Err *err)
+{
+    const json_t *vcenter = json_object_get(o, "vcenter");
+    const char *password;
+    if (!vcenter || json_is_null(vcenter))
+        return true;
+    bool ok = codec_json_object(vcenter, "vcenter", err) &&
+        work_text(vcenter, "host", 1, WORK_TEXT_MAX, &v->host, err) &&
+        work_text(vcenter, "user", 1, WORK_TEXT_MAX, &v->user, err) &&
+        codec_json_text(vcenter, "password", SECRET_MAX, &password, err) && secret_set(&v->password, password, err) &&
+        work_text_opt(vcenter, "thumbprint", WORK_TEXT_MAX, &v->thumbprint, err) &&
+        work_text_opt(vcenter, "ca_pem", WORK_CA_MAX, &v->ca_pem, err);
+    if (ok && !v->thumbprint == !v->ca_pem)
+        ok = err_set(err, ERR_INVALID, "either thumbprint or ca_pem is needed");
+    return ok || err_context(err, "vcenter");
+}
+
 static bool order_fields(const json_t *o, WorkOrder *w, Err *err)
 {
     const char *type;
@@ -334,7 +368,7 @@ bool work_order_decode(const char *text, size_t n, WorkOrder *ret, Err *err)
         !work_text_opt(o, "repository_uuid", UUID_TEXT, &w.repository_uuid, err) ||
         !work_keys(o, "excluded_disks", &w.excluded_disks, &w.excluded_disks_len, err) ||
         !work_text_opt(o, "parent_backup_id", WORK_TEXT_MAX, &w.parent_backup_id, err) || !order_fields(o, &w, err) ||
-        !parents_decode(o, &w, err) || !interrupted_decode(o, &w, err))
+        !parents_decode(o, &w, err) || !interrupted_decode(o, &w, err) || !vcenter_decode(o, &w.vcenter, err))
         return err_context(err, "work order");
     if (w.repository_uuid && !uuid_is_valid(w.repository_uuid)) {
         (void)err_set(err, ERR_INVALID, "repository_uuid is not a UUID");

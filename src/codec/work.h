@@ -8,6 +8,7 @@
 // Errors: ERR_INVALID that names the member, ERR_TOO_LARGE above WORK_BODY_MAX.
 #pragma once
 
+#include "base/secret.h"
 #include "codec/json.h"
 #include "domain/chain.h"
 #include "domain/job.h"
@@ -16,6 +17,7 @@
 #define WORK_DISKS_MAX 256
 #define WORK_TEXT_MAX 1024 // bytes of labels, identities and explanations
 #define WORK_URI_MAX 2048
+#define WORK_CA_MAX (64u << 10) // bytes of CA certificates in PEM
 
 // How a disk's changes are tracked; nothing else exists on the wire. NULL for any other word.
 // Returns a static string: "bitmap", "cbt", "none".
@@ -40,6 +42,14 @@ typedef struct WorkInterrupted { // a disk of a run that may be gone on from
     char *token; // by which its source knows that instant
 } WorkInterrupted;
 
+// Where and how to log in to the vCenter of a VM. In the claim's answer and nowhere else.
+typedef struct WorkVcenter {
+    char *host; // "host[:port]"
+    char *user;
+    Secret password;
+    char *thumbprint, *ca_pem; // one of them: SHA-256 of the certificate, "AB:CD:…"; PEM
+} WorkVcenter;
+
 typedef struct WorkOrder {
     char *job_id, *vm_id, *vm_name, *repository_uuid; // repository_uuid NULL: a replication
     uint32_t cluster_size;
@@ -54,6 +64,7 @@ typedef struct WorkOrder {
     WorkInterrupted *interrupted_disks;
     size_t interrupted_disks_len;
     unsigned lease_seconds;
+    WorkVcenter vcenter; // host NULL: the VM is in none
 } WorkOrder;
 
 bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err) must_check;

@@ -55,6 +55,60 @@ HANDLER(repository_scan)
     return hub_repository_scan(hub(ctx), http_request_param(req, "repository_id"), &ret->body, err);
 }
 
+// ---- sources
+
+#define SOURCE http_request_param(req, "source_id")
+
+HANDLER(source_add)
+{
+    static const char *const known[] = {"name", "type", "vcenter", "user", "password", "thumbprint", "ca_pem", NULL};
+    const json_t *body;
+    ret->status = 201;
+    return http_request_json(req, known, &body, err) && from_body(hub_source_add(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(source_list)
+{
+    (void)req;
+    return hub_source_list(hub(ctx), &ret->body, err);
+}
+
+HANDLER(source_show)
+{
+    return hub_source_show(hub(ctx), SOURCE, &ret->body, err);
+}
+
+HANDLER(source_change)
+{
+    static const char *const known[] = {"vcenter", "user", "password", "thumbprint", "ca_pem", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_source_change(hub(ctx), SOURCE, body, &ret->body, err), err);
+}
+
+HANDLER(source_remove)
+{
+    return hub_source_remove(hub(ctx), SOURCE, &ret->body, err);
+}
+
+HANDLER(source_certificate)
+{
+    static const char *const known[] = {"vcenter", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_source_certificate(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(source_test)
+{
+    return hub_source_test(hub(ctx), SOURCE, &ret->body, err);
+}
+
+HANDLER(source_vms)
+{
+    return hub_source_vms(hub(ctx), SOURCE, &ret->body, err);
+}
+
 // ---- VMs
 
 HANDLER(vm_add)
@@ -356,6 +410,14 @@ static const HttpRoute routes[] = {
     {"GET", V1 "/repositories/{repository_id}", repository_show, 0, NULL},
     {"DELETE", V1 "/repositories/{repository_id}", repository_remove, 0, NULL},
     {"POST", V1 "/repositories/{repository_id}/scan", repository_scan, 0, NULL},
+    {"POST", V1 "/sources", source_add, HTTP_BODY, NULL},
+    {"GET", V1 "/sources", source_list, 0, NULL},
+    {"POST", V1 "/sources/certificate", source_certificate, HTTP_BODY, NULL},
+    {"GET", V1 "/sources/{source_id}", source_show, 0, NULL},
+    {"PATCH", V1 "/sources/{source_id}", source_change, HTTP_BODY, NULL},
+    {"DELETE", V1 "/sources/{source_id}", source_remove, 0, NULL},
+    {"POST", V1 "/sources/{source_id}/test", source_test, 0, NULL},
+    {"GET", V1 "/sources/{source_id}/vms", source_vms, 0, NULL},
     {"POST", V1 "/vms", vm_add, HTTP_BODY, NULL},
     {"GET", V1 "/vms", vm_list, 0, "all"},
     {"GET", V1 "/vms/{vm_id}", vm_show, 0, NULL},

@@ -19,14 +19,14 @@
 typedef struct Options {
     bool auth, help, version;
     uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint;
-    char *listen, *data_dir, *run_dir, *plugin, *client;
+    char *listen, *data_dir, *key_file, *run_dir, *plugin, *client;
     char *db_host, *db_name, *db_user, *db_pass;
 } Options;
 
 static void options_clear(Options *o)
 {
-    char *texts[] = {o->listen,  o->data_dir, o->run_dir, o->plugin, o->client,
-                     o->db_host, o->db_name,  o->db_user, o->db_pass};
+    char *texts[] = {o->listen, o->data_dir, o->key_file, o->run_dir, o->plugin,
+                     o->client, o->db_host,  o->db_name,  o->db_user, o->db_pass};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         free(texts[i]);
 }
@@ -128,6 +128,7 @@ static bool run(const Options *o, Err *err)
     (void)signal(SIGPIPE, SIG_IGN);
     (void)signal(SIGCHLD, SIG_DFL); // where it came ignored, the kernel would reap our children itself
     HubConfig config = {.data_dir = o->data_dir ? o->data_dir : "/var/lib/sendense",
+                        .key_file = o->key_file,
                         .run_dir = o->run_dir,
                         .plugin = plugin,
                         .client = client,
@@ -160,6 +161,7 @@ int main(int argc, char **argv)
         {"listen", OPT_TEXT, &o.listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
         {"auth", OPT_FLAG, &o.auth, 0, 0, NULL, "-auth=false: nobody has to authenticate"},
         {"data-dir", OPT_TEXT, &o.data_dir, 0, 0, "DIR", "database and logs; default /var/lib/sendense"},
+        {"key-file", OPT_TEXT, &o.key_file, 0, 0, "FILE", "opens the sources' passwords; default: DIR/secret.key"},
         {"run-dir", OPT_TEXT, &o.run_dir, 0, 0, "DIR", "sockets; default: a short folder below /run or /tmp"},
         {"max-jobs", OPT_U64, &o.max_jobs, 1, 256, "N", "jobs that run at a time; default 4"},
         {"chain-limit", OPT_U64, &o.chain_limit, 1, 200, "N", "points in a chain, then a full; default 30"},

@@ -34,6 +34,8 @@ static bool fail(DbSqlite *db, const char *what, Err *err)
         code = ERR_NO_MEMORY;
     else if (more == SQLITE_CONSTRAINT_UNIQUE || more == SQLITE_CONSTRAINT_PRIMARYKEY)
         code = ERR_EXISTS;
+    else if (more == SQLITE_CONSTRAINT_FOREIGNKEY)
+        code = ERR_CONFLICT; // another row needs it
     else if (rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB)
         code = ERR_DAMAGED;
     return err_set(err, code, "database: %s: %s", what, sqlite3_errmsg(db->handle));

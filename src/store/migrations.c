@@ -61,6 +61,11 @@ static const char *const steps[] = {
     /* 14 */ "ALTER TABLE backup_disks ADD COLUMN token TEXT",
     /* 15 */ "ALTER TABLE backup_disks ADD COLUMN resumed INTEGER NOT NULL DEFAULT 0",
     /* 16 */ "ALTER TABLE backup_disks ADD COLUMN kept_bytes BIGINT NOT NULL DEFAULT 0",
+    /* 17 */
+    "CREATE TABLE sources (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, type VARCHAR(16) NOT NULL,"
+    " address VARCHAR(300) NOT NULL, user_name VARCHAR(255) NOT NULL, secret TEXT NOT NULL, thumbprint VARCHAR(95),"
+    " ca_pem TEXT, created_at VARCHAR(32) NOT NULL)",
+    /* 18 */ "ALTER TABLE vms ADD COLUMN source_id VARCHAR(36) REFERENCES sources (id)",
 };
 
 static bool run_step(Db *db, unsigned version, Err *err)

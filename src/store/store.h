@@ -34,9 +34,26 @@ bool store_repository_remove(Store *s, int64_t id, Err *err) must_check;
 bool store_repository_totals(Store *s, int64_t id, uint64_t *ret_points, uint64_t *ret_stored, Err *err) must_check;
 void store_repository_clear(StoreRepository *r);
 
+// ---- sources: what VMs of one vCenter share
+typedef struct StoreSource {
+    char *id, *name, *type, *address, *user;
+    char *secret;              // sealed: base/seal.h
+    char *thumbprint, *ca_pem; // one of them, the other is NULL
+    int64_t created_us;
+} StoreSource;
+bool store_source_add(Store *s, const StoreSource *source, Err *err) must_check; // name taken: ERR_EXISTS
+bool store_source_find(Store *s, const char *id_or_name, StoreSource *ret, Err *err)
+    must_check; // ERR_NOT_FOUND "source not found"
+bool store_source_list(Store *s, StoreSource **ret, size_t *ret_len, Err *err) must_check; // by name
+bool store_source_count(Store *s, uint64_t *ret, Err *err) must_check;
+bool store_source_update(Store *s, const StoreSource *source, Err *err) must_check; // all but name, type, time
+bool store_source_remove(Store *s, const char *id, Err *err) must_check; // while VMs use it the database refuses
+void store_source_clear(StoreSource *source);
+
 // ---- VMs
 typedef struct StoreVm {
     char *id, *name, *source, *excluded; // source, excluded: JSON text
+    char *source_id;                     // of the registered source that it is read through; NULL: none
     int64_t created_us;
 } StoreVm;
 bool store_vm_add(Store *s, const StoreVm *v, Err *err) must_check;                      // name or id taken: ERR_EXISTS
@@ -44,6 +61,7 @@ bool store_vm_find(Store *s, const char *id_or_name, StoreVm *ret, Err *err) mus
 bool store_vm_list(Store *s, StoreVm **ret, size_t *ret_len, Err *err) must_check;
 bool store_vm_update(Store *s, const StoreVm *v, Err *err) must_check;
 bool store_vm_remove(Store *s, const char *id, Err *err) must_check;
+bool store_source_vms(Store *s, const char *source_id, StoreVm **ret, size_t *ret_len, Err *err) must_check; // its VMs
 bool store_vm_points(Store *s, const char *vm_id, uint64_t *ret_points, Err *err) must_check;
 // VMs that have points and are not registered (any more): id and newest name.
 bool store_vm_orphans(Store *s, StoreVm **ret, size_t *ret_len, Err *err) must_check;

@@ -20,6 +20,24 @@ static const DbColumn repository_columns[] = {
 const DbTable tables_repository = {"repositories", repository_columns, ARRAY_LEN(repository_columns),
                                    sizeof(StoreRepository)};
 
+#define C(member, column, kind)                     \
+    {                                               \
+        column, kind, offsetof(StoreSource, member) \
+    }
+static const DbColumn source_columns[] = {
+    C(id, "id", DB_TEXT),
+    C(name, "name", DB_TEXT),
+    C(type, "type", DB_TEXT),
+    C(address, "address", DB_TEXT),
+    C(user, "user_name", DB_TEXT),
+    C(secret, "secret", DB_TEXT),
+    C(thumbprint, "thumbprint", DB_TEXT),
+    C(ca_pem, "ca_pem", DB_TEXT),
+    C(created_us, "created_at", DB_TIME),
+};
+#undef C
+const DbTable tables_source = {"sources", source_columns, ARRAY_LEN(source_columns), sizeof(StoreSource)};
+
 #define C(member, column, kind)                 \
     {                                           \
         column, kind, offsetof(StoreVm, member) \
@@ -29,6 +47,7 @@ static const DbColumn vm_columns[] = {
     C(name, "name", DB_TEXT),
     C(source, "source", DB_TEXT),
     C(excluded, "excluded_disks", DB_TEXT),
+    C(source_id, "source_id", DB_TEXT),
     C(created_us, "created_at", DB_TIME),
 };
 #undef C

@@ -11,8 +11,8 @@ struct Store {
     pthread_mutex_t lock; // recursive: held for a question, and from store_begin() to its end
 };
 
-extern const DbTable tables_repository, tables_vm, tables_disk_number, tables_backup, tables_disk, tables_export,
-    tables_replication, tables_change_id;
+extern const DbTable tables_repository, tables_source, tables_vm, tables_disk_number, tables_backup, tables_disk,
+    tables_export, tables_replication, tables_change_id;
 
 // Run statements as one transaction, also inside one that this thread has open.
 void store_lock(Store *s);

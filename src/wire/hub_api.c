@@ -24,6 +24,7 @@ bool hub_api_new(const char *url, const Secret *token, HubApi **ret, Err *err)
         hub_api_free(h);
         return false;
     }
+    h->max_answer = WORK_BODY_MAX;
     size_t n = strlen(h->url);
     while (n > 0 && h->url[n - 1] == '/')
         h->url[--n] = '\0';
@@ -49,6 +50,11 @@ void hub_api_set_cancel(HubApi *h, const atomic_bool *cancel)
 void hub_api_set_timeout(HubApi *h, int timeout_ms)
 {
     h->timeout_ms = timeout_ms;
+}
+
+void hub_api_set_max_answer(HubApi *h, size_t bytes)
+{
+    h->max_answer = bytes;
 }
 
 int hub_api_status(const HubApi *h)
@@ -82,6 +88,7 @@ ErrCode hub_api_code(int status)
     case 413: return ERR_TOO_LARGE;
     case 422: return ERR_DAMAGED;
     case 501: return ERR_UNSUPPORTED;
+    case 502: return ERR_PROTOCOL;
     case 503: return ERR_UNAVAILABLE;
     case 504: return ERR_TIMEOUT;
     case 507: return ERR_NO_SPACE;
@@ -117,6 +124,7 @@ bool hub_api_exchange(HubApi *h, const char *method, const char *path, const cha
                      .body = body,
                      .token = &h->token,
                      .timeout_ms = h->timeout_ms,
+                     .max_answer = h->max_answer,
                      .cancel = h->cancel};
     if (!http_client_call(h->http, &r, ret, err))
         return false;
@@ -142,7 +150,7 @@ bool hub_api_call(HubApi *h, const char *method, const char *path, const json_t 
     cleanup(http_answer_clear) HttpAnswer a = {0};
     if ((body && !codec_json_dump(body, &text, err)) || !hub_api_ask(h, method, path, text, &a, err))
         return false;
-    if (!codec_json_parse(a.body, a.body_len, WORK_BODY_MAX, ret_answer, err)) {
+    if (!codec_json_parse(a.body, a.body_len, h->max_answer, ret_answer, err)) {
         err->code = err->code == ERR_INVALID ? ERR_PROTOCOL : err->code;
         return err_context(err, "the answer to %s %s", method, path);
     }

@@ -17,9 +17,10 @@ typedef struct HubApi HubApi;
 bool hub_api_new(const char *url, const Secret *token, HubApi **ret, Err *err) must_check;
 void hub_api_free(HubApi *h);
 void hub_api_set_cancel(HubApi *h,
-                        const atomic_bool *cancel);  // for all calls from now on; NULL: none
-void hub_api_set_timeout(HubApi *h, int timeout_ms); // for all calls from now on
-int hub_api_status(const HubApi *h);                 // of the last call; 0: there was no answer
+                        const atomic_bool *cancel);   // for all calls from now on; NULL: none
+void hub_api_set_timeout(HubApi *h, int timeout_ms);  // for all calls from now on
+void hub_api_set_max_answer(HubApi *h, size_t bytes); // the same; until then WORK_BODY_MAX
+int hub_api_status(const HubApi *h);                  // of the last call; 0: there was no answer
 // Whether the last call, which failed, may have worked or may work when repeated: no answer, or 408, 429 or 5xx.
 bool hub_api_is_unknown(const HubApi *h);
 

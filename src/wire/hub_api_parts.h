@@ -8,7 +8,8 @@ struct HubApi {
     char *url; // without a slash at the end
     Secret token;
     const atomic_bool *cancel; // borrowed
-    int timeout_ms;            // 0: the HTTP client's default
+    int timeout_ms;
+    size_t max_answer; // 0: the HTTP client's default
     int status;
 };
 

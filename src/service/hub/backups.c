@@ -125,7 +125,8 @@ bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
     StartRequest req = {0};
     StoreBackup cleanup_backup b = {0};
     Secret token = {0};
-    if (!read_request(body, &req, err) || !repository_is_there(h, &req, err) || !secret_random(&token, err))
+    if (!read_request(body, &req, err) || !repository_is_there(h, &req, err) ||
+        !hub_source_of_vm(h, req.vm_name, err) || !secret_random(&token, err))
         return false;
     bool ok = store_begin(h->store, err);
     if (ok && !insert(h, &req, &b, &token, err)) {

@@ -96,11 +96,15 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
                        locking.details);
     if (!(database = file_join(h->data_dir, "sendense.db", err)) ||
         !(h->log_dir = file_join(h->data_dir, "log", err)) || !file_mkdir(h->log_dir, 0700, err) ||
+        !(h->key_file = c->key_file ? mem_strdup(c->key_file, err) : file_join(h->data_dir, "secret.key", err)) ||
         !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->client, c->client, err))
         return false;
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
-    return ok && own_run_dir(h, run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
+    ok = ok && own_run_dir(h, run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
         hub_recover(h, err) && hub_supervisor_start(h, err);
+    if (ok)
+        hub_sources_check(h);
+    return ok;
 }
 
 bool hub_open(const HubConfig *config, Hub **ret, Err *err)
@@ -165,6 +169,7 @@ void hub_close(Hub *h)
     (void)pthread_cond_destroy(&h->changed);
     (void)pthread_mutex_destroy(&h->lock);
     free(h->data_dir);
+    free(h->key_file);
     free(h->run_dir);
     free(h->plugin);
     free(h->client);

@@ -11,6 +11,7 @@
 
 typedef struct HubConfig {
     const char *data_dir;    // made if it is not there; locked
+    const char *key_file;    // opens the sources' passwords; NULL: secret.key in the data folder
     const char *run_dir;     // sockets; NULL: a short default for this data folder
     const char *plugin;      // path of nbdkit-sendense-plugin.so
     const char *client;      // path of sendense-backup-client
@@ -44,6 +45,16 @@ bool hub_repository_list(Hub *h, json_t **ret, Err *err) must_check;
 bool hub_repository_show(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
 bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
 bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
+
+// ---- sources: vCenters, and what they hold
+bool hub_source_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_source_list(Hub *h, json_t **ret, Err *err) must_check;
+bool hub_source_show(Hub *h, const char *source, json_t **ret, Err *err) must_check;
+bool hub_source_change(Hub *h, const char *source, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_source_remove(Hub *h, const char *source, json_t **ret, Err *err) must_check;
+bool hub_source_certificate(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_source_test(Hub *h, const char *source, json_t **ret, Err *err) must_check;
+bool hub_source_vms(Hub *h, const char *source, json_t **ret, Err *err) must_check;
 
 // ---- VMs
 bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;

@@ -26,7 +26,7 @@ typedef struct Running {
 
 struct Hub {
     Store *store;
-    char *data_dir, *run_dir, *plugin, *client, *log_dir;
+    char *data_dir, *key_file, *run_dir, *plugin, *client, *log_dir;
     char *_Atomic url; // NULL until hub_set_url(); the supervisor looks at it
     unsigned max_jobs, chain_limit, lease_s, claim_s, export_idle_s;
     unsigned keep_hours; // partial images of failed jobs, to go on from; 0: none
@@ -125,6 +125,18 @@ bool hub_mark_damaged_in(Hub *h, const StoreBackup *layer, const char *disk_key,
 // A point that comes to be is as damaged as what it stands on.
 bool hub_inherit_damage(Hub *h, const char *id, const StoreDisk *disks, size_t n, Err *err) must_check;
 bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err) must_check;
+
+// ---- sources.c
+// ERR_UNAVAILABLE titled "key file not usable".
+bool hub_source_password(Hub *h, const StoreSource *s, Secret *ret, Err *err) must_check;
+void hub_sources_check(Hub *h); // logs which passwords cannot be opened
+// Before a job begins: can its VM's password be opened? Fine for a VM without a source.
+bool hub_source_of_vm(Hub *h, const char *vm, Err *err) must_check;
+bool hub_source_order(Hub *h, const char *source_id, WorkVcenter *ret, Err *err) must_check;
+
+// ---- vcenter.c
+// Checks the spec of a VM of type "vsphere", looks the VM up, and adds to the spec what was found.
+bool hub_vcenter_find(Hub *h, json_t *spec, char **ret_source_id, Err *err) must_check;
 
 // ---- view.c: rows as the API shows them
 bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret, Err *err) must_check;

@@ -40,7 +40,16 @@ static bool give_keys(json_t *source, Err *err)
     return true;
 }
 
-static bool read_source(const json_t *body, char **ret_text, Err *err)
+static bool check_source(Hub *h, const char *type, json_t *source, char **ret_source_id, Err *err)
+{
+    if (strcmp(type, "vsphere") == 0)
+        return hub_vcenter_find(h, source, ret_source_id, err);
+    const SourceOps *ops = source_find(type, err);
+    return ops && (strcmp(type, "file") != 0 || give_keys(source, err)) && ops->check_spec(source, err);
+}
+
+// ret_source_id: NULL where the VM is read through no source.
+static bool read_source(Hub *h, const json_t *body, char **ret_text, char **ret_source_id, Err *err)
 {
     json_t *given = json_object_get(body, "source");
     const char *type;
@@ -49,13 +58,18 @@ static bool read_source(const json_t *body, char **ret_text, Err *err)
     json_t *source = json_deep_copy(given);
     if (!source)
         return err_no_memory(err);
-    const SourceOps *ops = source_find(type, err);
-    bool ok = ops && (strcmp(type, "file") != 0 || give_keys(source, err)) && ops->check_spec(source, err) &&
-        codec_json_dump(source, ret_text, err);
+    cleanup_free char *source_id = NULL, *text = NULL;
+    bool ok = check_source(h, type, source, &source_id, err) && codec_json_dump(source, &text, err);
     json_decref(source);
-    if (ok && strlen(*ret_text) > SOURCE_JSON_MAX)
-        return err_set(err, ERR_INVALID, "source is too large");
-    return ok;
+    if (ok && strlen(text) > SOURCE_JSON_MAX)
+        ok = err_set(err, ERR_INVALID, "source is too large");
+    if (!ok)
+        return false;
+    free(*ret_text);
+    free(*ret_source_id);
+    *ret_text = mem_take(text);
+    *ret_source_id = mem_take(source_id);
+    return true;
 }
 
 static bool read_excluded(const json_t *body, char **ret_text, Err *err)
@@ -143,14 +157,16 @@ bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     const char *name, *adopt;
     char id[UUID_TEXT];
     if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
-        !codec_json_text_opt(body, "adopt", NAME_MAX_BYTES, &adopt, err) || !read_source(body, &v.source, err) ||
-        !read_excluded(body, &v.excluded, err) || !mem_replace(&v.name, name, err))
+        !codec_json_text_opt(body, "adopt", NAME_MAX_BYTES, &adopt, err) || !read_excluded(body, &v.excluded, err) ||
+        !mem_replace(&v.name, name, err))
         return false;
     Err missing = ERR_INIT;
     if (store_vm_find(h->store, name, &taken, &missing)) {
         store_vm_clear(&taken);
         return err_set(err, ERR_EXISTS, "a VM named \"%s\" is registered already", name);
     }
+    if (!read_source(h, body, &v.source, &v.source_id, err))
+        return false;
     if (adopt ? !adopted_id(h, adopt, &v.id, err) : (!uuid_new(id, err) || !mem_replace(&v.id, id, err)))
         return false;
     v.created_us = clock_utc_us();
@@ -206,7 +222,9 @@ static bool no_job_runs(Hub *h, const StoreVm *v, Err *err)
     return !any || err_set(err, ERR_BUSY, "a job of VM \"%s\" runs; wait for it, or cancel it", v->name);
 }
 
-static bool change(Hub *h, const char *vm, const json_t *body, StoreVm *v, Err *err)
+// source: what the VM is read from from now on; NULL: as it was.
+static bool change(Hub *h, const char *vm, const json_t *body, const char *source, const char *source_id, StoreVm *v,
+                   Err *err)
 {
     const char *name;
     if (!store_vm_find(h->store, vm, v, err) || !no_job_runs(h, v, err) ||
@@ -222,11 +240,8 @@ static bool change(Hub *h, const char *vm, const json_t *body, StoreVm *v, Err *
         if (!mem_replace(&v->name, name, err))
             return false;
     }
-    if (json_object_get(body, "source")) {
-        free(mem_take(v->source));
-        if (!read_source(body, &v->source, err))
-            return false;
-    }
+    if (source && (!mem_replace(&v->source, source, err) || !mem_replace(&v->source_id, source_id, err)))
+        return false;
     if (json_object_get(body, "excluded_disks")) {
         free(mem_take(v->excluded));
         if (!read_excluded(body, &v->excluded, err))
@@ -237,10 +252,16 @@ static bool change(Hub *h, const char *vm, const json_t *body, StoreVm *v, Err *
 
 bool hub_vm_change(Hub *h, const char *vm, const json_t *body, json_t **ret, Err *err)
 {
-    StoreVm cleanup_vm v = {0};
-    if (!store_begin(h->store, err))
+    StoreVm cleanup_vm v = {0}, known = {0};
+    cleanup_free char *source = NULL, *source_id = NULL;
+    // before the transaction: a vCenter may be asked
+    if (!store_vm_find(h->store, vm, &known, err))
         return false;
-    if (!change(h, vm, body, &v, err)) {
+    store_vm_clear(&known);
+    if ((json_object_get(body, "source") && !read_source(h, body, &source, &source_id, err)) ||
+        !store_begin(h->store, err))
+        return false;
+    if (!change(h, vm, body, source, source_id, &v, err)) {
         store_rollback(h->store);
         return false;
     }

@@ -68,7 +68,7 @@ static bool order(Hub *h, const StoreBackup *b, WorkOrder *ret, Err *err)
         backup_type_parse(b->backup_type, &w.backup_type, err) &&
         codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &w.source, err) &&
         excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err)) &&
-        hub_resume_order(h, b, &w, err);
+        hub_resume_order(h, b, &w, err) && (!vm.source_id || hub_source_order(h, vm.source_id, &w.vcenter, err));
     w.cluster_size = (uint32_t)repository.cluster_size;
     if (!ok) {
         work_order_clear(&w);

@@ -68,6 +68,11 @@ class Hub:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     @property
+    def key_file(self):
+        """What opens the passwords of sources; made with the first one."""
+        return self.data / "secret.key"
+
+    @property
     def database(self):
         """The SQLite file of the embedded database."""
         found = sorted(self.data.glob("*.db"))

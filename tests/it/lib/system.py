@@ -79,3 +79,18 @@ def leftovers(folder, ours=()):
     lines += [f"socket {path}" for path in sockets_below(folder)]
     lines += [f"mount {path}" for path in mounts_below(folder)]
     return lines
+
+
+def assert_nowhere(hub, password, *more):
+    """In no file of the hub, and on no command line."""
+    needle = password.encode()
+    for folder in (hub.folder, *more):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                assert needle not in path.read_bytes(), path
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                assert needle not in f.read(), pid
+        except OSError:
+            pass                                    # it ended

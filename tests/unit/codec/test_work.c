@@ -11,6 +11,11 @@
     "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"                  \
     "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\","                \
     "\"source\":{\"type\":\"file\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"
+#define VCENTER_ORDER                                                                                           \
+    "{\"backup_type\":\"full\",\"cluster_size\":65536,\"excluded_disks\":[],\"job_id\":\"backup-a-1\","         \
+    "\"lease_seconds\":30,\"parent_backup_id\":null,\"parent_disks\":[],\"repository_uuid\":null,"              \
+    "\"source\":{\"type\":\"vsphere\"},\"vcenter\":{\"ca_pem\":null,\"host\":\"vc:443\",\"password\":\"p\\n\"," \
+    "\"thumbprint\":\"ab\",\"user\":\"u\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"
 #define ANNOUNCE                                                                                 \
     "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"allocated_bytes\":8,"  \
     "\"backing_identity\":\"b\",\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000," \
@@ -54,6 +59,7 @@ static void everything_round_trips(void **state)
 {
     (void)state;
     round_trip(WorkOrder, work_order, ORDER);
+    round_trip(WorkOrder, work_order, VCENTER_ORDER);
     round_trip(Announce, announce, ANNOUNCE);
     round_trip(AnnounceAnswer, announce_answer, ANSWER);
     round_trip(AnnounceAnswer, announce_answer, ANSWER_WITH_LEAVES);
@@ -112,6 +118,10 @@ static void bad_values_are_refused(void **state)
     refuses(WorkOrder, work_order, ORDER, "\"repository_uuid\":\"0b", "\"repository_uuid\":\"zz");
     refuses(WorkOrder, work_order, ORDER, "[\"d2\"]", "[2]");
     refuses(WorkOrder, work_order, ORDER, "true", "\"true\"");
+    refuses(WorkOrder, work_order, VCENTER_ORDER, "\"ab\"", "null"); // nothing to trust the server by
+    refuses(WorkOrder, work_order, VCENTER_ORDER, "\"ca_pem\":null", "\"ca_pem\":\"x\"");
+    refuses(WorkOrder, work_order, VCENTER_ORDER, "\"vc:443\"", "\"\"");
+    refuses(WorkOrder, work_order, VCENTER_ORDER, "\"password\":\"p\\n\",", "");
     refuses(Announce, announce, ANNOUNCE, ":512", ":0");
     refuses(Announce, announce, ANNOUNCE, ":512", ":-512");
     refuses(Announce, announce, ANNOUNCE, ":512", ":512.0");

@@ -283,9 +283,17 @@ static void test_migration_copies_an_older_database(void **state)
     assert_ok(db_sqlite_open(fx.path, &db, &err), &err);
     int64_t newest;
     assert_ok(db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &newest, &err), &err);
-    // as an older program left it: without the last step
-    assert_ok(db_run(db, "DELETE FROM schema_migrations WHERE version = ?", DB_ARGS(DB_N(newest)), NULL, &err), &err);
-    assert_ok(db_run(db, "ALTER TABLE backup_disks DROP COLUMN kept_bytes", DB_NO_ARGS, NULL, &err), &err);
+    // as a program left it that knew no sources
+    static const char *const back[] = {
+        "DELETE FROM schema_migrations WHERE version > 16",
+        "DROP TABLE vms",
+        "DROP TABLE sources",
+        "CREATE TABLE vms (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, source TEXT NOT NULL,"
+        " excluded_disks TEXT NOT NULL, created_at VARCHAR(32) NOT NULL)",
+        "INSERT INTO vms VALUES ('i', 'old', '{}', '[]', '2026-01-02T03:04:05.000006Z')",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(back); i++)
+        assert_ok(db_run(db, back[i], DB_NO_ARGS, NULL, &err), &err);
     db->ops->close(db);
     (void)snprintf(copy, sizeof(copy), "%s.before-%lld", fx.path, (long long)newest);
     assert_false(file_exists(copy));
@@ -294,6 +302,10 @@ static void test_migration_copies_an_older_database(void **state)
     StoreRepository r = {0};
     assert_ok(store_repository_find(fx.store, "r", &r, &err), &err); // what was there is still there
     store_repository_clear(&r);
+    StoreVm vm = {0};
+    assert_ok(store_vm_find(fx.store, "old", &vm, &err), &err);
+    assert_null(vm.source_id);
+    store_vm_clear(&vm);
     assert_ok(db_sqlite_open(copy, &db, &err), &err);
     int64_t rows;
     assert_ok(db_number(db, "SELECT COUNT(*) FROM repositories", DB_NO_ARGS, 0, &rows, &err), &err);
@@ -345,6 +357,90 @@ static void test_changeid_history(void **state)
     store_replication_clear(&got);
 }
 
+static StoreSource source(const char *id, const char *name)
+{
+    StoreSource s = {.created_us = 5};
+    s.id = (char *)id;
+    s.name = (char *)name;
+    s.type = (char *)"vsphere";
+    s.address = (char *)"vc.example.org:443";
+    s.user = (char *)"backup@vsphere.local";
+    s.secret = (char *)"v1:00";
+    s.thumbprint = (char *)"ab";
+    return s;
+}
+
+static void test_sources(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreSource one = source("i1", "vc-2"), two = source("i2", "vc-1"), got = {0}, *rows = NULL;
+    size_t len = 0;
+    uint64_t n;
+    assert_fails(store_source_find(fx.store, "vc-1", &got, &err), &err, ERR_NOT_FOUND);
+    assert_ok(store_source_add(fx.store, &one, &err), &err);
+    assert_ok(store_source_add(fx.store, &two, &err), &err);
+    StoreSource same = source("i3", "vc-1");
+    assert_fails(store_source_add(fx.store, &same, &err), &err, ERR_EXISTS);
+    assert_ok(store_source_count(fx.store, &n, &err), &err);
+    assert_int_equal(n, 2);
+    assert_ok(store_source_list(fx.store, &rows, &len, &err), &err);
+    assert_int_equal(len, 2);
+    assert_string_equal(rows[0].id, "i2");
+    STORE_LIST_FREE(rows, len, store_source_clear);
+
+    one.address = (char *)"other";
+    one.secret = (char *)"v1:01";
+    one.thumbprint = NULL;
+    one.ca_pem = (char *)"-----BEGIN";
+    assert_ok(store_source_update(fx.store, &one, &err), &err);
+    assert_ok(store_source_find(fx.store, "i1", &got, &err), &err);
+    assert_string_equal(got.name, "vc-2");
+    assert_string_equal(got.address, "other");
+    assert_string_equal(got.secret, "v1:01");
+    assert_null(got.thumbprint);
+    assert_string_equal(got.ca_pem, "-----BEGIN");
+    assert_int_equal(got.created_us, 5);
+    store_source_clear(&got);
+    assert_ok(store_source_find(fx.store, "vc-1", &got, &err), &err);
+    assert_string_equal(got.address, "vc.example.org:443"); // the other one was not touched
+    store_source_clear(&got);
+}
+
+// A source that VMs are read through does not go from under them, whoever asks.
+static void test_a_source_in_use_stays(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreSource one = source("i1", "vc-1"), two = source("i2", "vc-2");
+    StoreVm vm = {.created_us = 1}, *rows = NULL;
+    size_t len = 0;
+    vm.id = (char *)"v1";
+    vm.name = (char *)"web";
+    vm.source = (char *)"{}";
+    vm.excluded = (char *)"[]";
+    vm.source_id = (char *)"i1";
+    assert_fails(store_vm_add(fx.store, &vm, &err), &err, ERR_CONFLICT); // no such source
+    assert_ok(store_source_add(fx.store, &one, &err), &err);
+    assert_ok(store_source_add(fx.store, &two, &err), &err);
+    assert_ok(store_vm_add(fx.store, &vm, &err), &err);
+    assert_ok(store_source_vms(fx.store, "i1", &rows, &len, &err), &err);
+    assert_int_equal(len, 1);
+    assert_string_equal(rows[0].name, "web");
+    assert_string_equal(rows[0].source_id, "i1");
+    STORE_LIST_FREE(rows, len, store_vm_clear);
+    assert_fails(store_source_remove(fx.store, "i1", &err), &err, ERR_CONFLICT);
+    vm.source_id = (char *)"i2";
+    assert_ok(store_vm_update(fx.store, &vm, &err), &err);
+    assert_ok(store_source_remove(fx.store, "i1", &err), &err);
+    assert_fails(store_source_remove(fx.store, "i2", &err), &err, ERR_CONFLICT);
+    assert_ok(store_vm_remove(fx.store, "v1", &err), &err);
+    assert_ok(store_source_remove(fx.store, "i2", &err), &err);
+    assert_ok(store_source_vms(fx.store, "i2", &rows, &len, &err), &err);
+    assert_int_equal(len, 0);
+    STORE_LIST_FREE(rows, len, store_vm_clear);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -360,6 +456,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_migration_copies_an_older_database, setup, teardown),
         cmocka_unit_test_setup_teardown(test_newer_database_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sources, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_source_in_use_stays, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
