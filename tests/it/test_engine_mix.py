@@ -280,7 +280,7 @@ def test_qemu_img_and_an_odd_size(place, chain, size):
     chain.check(raw)
 
 
-@pytest.mark.parametrize("size", [12 * MIB, 3 * MIB + 512])
+@pytest.mark.parametrize("size", [6 * MIB, 3 * MIB + 512])
 def test_whole_disks_that_race(place, chain, size):
     """nbdcopy, qemu-img and qemu-io write the whole disk at once, whole clusters each: no cluster is a mixture."""
     rng = random.Random(SEED)

@@ -111,6 +111,32 @@ static void a_key_that_is_no_text(void **state)
     assert_null(text);
 }
 
+#define ORDER(vm_id, excluded, parents)                                                    \
+    "{\"job_id\":\"j\",\"vm_id\":" vm_id ",\"vm_name\":\"v\",\"excluded_disks\":" excluded \
+    ",\"source\":{},\"backup_type\":\"full\",\"cluster_size\":65536,\"lease_seconds\":1,\"parent_disks\":" parents "}"
+#define UUID "\"0b0c4a4e-7d5f-4a57-9d6e-0a3f5d5f2a10\""
+
+static void work_orders(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *words;
+    } cases[] = {
+        {ORDER("7", "[]", "[]"), "vm_id"},
+        {ORDER(UUID, "7", "[]"), "excluded_disks"},
+        {ORDER(UUID, "[]", "7"), "parent_disks"},
+        {ORDER(UUID, "[]", "[7]"), "parent_disks[0]"},
+    };
+    Err err = ERR_INIT;
+    WorkOrder w = {0};
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++)
+        check(work_order_decode(cases[i].text, strlen(cases[i].text), &w, &err), &err, cases[i].text, cases[i].words);
+    WorkProgressAnswer a;
+    static const char *const answers[] = {"{}", "{\"status\":\"resting\"}", "{\"cancel\":1,\"status\":\"running\"}"};
+    for (size_t i = 0; i < ARRAY_LEN(answers); i++)
+        check(work_progress_answer_decode(answers[i], strlen(answers[i]), &a, &err), &err, answers[i], "");
+}
+
 static void answers_to_announcements(void **state)
 {
     (void)state;
@@ -154,6 +180,7 @@ int main(void)
         cmocka_unit_test(a_key_that_is_no_text),
         cmocka_unit_test(answers_to_announcements),
         cmocka_unit_test(completions),
+        cmocka_unit_test(work_orders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -367,6 +367,36 @@ static void encode_refuses(void **state)
     assert_fails(record_encode(&r, &xxh, &text, &err), &err, ERR_INVALID);
 }
 
+// As many disks as there may be, each with as much to say as it may.
+static void too_large_a_record(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    Record r = sample(&xxh);
+    char *text, lines[4097], keys[RECORD_DISKS_MAX][16];
+    RecordDisk *disks = calloc(RECORD_DISKS_MAX, sizeof *disks);
+    assert_non_null(disks);
+    memset(lines, '\n', 4096);
+    lines[4096] = '\0';
+    for (unsigned i = 0; i < RECORD_DISKS_MAX; i++) {
+        disks[i] = r.disks[i == 0 ? 0 : 1];
+        (void)snprintf(keys[i], sizeof keys[i], "scsi%u", i);
+        disks[i].disk_key = keys[i];
+        disks[i].disk_no = i;
+        disks[i].disk_id = 2000 + i;
+    }
+    Record large = r;
+    large.disks = disks;
+    large.disks_len = RECORD_DISKS_MAX;
+    assert_ok(record_encode(&large, &xxh, &text, &err), &err);
+    free(text);
+    for (unsigned i = 0; i < RECORD_DISKS_MAX; i++)
+        disks[i].label = disks[i].reason_text = disks[i].backing_identity = lines;
+    assert_fails(record_encode(&large, &xxh, &text, &err), &err, ERR_TOO_LARGE);
+    free(disks);
+    record_clear(&r);
+}
+
 static void decode_is_bounded(void **state)
 {
     (void)state;
@@ -468,8 +498,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trip),        cmocka_unit_test(every_flipped_bit_is_seen),
         cmocka_unit_test(hostile_members),   cmocka_unit_test(encode_refuses),
-        cmocka_unit_test(decode_is_bounded), cmocka_unit_test(repository_info),
-        cmocka_unit_test(hostile_info),
+        cmocka_unit_test(decode_is_bounded), cmocka_unit_test(too_large_a_record),
+        cmocka_unit_test(repository_info),   cmocka_unit_test(hostile_info),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -574,6 +574,39 @@ static void chain_refuses(void **state)
     repo_clear(&r);
 }
 
+// A record under the name of a deletion, though another point stands on it: told, and nothing goes.
+static void a_deletion_of_what_is_needed(void **state)
+{
+    Err err = ERR_INIT;
+    Repo r = create(state, "repo");
+    char *context = context_of(&r), name[LAYOUT_NAME], begun[4096];
+    Point full = committed(&r, context, 1700000000, NULL, 5), incr = committed(&r, context, 1700000060, &full, 9);
+    RepoScan s;
+    char *record = repo_path_record(&r, context, full.stem, &err);
+    assert_ok(layout_name(LAYOUT_DELETED, full.stem, NULL, name, &err), &err);
+    (void)snprintf(begun, sizeof begun, "%s/%s/%s", r.path, context, name);
+    assert_int_equal(rename(record, begun), 0);
+    unsigned before = point_count_files(&r, context, full.stem);
+    assert_ok(repo_scan(&r, &s, &err), &err);
+    assert_true(has_problem(&s, "its deletion was begun"));
+    assert_int_equal(s.orphans_len, 0);
+    repo_scan_clear(&s);
+    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
+    assert_int_equal(point_count_files(&r, context, full.stem), before);
+    assert_true(has_problem(&s, "its deletion was begun"));
+    repo_scan_clear(&s);
+    assert_int_equal(rename(begun, record), 0);
+    assert_ok(repo_scan(&r, &s, &err), &err);
+    assert_int_equal(s.problems_len, 0);
+    point_check(&r, &s, &incr);
+    repo_scan_clear(&s);
+    free(record);
+    point_clear(&full);
+    point_clear(&incr);
+    free(context);
+    repo_clear(&r);
+}
+
 // What is no file, or none of that length, where a listed point's file was.
 static void check_sees_other_files(void **state)
 {
@@ -678,6 +711,7 @@ int main(void)
         in_folder(chain_refuses),
         in_folder(check_sees_flips),
         in_folder(check_sees_other_files),
+        in_folder(a_deletion_of_what_is_needed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
