@@ -130,8 +130,8 @@ bool xml_reader_new(XmlRead read, void *ctx, XmlLimits limits, XmlReader **ret, 
     if (!r)
         return false;
     *r = (XmlReader){.read = read, .ctx = ctx, .limits = limits};
-    // An encoding that is given goes before a document's own
-    r->xml = xmlReaderForIO(on_read, NULL, r, NULL, "UTF-8", XML_PARSE_NONET | XML_PARSE_NOWARNING | XML_PARSE_COMPACT);
+    const int options = XML_PARSE_NONET | XML_PARSE_NOWARNING | XML_PARSE_COMPACT | XML_PARSE_IGNORE_ENC;
+    r->xml = xmlReaderForIO(on_read, NULL, r, NULL, "UTF-8", options);
     if (!r->xml) {
         bool fine = r->failed.code != ERR_NONE ? false : err_no_memory(err);
         if (r->failed.code != ERR_NONE && err->code == ERR_NONE)
