@@ -121,17 +121,24 @@ static void on_error(void *ctx, ReportedError e)
     str_make_utf8(r->failed.details); // it quotes the document
 }
 
+// What libxml2 says outside of a document's own handler would go to stderr.
+static void on_talk(void *ctx, const char *fmt, ...)
+{
+    (void)ctx, (void)fmt;
+}
+
 static pthread_once_t global_once = PTHREAD_ONCE_INIT;
 
 bool xml_reader_new(XmlRead read, void *ctx, XmlLimits limits, XmlReader **ret, Err *err)
 {
     (void)pthread_once(&global_once, xmlInitParser); // cannot fail with a valid control
+    xmlSetGenericErrorFunc(NULL, on_talk); // of this thread
     XmlReader *r = mem_calloc(1, sizeof(*r), err);
     if (!r)
         return false;
     *r = (XmlReader){.read = read, .ctx = ctx, .limits = limits};
-    // An encoding that is given goes before a document's own
-    r->xml = xmlReaderForIO(on_read, NULL, r, NULL, "UTF-8", XML_PARSE_NONET | XML_PARSE_NOWARNING | XML_PARSE_COMPACT);
+    const int options = XML_PARSE_NONET | XML_PARSE_NOWARNING | XML_PARSE_COMPACT | XML_PARSE_IGNORE_ENC;
+    r->xml = xmlReaderForIO(on_read, NULL, r, NULL, "UTF-8", options);
     if (!r->xml) {
         bool fine = r->failed.code != ERR_NONE ? false : err_no_memory(err);
         if (r->failed.code != ERR_NONE && err->code == ERR_NONE)

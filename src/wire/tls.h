@@ -38,6 +38,6 @@ typedef struct TlsCheck {
 } TlsCheck;
 
 bool tls_check_init(const TlsTrust *trust, TlsCheck *ret, Err *err) must_check;
-// ssl_ctx: an OpenSSL SSL_CTX, of one connection. A certificate that is not right ends the handshake, before anything of
-// the user's is sent.
+// ssl_ctx: an OpenSSL SSL_CTX, of one connection. A certificate that is not right ends the handshake: before anything
+// of the user's is sent.
 void tls_check_install(TlsCheck *c, void *ssl_ctx);

@@ -347,17 +347,18 @@ static bool exchange_logged_in(Vim *v, const VimCall *c, const char *body, Err *
         return err_context(err, "the session had ended");
     if (!c->bound)
         return exchange(v, c, body, err);
-    v->begun = true; // what it is bound to is gone
     return err_set(err, ERR_UNAVAILABLE, "the session of %s had ended; there is a new one", v->host);
 }
 
 static bool call_with(Vim *v, const VimCall *c, const char *body, Err *err)
 {
     int64_t deadline = clock_mono_ms() + v->timeout_ms + c->wait_ms;
+    unsigned logins = v->logins;
     for (int i = 1;; i++) {
         if (exchange_logged_in(v, c, body, err))
             return true;
-        if (!may_repeat(v, c, err) || i == TRIES || clock_mono_ms() + i * PAUSE_MS >= deadline)
+        bool gone = c->bound && v->logins != logins; // what it is bound to
+        if (gone || !may_repeat(v, c, err) || i == TRIES || clock_mono_ms() + i * PAUSE_MS >= deadline)
             return false;
         vim_pause(v, i * PAUSE_MS);
         err_clear(err);

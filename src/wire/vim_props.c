@@ -212,9 +212,9 @@ static bool retrieve(Vim *v, const char *set, unsigned max_objects, bool hands_o
     Page p = {.objects = objects};
     StrBuf b = STR_BUF(VIM_REQUEST_MAX);
     bool fine = str_add(&b, "<specSet>", err) && vim_add_paths(&b, sets, n, err) && str_add(&b, set, err) &&
-        str_add(&b, "</specSet><options>", err) &&
-        (max_objects == 0 || str_addf(&b, err, "<maxObjects>%u</maxObjects>", max_objects)) &&
-        str_add(&b, "</options>", err);
+        str_add(&b, "</specSet>", err) &&
+        (max_objects == 0 ? str_add(&b, "<options/>", err)
+                          : str_addf(&b, err, "<options><maxObjects>%u</maxObjects></options>", max_objects));
     VimCall c = {.method = "RetrievePropertiesEx",
                  .type = "PropertyCollector",
                  .moref = v->property_collector,

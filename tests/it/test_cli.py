@@ -161,7 +161,7 @@ def test_completion(cli, place):
     ask = (f"source {script}; try() {{ COMP_WORDS=(sendense \"$@\"); COMP_CWORD=$#; _sendense; "
            "echo \"${COMPREPLY[*]}\"; }; try re; try repo s; try restore x --f; try vm add x --q")
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["repo restore", "show scan", "--format --force", "--qmp --quiet"]
+    assert done.stdout.splitlines() == ["repo restore", "show scan", "--format --force", "--qmp --quiesce --quiet"]
 
 
 # ---- repositories and VMs

@@ -40,8 +40,8 @@ def sim(make_sim):
 def start(sim, *words, **options):
     secret = sim.folder / "password"
     secret.write_text(PASSWORD)
-    command = [*options.pop("before", ()), PROBE, "--host", f"127.0.0.1:{sim.port}", "--user", USER, "--password-file", secret, "--thumbprint",
-               options.pop("thumbprint", sim.certificate.thumbprint("sha256"))]
+    command = [*options.pop("before", ()), PROBE, "--host", f"127.0.0.1:{sim.port}", "--user", USER,
+               "--password-file", secret, "--thumbprint", sim.certificate.thumbprint("sha256")]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     return subprocess.Popen([*command, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

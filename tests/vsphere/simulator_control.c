@@ -93,9 +93,10 @@ static bool write_stamps(Vm *vm, Disk *disk, uint64_t offset, uint64_t n, const 
     uint64_t stamp = number(c, "stamp", 0), end = offset + n;
     if (offset % 512 || n % 512)
         return err_set(err, ERR_INVALID, "stamps go into whole sectors");
-    cleanup_free uint64_t *data = sim_more(NULL, 0, 1 << 20);
+    uint64_t step = MIN(n, UINT64_C(1) << 20);
+    cleanup_free uint64_t *data = sim_more(NULL, 0, step + 1);
     while (offset < end) {
-        uint64_t part = MIN(UINT64_C(1) << 20, end - offset);
+        uint64_t part = MIN(step, end - offset);
         for (uint64_t i = 0; i < part / 8; i++)
             data[i] = i % 2 ? stamp : (offset + i * 8) / 512;
         if (!disk_write(vm, disk, offset, data, part, err))

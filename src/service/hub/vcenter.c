@@ -317,9 +317,10 @@ static bool discover_vm(void *ctx, const VimVm *vm, Err *err)
 {
     static const char *const tracking[] = {[VIM_UNSAID] = "unknown", [VIM_NO] = "off", [VIM_YES] = "on"};
     Discovery *d = ctx;
-    json_t *o = json_object(), *disks, *snapshots, *obstacles,
-           *names = json_incref(json_object_get(d->registered, vm->instance_uuid));
-    return codec_json_push(d->list, o, err) && codec_json_set(o, "registered_as", names ? names : json_array(), err) &&
+    json_t *o = json_object(), *disks, *snapshots, *obstacles;
+    json_t *names = json_object_get(d->registered, vm->instance_uuid);
+    return codec_json_push(d->list, o, err) &&
+        codec_json_set(o, "registered_as", names ? json_incref(names) : json_array(), err) &&
         codec_json_set_text(o, "moref", vm->moref, err) && codec_json_set_text(o, "name", vm->name, err) &&
         codec_json_set_text(o, "path", *vm->path ? vm->path : NULL, err) &&
         codec_json_set_text(o, "instance_uuid", vm->instance_uuid, err) &&

@@ -193,8 +193,8 @@ class Simulator:
         secret = self.folder / f"password-{abs(hash(password))}"
         secret.write_text(password)
         secret.chmod(0o600)
-        return ["nbdkit", "-f", "-U", socket_path, "--readonly", "-t", "16", *extra, plugin(), f"libdir={LIBDIR}",
-                "server=127.0.0.1", f"port={self.port}", f"user={USER}", f"password=+{secret}",
+        return ["nbdkit", "--exit-with-parent", "-U", socket_path, "--readonly", "-t", "16", *extra, plugin(),
+                f"libdir={LIBDIR}", "server=127.0.0.1", f"port={self.port}", f"user={USER}", f"password=+{secret}",
                 *([f"cookie={cookie}"] if cookie else []), f"thumbprint={thumbprint or self.certificate.thumbprint()}",
                 f"vm=moref={vm}", *([f"snapshot={snapshot}"] if snapshot else []), "transports=nbdssl:nbd",
                 f"file={file}", *after]
