@@ -110,13 +110,22 @@ static CURLcode on_ssl_ctx(CURL *curl, void *ssl_ctx, void *ctx)
 
 #define SET(option, value) (curl_easy_setopt(c->curl, (option), (value)) == CURLE_OK)
 
+static bool set_cas(HttpClient *c)
+{
+    if (c->ca_pem)
+        return SET(CURLOPT_CAINFO_BLOB, (&(struct curl_blob){.data = c->ca_pem, .len = strlen(c->ca_pem)}));
+    // Where they are of no use: reading the system's takes longer than the handshake
+    bool unused = c->tls.pinned || c->tls.any;
+    return !unused || (SET(CURLOPT_CAINFO, NULL) && SET(CURLOPT_CAPATH, NULL));
+}
+
 static bool set_tls(HttpClient *c)
 {
     // A resumed TLS session shows no certificate
     return SET(CURLOPT_SSL_CTX_FUNCTION, on_ssl_ctx) && SET(CURLOPT_SSL_CTX_DATA, c) &&
         SET(CURLOPT_SSL_SESSIONID_CACHE, 0L) && SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2) &&
         SET(CURLOPT_SSL_VERIFYPEER, 1L) && SET(CURLOPT_SSL_VERIFYHOST, c->tls.pinned || c->tls.any ? 0L : 2L) &&
-        (!c->ca_pem || SET(CURLOPT_CAINFO_BLOB, (&(struct curl_blob){.data = c->ca_pem, .len = strlen(c->ca_pem)})));
+        set_cas(c);
 }
 
 static bool set_connection(HttpClient *c, const HttpRequest *r)

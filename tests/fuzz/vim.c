@@ -32,7 +32,8 @@ bool __wrap_http_client_open(HttpClient *c, const HttpRequest *r, int *ret_statu
 bool __wrap_http_client_open(HttpClient *c, const HttpRequest *r, int *ret_status, Err *err)
 {
     static const char content[] =
-        "<e:Envelope xmlns:e='http://schemas.xmlsoap.org/soap/envelope/'><e:Body><RetrieveServiceContentResponse><returnval>"
+        "<e:Envelope xmlns:e='http://schemas.xmlsoap.org/soap/envelope/'><e:Body><RetrieveServiceContentResponse>"
+        "<returnval>"
         "<rootFolder>r</rootFolder><propertyCollector>p</propertyCollector><viewManager>v</viewManager>"
         "<sessionManager>s</sessionManager><searchIndex>i</searchIndex><about><apiVersion>8.0</apiVersion></about>"
         "</returnval></RetrieveServiceContentResponse></e:Body></e:Envelope>";

@@ -130,7 +130,8 @@ def test_snapshots_and_tasks(probe, vm):
     snapshot = probe("snapshot", moref, name, "quiesce")["snapshot"]
     found = probe("find", moref)
     assert found["current_snapshot"] == snapshot
-    assert [(s["moref"], s["name"], s["parent"], s["quiesced"]) for s in found["snapshots"]] == [(snapshot, name, -1, True)]
+    seen, = found["snapshots"]
+    assert (seen["moref"], seen["name"], seen["parent"], seen["quiesced"]) == (snapshot, name, -1, True)
     disk, = probe("disks", snapshot)
     assert (disk["key"], disk["capacity"]) == (vm["disks"][0]["key"], vm["disks"][0]["capacity"])
     with pytest.raises(Refused) as refused:     # ours is not made twice

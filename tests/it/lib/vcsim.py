@@ -1,5 +1,5 @@
-"""vcsim, govmomi's vCenter simulator, from Debian's packages: a second opinion on our SOAP that nobody here wrote. Built at
-the first use, into the build folder; a minute of one core."""
+"""vcsim, govmomi's vCenter simulator, from Debian's packages: a second opinion on our SOAP that nobody here wrote.
+Built at the first use, into the build folder; a minute of one core."""
 
 import fcntl
 import os
@@ -30,8 +30,8 @@ def program():
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists() or built.stat().st_mtime < SOURCE.stat().st_mtime:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(GOPATH), "GOCACHE": cache, "GOFLAGS": "",
-                               "CGO_ENABLED": "0"}
+                environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(GOPATH), "GOCACHE": cache,
+                               "GOFLAGS": "", "CGO_ENABLED": "0"}
                 subprocess.run(["go", "build", "-o", folder / "vcsim.new", SOURCE], check=True, env=environment,
                                stdin=subprocess.DEVNULL, capture_output=True, timeout=900)
             (folder / "vcsim.new").rename(built)
@@ -54,7 +54,8 @@ class Vcsim:
         self.host = self.process.stdout.readline().decode().strip() if ready else ""
         if not self.host:
             self.__exit__()
-            raise AssertionError("vcsim did not start:\n" + (self.folder / "vcsim.log").read_text(errors="replace")[-2000:])
+            log = (self.folder / "vcsim.log").read_text(errors="replace")
+            raise AssertionError(f"vcsim did not start:\n{log[-2000:]}")
         return self
 
     def __exit__(self, *_):

@@ -35,14 +35,15 @@ class VimProbe:
         return [PROBE, *options, *map(str, words)]
 
     def __call__(self, *words):
-        done = subprocess.run(self.command(*words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-                              check=False)
+        done = subprocess.run(self.command(*words), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=120, check=False)
         return self.answer(done.stdout.splitlines()[-1] if done.stdout else "", done.returncode, done.stderr)
 
     def session(self, *commands):
         """Several commands in one session; the answers, of which some may be Refused."""
-        done = subprocess.run(self.command("session"), input="".join(json.dumps([str(w) for w in c]) + "\n" for c in commands),
-                              capture_output=True, text=True, timeout=120, check=False)
+        lines = "".join(json.dumps([str(w) for w in c]) + "\n" for c in commands)
+        done = subprocess.run(self.command("session"), input=lines, capture_output=True, text=True, timeout=120,
+                              check=False)
         assert not done.stderr, done.stderr
         lines = done.stdout.splitlines()
         if len(lines) < len(commands):      # there was no session

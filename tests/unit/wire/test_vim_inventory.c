@@ -61,9 +61,6 @@ static void a_snapshots_disks(void **state)
     assert_fails(vim_snapshot_disks(s->vim, "snapshot-79", &disks, &s->err), &s->err, ERR_FORBIDDEN);
 }
 
-#define DEVICE(type, inside) "<VirtualDevice xsi:type=\"" type "\">" inside "</VirtualDevice>"
-#define BACKING(type, inside) "<backing xsi:type=\"VirtualDisk" type "BackingInfo\">" inside "</backing>"
-
 static bool devices(FakeSession *s, const char *inside, VimDisks *ret)
 {
     Err err = ERR_INIT;
@@ -82,27 +79,23 @@ static void disks_of_all_kinds(void **state)
     FakeSession *s = *state;
     VimDisks disks = {0};
     // A delta's own backing counts, not the one that it rests on; controllers come before or after
-    assert_ok(
-        devices(
-            s,
-            DEVICE(
-                "VirtualDisk",
-                "<key>2016</key><deviceInfo><label>Hard disk 2 &lt;b&gt;</label></deviceInfo>" BACKING(
-                    "SeSparse",
-                    "<fileName>[d] v/v_1-000001.vmdk</fileName><uuid>6000C29a</uuid>"
-                    "<changeId>52 66 8c 2d a7 c5 c5 68-c5 d2 8d 04 79 f5 fd 7d/5490</changeId>"
-                    "<parent><fileName>[d] v/v_1.vmdk</fileName><uuid>other</uuid>"
-                    "<changeId>other/1</changeId></parent><sharing>sharingMultiWriter</sharing>") "<controllerKey>1001</controllerKey><capacityInKB>1</capacityInKB>"
-                                                                                                  "<capacityInBytes>1099511627776</capacityInBytes>")
-                DEVICE("ParaVirtualSCSIController", "<key>1001</key><sharedBus>physicalSharing</sharedBus>")
-                    DEVICE("VirtualDisk",
-                           "<key>-3</key>" BACKING(
-                               "RawDiskMappingVer1",
-                               "<compatibilityMode>physicalMode</compatibilityMode>"
-                               "<diskMode>independent_persistent</diskMode>") "<capacityInKB>2048</capacityInKB>")
-                        DEVICE("VirtualUSBController", "<key>7000</key>") DEVICE("VirtualDisk", "<key>3000</key>"),
-            &disks),
-        &s->err);
+    static const char all[] =
+        "<VirtualDevice xsi:type='VirtualDisk'><key>2016</key>"
+        "<deviceInfo><label>Hard disk 2 &lt;b&gt;</label></deviceInfo>"
+        "<backing xsi:type='VirtualDiskSeSparseBackingInfo'><fileName>[d] v/v_1-000001.vmdk</fileName>"
+        "<uuid>6000C29a</uuid><changeId>52 66 8c 2d a7 c5 c5 68-c5 d2 8d 04 79 f5 fd 7d/5490</changeId>"
+        "<parent><fileName>[d] v/v_1.vmdk</fileName><uuid>other</uuid><changeId>other/1</changeId></parent>"
+        "<sharing>sharingMultiWriter</sharing></backing><controllerKey>1001</controllerKey>"
+        "<capacityInKB>1</capacityInKB><capacityInBytes>1099511627776</capacityInBytes></VirtualDevice>"
+        "<VirtualDevice xsi:type='ParaVirtualSCSIController'><key>1001</key><sharedBus>physicalSharing</sharedBus>"
+        "</VirtualDevice>"
+        "<VirtualDevice xsi:type='VirtualDisk'><key>-3</key>"
+        "<backing xsi:type='VirtualDiskRawDiskMappingVer1BackingInfo'>"
+        "<compatibilityMode>physicalMode</compatibilityMode><diskMode>independent_persistent</diskMode></backing>"
+        "<capacityInKB>2048</capacityInKB></VirtualDevice>"
+        "<VirtualDevice xsi:type='VirtualUSBController'><key>7000</key></VirtualDevice>"
+        "<VirtualDevice xsi:type='VirtualDisk'><key>3000</key></VirtualDevice>";
+    assert_ok(devices(s, all, &disks), &s->err);
     assert_int_equal(disks.len, 3);
     const VimDisk *d = disks.items;
     assert_int_equal(d[0].key, 2016);
@@ -123,11 +116,11 @@ static void disks_of_all_kinds(void **state)
     assert_int_equal(d[2].capacity, 0);
     vim_disks_clear(&disks);
     static const char *const bad[] = {
-        DEVICE("VirtualDisk", "<capacityInBytes>1</capacityInBytes>"),               // no key
-        DEVICE("VirtualDisk", "<key>1</key>") DEVICE("VirtualDisk", "<key>1</key>"), // joined by key: two of one
-        DEVICE("VirtualDisk", "<key>99999999999</key>"),
-        DEVICE("VirtualDisk", "<key>1</key><capacityInBytes>-1</capacityInBytes>"),
-        DEVICE("VirtualDisk", "<key>1</key><capacityInBytes>9223372036854775807</capacityInBytes>"),
+        "<d xsi:type='VirtualDisk'><capacityInBytes>1</capacityInBytes></d>",                   // no key
+        "<d xsi:type='VirtualDisk'><key>1</key></d><d xsi:type='VirtualDisk'><key>1</key></d>", // two of one
+        "<d xsi:type='VirtualDisk'><key>99999999999</key></d>",
+        "<d xsi:type='VirtualDisk'><key>1</key><capacityInBytes>-1</capacityInBytes></d>",
+        "<d xsi:type='VirtualDisk'><key>1</key><capacityInBytes>9223372036854775807</capacityInBytes></d>",
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
         assert_fails(devices(s, bad[i], &disks), &s->err, ERR_PROTOCOL);
@@ -324,20 +317,21 @@ static void truncated_replies(void **state)
     fake_truncate(*state, 1, vm, get_vm);
 }
 
+#define GRANTED(name) "<privAvailability><privId>" name "</privId><isGranted>true</isGranted></privAvailability>"
+#define REFUSED(name) "<privAvailability><privId>" name "</privId><isGranted>false</isGranted></privAvailability>"
+
 static void privileges(void **state)
 {
     FakeSession *s = *state;
     const char **missing = NULL;
-    static const char reply[] =
-        "<returnval><entity type=\"Folder\">group-d1</entity>"
-        "<privAvailability><privId>VirtualMachine.Config.ChangeTracking</privId><isGranted>true</isGranted></privAvailability>"
-        "<privAvailability><privId>VirtualMachine.Provisioning.DiskRandomRead</privId><isGranted>true</isGranted>"
-        "</privAvailability>"
-        "<privAvailability><privId>VirtualMachine.Provisioning.GetVmFiles</privId><isGranted>true</isGranted></privAvailability>"
-        "<privAvailability><privId>VirtualMachine.State.CreateSnapshot</privId><isGranted>false</isGranted></privAvailability>"
-        "<privAvailability><privId>Datastore.Browse</privId><isGranted>true</isGranted></privAvailability></returnval>";
+    static const char root[] = "<returnval><entity type=\"Folder\">group-d1</entity>" //
+        GRANTED("VirtualMachine.Config.ChangeTracking")                               //
+        GRANTED("VirtualMachine.Provisioning.DiskRandomRead")                         //
+        GRANTED("VirtualMachine.Provisioning.GetVmFiles")                             //
+        REFUSED("VirtualMachine.State.CreateSnapshot")                                //
+        GRANTED("Datastore.Browse") "</returnval>";
     fake_again();
-    fake_answer("HasPrivilegeOnEntities", reply);
+    fake_answer("HasPrivilegeOnEntities", root);
     assert_ok(vim_privileges(s->vim, NULL, &missing, &s->err), &s->err);
     fake_assert_asked(0, "<entity type=\"Folder\">group-d1</entity><sessionId>SESSION-KEY</sessionId><privId>");
     assert_string_equal(missing[0], "VirtualMachine.State.CreateSnapshot");
@@ -345,23 +339,21 @@ static void privileges(void **state)
     assert_null(missing[2]);
     free(missing);
 
-    // Of a VM: what concerns datastores is asked of its datastores
+    // Of a VM: what concerns datastores is asked of its datastores, and nothing else
+    static const char vm[] = "<returnval><entity type=\"VirtualMachine\">vm-7</entity>" //
+        GRANTED("VirtualMachine.Config.ChangeTracking")                                 //
+        GRANTED("VirtualMachine.Provisioning.DiskRandomRead")                           //
+        GRANTED("VirtualMachine.Provisioning.GetVmFiles")                               //
+        GRANTED("VirtualMachine.State.CreateSnapshot")                                  //
+        GRANTED("VirtualMachine.State.RemoveSnapshot")                                  //
+        GRANTED("Datastore.Browse")                                                     //
+        "</returnval><returnval><entity type=\"Datastore\">datastore-1</entity>"        //
+        REFUSED("VirtualMachine.State.RemoveSnapshot")                                  //
+        REFUSED("Datastore.Browse") "</returnval>";
     fake_again();
     objects("RetrievePropertiesEx",
             OBJ("VirtualMachine", "vm-7", VAL("datastore", "<m>datastore-1</m>") VAL("name", "x")));
-#define GRANTED(name, granted) \
-    "<privAvailability><privId>" name "</privId><isGranted>" granted "</isGranted></privAvailability>"
-    fake_answer(
-        "HasPrivilegeOnEntities",
-        "<returnval><entity type=\"VirtualMachine\">vm-7</entity>" GRANTED(
-            "VirtualMachine.Config.ChangeTracking",
-            "true") GRANTED("VirtualMachine.Provisioning.DiskRandomRead",
-                            "true") GRANTED("VirtualMachine.Provisioning.GetVmFiles",
-                                            "true") GRANTED("VirtualMachine.State.CreateSnapshot",
-                                                            "true") GRANTED("VirtualMachine.State.RemoveSnapshot",
-                                                                            "true")
-            GRANTED("Datastore.Browse", "true") "</returnval><returnval><entity type=\"Datastore\">datastore-1</entity>" GRANTED(
-                "VirtualMachine.State.RemoveSnapshot", "false") GRANTED("Datastore.Browse", "false") "</returnval>");
+    fake_answer("HasPrivilegeOnEntities", vm);
     assert_ok(vim_privileges(s->vim, "vm-7", &missing, &s->err), &s->err);
     fake_assert_asked(1,
                       "<entity type=\"VirtualMachine\">vm-7</entity><entity type=\"Datastore\">datastore-1</entity>");
