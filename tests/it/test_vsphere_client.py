@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from lib.history import wait_for
-from lib.vsphere import PASSWORD, ROOT, USER, Certificate, Simulator, cpu_seconds
+from lib.vim_probe import VimProbe
+from lib.vsphere import PASSWORD, USER, Certificate, Simulator, cpu_seconds
 
-PROBE = ROOT / "build" / "tests" / "tools" / "vim-probe"
 MIB = 1 << 20
 WEB = "DC0/vm/web"
 
@@ -37,14 +37,11 @@ def sim(make_sim):
     return make_sim([{"path": WEB, "cbt": True, "disks": [{"size": 8 * MIB}, {"size": 4 * MIB}]}])
 
 
-def start(sim, *words, **options):
-    secret = sim.folder / "password"
-    secret.write_text(PASSWORD)
-    command = [*options.pop("before", ()), PROBE, "--host", f"127.0.0.1:{sim.port}", "--user", USER,
-               "--password-file", secret, "--thumbprint", sim.certificate.thumbprint("sha256")]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    return subprocess.Popen([*command, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(sim, *words, before=(), timeout_ms=30000):
+    client = VimProbe(sim.folder, f"127.0.0.1:{sim.port}", USER, PASSWORD, sim.certificate.thumbprint("sha256"),
+                      timeout_ms=timeout_ms)
+    return subprocess.Popen([*before, *client.command(*words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True)
 
 
 def finish(process, words="", status=0):
@@ -242,7 +239,8 @@ def test_a_million_areas_pass_in_the_memory_of_one(make_sim):
     probe(sim, "remove", first)
     sim("touch", vm=WEB, offset=0, length=size, every=size >> 20)
     snapshot = probe(sim, "snapshot", moref, "s")["snapshot"]
-    answer = probe(sim, "count", moref, snapshot, "2000", change_id, before=["prlimit", f"--data={12 * MIB}"])
+    answer = probe(sim, "count", moref, snapshot, "2000", change_id, before=["prlimit", f"--data={12 * MIB}"],
+                   timeout_ms=110_000)
     assert answer == {"areas": 1 << 20, "bytes": 65536 << 20, "calls": 1}
 
 

@@ -447,23 +447,20 @@ static bool query_changed_disk_areas(Call *c)
         return false;
 
     Lie lie = layer->disk->lie;
+    const Bits *hidden = &layer->disk->hidden;
     uint64_t end = sim.max_length ? MIN(layer->capacity, start + sim.max_length) : layer->capacity;
     uint64_t at = start, from, n = 0;
-    cleanup_free char *text = NULL;
-    size_t len = 0;
-    FILE *list = open_memstream(&text, &len);
-    while (lie < LIE_UNORDERED && n < sim.max_areas && next_area(&areas, &layer->disk->hidden, &at, end, &from)) {
-        put_area(list, from, at - from);
+    while (n < sim.max_areas && next_area(&areas, hidden, &at, end, &from))
         n++;
-    }
     uint64_t length = (n == sim.max_areas ? at : end) - start;
-    put_lies(list, lie, start, length, layer->capacity);
-    fclose(list);
+    fprintf(c->out, "<returnval><startOffset>%ju</startOffset><length>%ju</length>",
+            (uintmax_t)(lie == LIE_START ? start + sim.granule : start),
+            (uintmax_t)(lie == LIE_ZERO_LENGTH ? 0 : length));
+    for (at = start; n > 0 && lie < LIE_UNORDERED && next_area(&areas, hidden, &at, end, &from); n--)
+        put_area(c->out, from, at - from);
+    put_lies(c->out, lie, start, length, layer->capacity);
+    fputs("</returnval>", c->out);
     free(areas.words);
-    if (lie == LIE_ZERO_LENGTH)
-        length = 0;
-    fprintf(c->out, "<returnval><startOffset>%ju</startOffset><length>%ju</length>%s</returnval>",
-            (uintmax_t)(lie == LIE_START ? start + sim.granule : start), (uintmax_t)length, text);
     return true;
 }
 
