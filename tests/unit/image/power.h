@@ -434,12 +434,12 @@ static inline void power_build(const PowerLog *log, const PowerState *s, const c
 {
     Err err = ERR_INIT;
     ino_t unused[POWER_NODES];
-    static char first[POWER_NODES][1200]; // a sanitizer maps and unmaps what is this large, each time
-    for (unsigned i = 0; i < POWER_NODES; i++)
-        first[i][0] = '\0';
+    char(*first)[1200] = calloc(POWER_NODES, sizeof *first);
+    assert_non_null(first);
     if (file_exists(path))
         assert_ok(file_remove_tree(path, &err), &err);
     power_build_folder(log, s, 0, path, first, inodes ? inodes : unused);
+    free(first);
 }
 
 static inline void power_compare_folder(const PowerLog *log, const PowerState *s, unsigned node, const char *path)
