@@ -18,7 +18,7 @@
 #define FIRST_SAFE_FD 10 // above every number that the child will use: no dup2 can hit a source
 #define LISTEN_PID_NAME "LISTEN_PID="
 
-#define CMDLINE_MAX   (4u << 20)
+#define CMDLINE_MAX (4u << 20)
 #define PROCESSES_MAX (4u << 20) // the kernel's limit
 
 static int pidfd_open_(pid_t pid)
@@ -54,7 +54,7 @@ typedef struct Launch {
     char *path;
     const char **env;
     char listen_pid[sizeof(LISTEN_PID_NAME) + 3 * sizeof(pid_t)];
-    int fds[4];   // in, out, err, listen: all FIRST_SAFE_FD or above
+    int fds[5];   // in, out, err, listen, secret: all FIRST_SAFE_FD or above
     int error_fd; // the child's end: closes at a successful exec
     int error_read_fd;
     pid_t parent;
@@ -102,8 +102,7 @@ static bool find_program(const char *name, char **ret, Err *err)
         }
         path += n + (path[n] == ':');
     }
-    return err_set(err, ERR_NOT_FOUND, "program %s is not in PATH; is its package installed?",
-                   name);
+    return err_set(err, ERR_NOT_FOUND, "program %s is not in PATH; is its package installed?", name);
 }
 
 static bool same_variable(const char *a, const char *b)
@@ -167,7 +166,8 @@ static bool make_fds(const ProcSpec *spec, Launch *l, Err *err)
     if (!lift_fd(spec->stdin_fd < 0 ? null_fd : spec->stdin_fd, &l->fds[0], err) ||
         !lift_fd(spec->stdout_fd < 0 ? STDERR_FILENO : spec->stdout_fd, &l->fds[1], err) ||
         !lift_fd(spec->stderr_fd < 0 ? STDERR_FILENO : spec->stderr_fd, &l->fds[2], err) ||
-        (spec->listen_fd >= 0 && !lift_fd(spec->listen_fd, &l->fds[3], err)))
+        (spec->listen_fd >= 0 && !lift_fd(spec->listen_fd, &l->fds[3], err)) ||
+        (spec->secret_fd > 0 && !lift_fd(spec->secret_fd, &l->fds[4], err)))
         return false;
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0)
@@ -193,13 +193,13 @@ static void write_number(char *at, pid_t pid)
 static bool child_fds(const Launch *l)
 {
     unsigned first = 3;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         if (l->fds[i] < 0)
             continue;
         if (dup2(l->fds[i], i) < 0) // clears close-on-exec of the copy
             return false;
-        if (i == 3)
-            first = 4;
+        if (i >= 3)
+            first = (unsigned)i + 1;
     }
     unsigned keep = (unsigned)l->error_fd;
     return close_range(first, keep - 1, 0) == 0 && close_range(keep + 1, ~0U, 0) == 0;
@@ -264,8 +264,7 @@ static bool await_exec(const ProcSpec *spec, const Launch *l, Err *err)
     if (n == 0)
         return true;
     if (n != (ssize_t)sizeof(e))
-        return err_errno(err, n < 0 ? errno : EIO, "cannot learn whether %s started",
-                         spec->argv[0]);
+        return err_errno(err, n < 0 ? errno : EIO, "cannot learn whether %s started", spec->argv[0]);
     static const char *const steps[] = {
         [STEP_FDS] = "its descriptors",
         [STEP_SESSION] = "its session",
@@ -315,9 +314,9 @@ bool proc_spawn(const ProcSpec *spec, Proc *ret_proc, Err *err)
 {
     if (!spec->argv || !spec->argv[0] || !*spec->argv[0])
         return err_set(err, ERR_INTERNAL, "no program to start");
-    Launch l = {.fds = {-1, -1, -1, -1}, .error_fd = -1, .error_read_fd = -1};
-    bool ok = find_program(spec->argv[0], &l.path, err) && make_env(spec, &l, err) &&
-        make_fds(spec, &l, err) && launch(spec, &l, ret_proc, err);
+    Launch l = {.fds = {-1, -1, -1, -1, -1}, .error_fd = -1, .error_read_fd = -1};
+    bool ok = find_program(spec->argv[0], &l.path, err) && make_env(spec, &l, err) && make_fds(spec, &l, err) &&
+        launch(spec, &l, ret_proc, err);
     launch_clear(&l);
     return ok;
 }
@@ -374,8 +373,7 @@ bool proc_adopt(pid_t pid, uint64_t start_time, Proc *ret_proc, Err *err)
     }
     if (!same) {
         proc_clear(&p);
-        return err_set(err, ERR_NOT_FOUND, "process %d is gone, or another has its number",
-                       (int)pid);
+        return err_set(err, ERR_NOT_FOUND, "process %d is gone, or another has its number", (int)pid);
     }
     *ret_proc = p;
     return true;
@@ -397,8 +395,7 @@ bool proc_wait(Proc *p, int timeout_ms, int *ret_status, Err *err)
     if (p->pidfd < 0)
         return err_set(err, ERR_NOT_FOUND, "no process to wait for");
     if (!wait_end(p, timeout_ms))
-        return err_set(err, ERR_TIMEOUT, "process %d has not ended within %d ms", (int)p->pid,
-                       timeout_ms);
+        return err_set(err, ERR_TIMEOUT, "process %d has not ended within %d ms", (int)p->pid, timeout_ms);
     int status = reap_status(p);
     proc_clear(p);
     if (ret_status)

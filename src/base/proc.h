@@ -22,6 +22,7 @@ typedef struct ProcSpec {
     int stdout_fd;              // -1: our stderr
     int stderr_fd;              // -1: our stderr
     int listen_fd;              // >= 0: passed as descriptor 3 with LISTEN_FDS=1 and LISTEN_PID=<child>
+    int secret_fd;              // > 0: passed as descriptor 4, beside a listen_fd; 0: none
     bool new_session;           // setsid(): outlives our terminal and our process group
     bool die_with_parent;       // PR_SET_PDEATHSIG SIGKILL (fires when the calling thread ends)
 } ProcSpec;

@@ -3,6 +3,7 @@
 // libvirt and vSphere fit the same table.
 #pragma once
 
+#include "base/secret.h"
 #include "wire/blocks.h"
 
 #include <jansson.h>
@@ -23,6 +24,12 @@ typedef struct SourceInterrupted { // one disk of a run that did not come to its
     const char *token;
 } SourceInterrupted;
 
+typedef struct SourceVcenter { // where to log in, for a VM in one
+    const char *host, *user;
+    const Secret *password;
+    const char *thumbprint, *ca_pem; // one of them is set
+} SourceVcenter;
+
 typedef struct SourceRequest {
     const char *job_id;
     const char *vm_id; // UUID
@@ -33,8 +40,9 @@ typedef struct SourceRequest {
     size_t parents_len;
     const SourceInterrupted *interrupted; // which may be gone on from (docs/internals/resume.md)
     size_t interrupted_len;
-    const char *scratch;       // folder for scratch images; NULL: the source's default
-    const atomic_bool *cancel; // looked at while waiting
+    const SourceVcenter *vcenter; // NULL: the VM is in none
+    const char *scratch;          // folder for scratch images; NULL: the source's default
+    const atomic_bool *cancel;    // looked at while waiting
 } SourceRequest;
 
 typedef struct SourceDisk {
@@ -56,7 +64,7 @@ typedef struct SourceDisk {
 typedef struct Source Source;
 
 typedef struct SourceOps {
-    const char *type; // "file", "qemu"
+    const char *type; // "file", "qemu", "vsphere"
     // Check the spec of a VM, without touching anything: members, types, absolute paths.
     bool (*check_spec)(const json_t *spec, Err *err);
     // Freeze. On failure nothing is left behind. Whatever an earlier, killed run left behind is resolved first.

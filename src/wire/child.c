@@ -61,14 +61,26 @@ static bool said_open(int *ret, Err *err)
     return true;
 }
 
-bool child_start(const char *const *argv, Child **ret, Err *err)
+// In memory, and gone with the child: no name, no argument, no environment has it.
+static bool secret_open(const Secret *secret, int *ret, Err *err)
+{
+    const char *text = secret_reveal(secret);
+    cleanup_close int fd = memfd_create("sendense-secret", MFD_CLOEXEC);
+    if (fd < 0 || !file_write(fd, text, strlen(text), err) || lseek(fd, 0, SEEK_SET) != 0)
+        return err->code != ERR_NONE ? false : err_errno(err, errno, "memfd");
+    *ret = mem_take_fd(&fd);
+    return true;
+}
+
+bool child_start(const char *const *argv, const Secret *secret, Child **ret, Err *err)
 {
     Child *c = mem_calloc(1, sizeof(*c), err);
     if (!c)
         return false;
     *c = (Child){.proc = PROC_NONE, .said = -1, .socket_fd = -1};
-    cleanup_close int listener = -1;
-    bool ok = listen_unnamed(&listener, &c->socket_fd, err) && said_open(&c->said, err);
+    cleanup_close int listener = -1, secret_fd = -1;
+    bool ok = (!secret || secret_open(secret, &secret_fd, err)) && listen_unnamed(&listener, &c->socket_fd, err) &&
+        said_open(&c->said, err);
     if (ok) {
         (void)snprintf(c->socket, sizeof(c->socket), "/proc/self/fd/%d", c->socket_fd);
         // qemu-nbd takes a buffer for nearly every request; left to itself, malloc maps and unmaps each one,
@@ -82,6 +94,7 @@ bool child_start(const char *const *argv, Child **ret, Err *err)
             .stdout_fd = c->said,
             .stderr_fd = c->said,
             .listen_fd = listener,
+            .secret_fd = secret ? secret_fd : 0,
             .new_session = true, // a Ctrl-C is for us, who clean up
             .die_with_parent = true,
         };

@@ -1,4 +1,4 @@
-// A qemu-nbd as a supervised child: it serves on a socket that only its starter reaches, and is gone when its
+// A qemu-nbd or nbdkit as a supervised child: it serves on a socket that only its starter reaches, and is gone when its
 // starter is, however that ends.
 //
 // The socket listens before the child runs, and is handed over (socket activation): there is nothing to wait
@@ -8,11 +8,15 @@
 #pragma once
 
 #include "base/proc.h"
+#include "base/secret.h"
 
 typedef struct Child Child;
 
-// argv: NULL-terminated, argv[0] the program; no option for the socket.
-bool child_start(const char *const *argv, Child **ret, Err *err) must_check;
+#define CHILD_SECRET_FD "4"
+
+// argv: NULL-terminated, argv[0] the program; no option for the socket. secret (NULL: none): the child finds it in its
+// descriptor CHILD_SECRET_FD.
+bool child_start(const char *const *argv, const Secret *secret, Child **ret, Err *err) must_check;
 
 // A path to connect to, of this process only. Lives as long as the Child.
 const char *child_socket(const Child *c);

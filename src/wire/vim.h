@@ -110,6 +110,7 @@ typedef struct VimDisks {
     VimDisk *items; // in the server's order
     size_t len;
 } VimDisks;
+void vim_disk_clear(VimDisk *d);
 void vim_disks_clear(VimDisks *d);
 
 typedef struct VimSnapshot {

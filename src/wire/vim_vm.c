@@ -39,7 +39,7 @@ static bool fill_texts(char **const *texts, size_t n, Err *err)
 
 // ---- disks
 
-static void disk_clear(VimDisk *d)
+void vim_disk_clear(VimDisk *d)
 {
     char *texts[] = {d->label,   d->file,       d->uuid, d->change_id, d->backing, d->disk_mode, d->compatibility_mode,
                      d->sharing, d->bus_sharing};
@@ -51,7 +51,7 @@ static void disk_clear(VimDisk *d)
 void vim_disks_clear(VimDisks *d)
 {
     for (size_t i = 0; i < d->len; i++)
-        disk_clear(&d->items[i]);
+        vim_disk_clear(&d->items[i]);
     free(d->items);
     *d = (VimDisks){0};
 }
@@ -74,7 +74,7 @@ VEC_DEFINE(ControllerVec, controller_vec, Controller)
 
 static void device_clear(Device *d)
 {
-    disk_clear(&d->disk);
+    vim_disk_clear(&d->disk);
     free(d->type);
 }
 
@@ -175,7 +175,7 @@ typedef struct DeviceList {
 static void device_list_clear(DeviceList *l)
 {
     for (size_t i = 0; i < l->disks.len; i++)
-        disk_clear(&l->disks.items[i]);
+        vim_disk_clear(&l->disks.items[i]);
     for (size_t i = 0; i < l->controllers.len; i++)
         free(l->controllers.items[i].sharing);
     disk_vec_clear(&l->disks);

@@ -80,6 +80,11 @@ static bool open_source(Job *j, Err *err)
     }
     for (size_t i = 0; i < o->excluded_disks_len; i++)
         excluded[i] = o->excluded_disks[i];
+    SourceVcenter vcenter = {.host = o->vcenter.host,
+                             .user = o->vcenter.user,
+                             .password = &o->vcenter.password,
+                             .thumbprint = o->vcenter.thumbprint,
+                             .ca_pem = o->vcenter.ca_pem};
     SourceRequest r = {.job_id = j->spec->job_id,
                        .vm_id = o->vm_id,
                        .repository_uuid = o->repository_uuid,
@@ -89,6 +94,7 @@ static bool open_source(Job *j, Err *err)
                        .parents_len = o->parent_disks_len,
                        .interrupted = interrupted,
                        .interrupted_len = o->interrupted_disks_len,
+                       .vcenter = o->vcenter.host ? &vcenter : NULL,
                        .scratch = j->spec->scratch,
                        .cancel = j->spec->stop};
     if (!ops->open(&r, &j->source, err))

@@ -5,6 +5,8 @@
 #include "image/layout.h"
 #include "service/hub/internal.h"
 
+#include <sys/stat.h>
+
 #define CHECKPOINT_MS 10000
 #define ROOM (UINT64_C(1) << 30) // a repository that has less free, or a twentieth, keeps nothing for later
 
@@ -38,6 +40,13 @@ bool hub_resume_paths(const Repo *repo, const StoreBackup *b, const StoreDisk *d
     return true;
 }
 
+// With a record in it.
+static bool has_journal(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && st.st_size > 64;
+}
+
 bool hub_resume_is_possible(Hub *h, const StoreBackup *b)
 {
     StoreRepository cleanup_repository row = {0};
@@ -54,7 +63,7 @@ bool hub_resume_is_possible(Hub *h, const StoreBackup *b)
     for (size_t i = 0; i < len && !any; i++) {
         cleanup_free char *image = NULL, *journal = NULL;
         any = disks[i].token && hub_resume_paths(&repo, b, &disks[i], &image, &journal, &err) && file_exists(image) &&
-            file_exists(journal);
+            has_journal(journal);
     }
     STORE_LIST_FREE(disks, len, store_disk_clear);
     return any;

@@ -67,7 +67,7 @@ static bool serve(FileDisk *d, bool inconsistent, Err *err)
     bool ok = image_options(&d->layers, inconsistent, &options, err);
     if (ok) {
         const char *argv[] = {"qemu-nbd", "--read-only", "--shared=0", "--image-opts", options.s, NULL};
-        ok = child_start(argv, &d->child, err);
+        ok = child_start(argv, NULL, &d->child, err);
     }
     if (ok) {
         NbdSpec spec = {.socket = child_socket(d->child), .export_name = "", .read_only = true};

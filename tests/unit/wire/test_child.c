@@ -27,7 +27,7 @@ static void test_serves_and_leaves_nothing(void **state)
     Err err = ERR_INIT;
     int folders = folders_in_tmp(), fds = unit_open_fds();
     Child *c = NULL;
-    assert_ok(child_start((const char *const[]){"nbdkit", "-f", "memory", "1M", NULL}, &c, &err), &err);
+    assert_ok(child_start((const char *const[]){"nbdkit", "-f", "memory", "1M", NULL}, NULL, &c, &err), &err);
     assert_int_equal(folders_in_tmp(), folders);
     assert_true(child_alive(c));
     Blocks *b = NULL;
@@ -44,14 +44,14 @@ static void test_says_why_it_failed(void **state)
     (void)state;
     Err err = ERR_INIT;
     Child *c = NULL;
-    assert_ok(child_start((const char *const[]){"qemu-nbd", "-r", "/nonexistent/disk", NULL}, &c, &err), &err);
+    assert_ok(child_start((const char *const[]){"qemu-nbd", "-r", "/nonexistent/disk", NULL}, NULL, &c, &err), &err);
     char *said = NULL;
     assert_ok(child_said(c, &said, &err), &err);
     assert_non_null(strstr(said, "/nonexistent/disk"));
     free(said);
     assert_false(child_alive(c));
     child_stop(c);
-    assert_fails(child_start((const char *const[]){"/nonexistent/program", NULL}, &c, &err), &err, ERR_NOT_FOUND);
+    assert_fails(child_start((const char *const[]){"/nonexistent/program", NULL}, NULL, &c, &err), &err, ERR_NOT_FOUND);
 }
 
 // A child that says more than anybody reads is not held up by it.
@@ -60,7 +60,7 @@ static void test_talks_without_end(void **state)
     (void)state;
     Err err = ERR_INIT;
     Child *c = NULL;
-    assert_ok(child_start((const char *const[]){"yes", "words", NULL}, &c, &err), &err);
+    assert_ok(child_start((const char *const[]){"yes", "words", NULL}, NULL, &c, &err), &err);
     char *said = NULL;
     assert_ok(child_said(c, &said, &err), &err); // yes ends by itself: its output takes no more
     assert_in_range(strlen(said), 16000, 16384);
@@ -78,7 +78,7 @@ static void test_dies_with_its_parent(void **state)
         Err err = ERR_INIT;
         Child *c = NULL;
         // Nothing but the child holds the pipe's other end once we are gone.
-        bool ok = child_start((const char *const[]){"nbdkit", "-f", "memory", "1M", NULL}, &c, &err);
+        bool ok = child_start((const char *const[]){"nbdkit", "-f", "memory", "1M", NULL}, NULL, &c, &err);
         char word = ok ? 'y' : 'n';
         if (write(ends[1], &word, 1) != 1)
             _exit(2);

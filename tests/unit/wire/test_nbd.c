@@ -76,7 +76,7 @@ static Child *serve(const char *const *argv)
 {
     Err err = ERR_INIT;
     Child *c = NULL;
-    assert_ok(child_start(argv, &c, &err), &err);
+    assert_ok(child_start(argv, NULL, &c, &err), &err);
     return c;
 }
 

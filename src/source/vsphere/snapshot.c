@@ -1,0 +1,158 @@
+// The snapshot of a run, and what runs before it left. Named "sendense.<VM's UUID here>.<random>": whatever has that
+// beginning is of a run of this VM, and there is one at a time.
+#include "base/clock.h"
+#include "base/str.h"
+#include "base/uuid.h"
+#include "source/vsphere/parts.h"
+
+#include <stdio.h>
+
+#define TASK_MS (30 * 60 * 1000) // a consolidation of large disks takes its time
+#define PREFIX "sendense."
+
+static bool make_name(VsphereSource *v, char **ret, Err *err)
+{
+    unsigned char random[4];
+    char hex[9];
+    if (!uuid_random_bytes(random, sizeof(random), err))
+        return false;
+    str_hex(random, sizeof(random), hex);
+    *ret = mem_printf(err, PREFIX "%s.%s", v->req->vm_id, hex);
+    return *ret != NULL;
+}
+
+static bool sweep_earlier(VsphereSource *v, VimVm *vm, Err *err)
+{
+    char prefix[64];
+    bool any = false;
+    (void)snprintf(prefix, sizeof(prefix), PREFIX "%s.", v->req->vm_id);
+    for (size_t i = 0; i < vm->snapshots_len; i++) {
+        if (!str_starts(vm->snapshots[i].name, prefix))
+            continue;
+        any = true;
+        if (!vim_snapshot_remove(v->vim, vm->snapshots[i].moref, TASK_MS, err))
+            return err_context(err, "removing the snapshot that an earlier backup left");
+    }
+    if (!any)
+        return true;
+    vim_vm_clear(vm);
+    *vm = (VimVm){0};
+    return vim_vm(v->vim, v->moref, vm, err);
+}
+
+static void no_tracking(VsphereSource *v, const char *why)
+{
+    v->tracks = false;
+    (void)snprintf(v->why_not, sizeof(v->why_not), "%.*s", (int)sizeof(v->why_not) - 1, why);
+}
+
+// Switched on where it is off; it works from the next snapshot that is made and removed on.
+static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
+{
+    cleanup_free char *name = NULL, *moref = NULL;
+    Err why = ERR_INIT;
+    v->tracks = true;
+    if (vm->tracking == VIM_YES)
+        return true;
+    if (vm->tracking_supported == VIM_NO) {
+        no_tracking(v, "the VM's hardware version cannot track changes (7 or later can)");
+        return true;
+    }
+    if (vm->snapshots_len > 0) {
+        no_tracking(
+            v,
+            "change tracking is off, and is not switched on while the VM has snapshots, since its answers would be wrong; "
+            "remove them");
+        return true;
+    }
+    if (!vim_set_cbt(v->vim, v->moref, true, TASK_MS, &why)) {
+        if (why.code == ERR_CANCELLED || why.code == ERR_UNAVAILABLE) {
+            *err = why;
+            return false;
+        }
+        no_tracking(v, why.details);
+        return true;
+    }
+    return make_name(v, &name, err) &&
+        vim_snapshot_create(v->vim, v->moref, name, "Sendense: switches change tracking on", false, TASK_MS, &moref,
+                            err) &&
+        vim_snapshot_remove(v->vim, moref, TASK_MS, err);
+}
+
+static bool create(VsphereSource *v, bool quiesce, Err *err)
+{
+    char description[256];
+    (void)snprintf(description, sizeof(description), "Sendense: backup %.200s; it goes when that is over",
+                   v->req->job_id);
+    return vim_snapshot_create(v->vim, v->moref, v->snapshot_name, description, quiesce, TASK_MS, &v->snapshot, err);
+}
+
+static bool freeze(VsphereSource *v, const VimVm *vm, Err *err)
+{
+    Err why = ERR_INIT;
+    bool running = str_eq(vm->power_state, "poweredOn");
+    v->s.consistency = "crash";
+    if (v->spec.quiesce == VSPHERE_QUIESCE_OFF || !running)
+        return create(v, false, err);
+    bool tools = str_eq(vm->tools_status, "guestToolsRunning");
+    if (v->spec.quiesce == VSPHERE_QUIESCE_AUTO && !tools)
+        return mem_replace(&v->s.consistency_detail, "VMware Tools do not run in the guest", err) &&
+            create(v, false, err);
+    if (create(v, true, &why)) {
+        v->s.consistency = "application";
+        return true;
+    }
+    if (v->spec.quiesce == VSPHERE_QUIESCE_REQUIRE || !vim_fault(v->vim)->quiescing) {
+        *err = why;
+        return false;
+    }
+    return mem_replace(&v->s.consistency_detail, why.details, err) && create(v, false, err);
+}
+
+bool vsphere_snapshot_open(VsphereSource *v, Err *err)
+{
+    cleanup(vim_vm_clear) VimVm vm = {0};
+    if (!vim_vm(v->vim, v->moref, &vm, err))
+        return false;
+    if (v->spec.instance_uuid && vm.instance_uuid[0] && strcasecmp(v->spec.instance_uuid, vm.instance_uuid) != 0)
+        return err_set(err, ERR_CONFLICT, "%s is another VM by now (%s); HINT: register the VM again", v->moref,
+                       vm.path[0] ? vm.path : vm.name);
+    return sweep_earlier(v, &vm, err) && ensure_tracking(v, &vm, err) && make_name(v, &v->snapshot_name, err) &&
+        freeze(v, &vm, err);
+}
+
+// By its name: a call whose answer was lost may have made it.
+static bool find(VsphereSource *v, const VimVm *vm, char **ret, Err *err)
+{
+    for (size_t i = 0; i < vm->snapshots_len; i++)
+        if (v->snapshot_name && str_eq(vm->snapshots[i].name, v->snapshot_name))
+            return mem_replace(ret, vm->snapshots[i].moref, err);
+    return true;
+}
+
+bool vsphere_snapshot_stands(VsphereSource *v, Err *err)
+{
+    cleanup(vim_vm_clear) VimVm vm = {0};
+    cleanup_free char *found = NULL;
+    if (!vim_vm(v->vim, v->moref, &vm, err) || !find(v, &vm, &found, err))
+        return false;
+    return (found && str_eq(found, v->snapshot)) ||
+        err_set(err, ERR_CONFLICT, "the snapshot was removed while it was read");
+}
+
+bool vsphere_snapshot_close(VsphereSource *v, Err *err)
+{
+    cleanup(vim_vm_clear) VimVm before = {0}, after = {0};
+    vim_set_cancel(v->vim, NULL); // whatever became of the job, it goes
+    if (!v->snapshot && v->snapshot_name &&
+        (!vim_vm(v->vim, v->moref, &before, err) || !find(v, &before, &v->snapshot, err)))
+        return false;
+    if (!v->snapshot)
+        return true;
+    if (!vim_snapshot_remove(v->vim, v->snapshot, TASK_MS, err))
+        return err_context(err, "removing the snapshot; the next backup tries again");
+    if (!vim_vm(v->vim, v->moref, &after, err))
+        return false;
+    return !after.consolidation_needed ||
+        err_set(err, ERR_CONFLICT, "the VM's disks need consolidation; HINT: vCenter, Snapshots, Consolidate");
+}

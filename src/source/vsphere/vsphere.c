@@ -1,0 +1,249 @@
+#include "source/vsphere/vsphere.h"
+
+#include "base/str.h"
+#include "domain/changeid.h"
+#include "domain/vsphere.h"
+#include "source/vsphere/parts.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+static bool check_spec(const json_t *spec, Err *err)
+{
+    VsphereSpec s;
+    return vsphere_spec_read(spec, &s, err);
+}
+
+static bool log_in(VsphereSource *v, const SourceRequest *req, Err *err)
+{
+    const SourceVcenter *c = req->vcenter;
+    if (!c || !v->spec.moref)
+        return err_set(err, ERR_INVALID, "the work order does not say how to reach the vCenter");
+    if (!mem_replace(&v->host, c->host, err) || !mem_replace(&v->user, c->user, err) ||
+        !mem_replace(&v->moref, v->spec.moref, err) || !secret_set(&v->password, secret_reveal(c->password), err))
+        return false;
+    VimSpec spec = {.host = v->host,
+                    .user = v->user,
+                    .password = &v->password,
+                    .thumbprint = c->thumbprint,
+                    .ca_pem = c->ca_pem,
+                    .cancel = req->cancel};
+    return vim_open(&spec, &v->vim, err) && mem_replace(&v->thumbprint, vim_shown(v->vim)->sha1, err);
+}
+
+// A change ID's epoch is what stands before its slash: another one means that tracking began anew.
+static bool same_epoch(const char *a, const char *b)
+{
+    const char *x = strrchr(a, '/'), *y = strrchr(b, '/');
+    return x && y && x - a == y - b && memcmp(a, b, (size_t)(x - a)) == 0;
+}
+
+// Is what was recorded then of this very disk, and does the vCenter say what changed since? Why not: in why.
+static bool follows(VsphereSource *v, const VimDisk *d, const char *change_id, const char *uuid, uint64_t size,
+                    uint64_t *ret_bytes, char why[256], Err *err)
+{
+    Err refused = ERR_INIT;
+    why[0] = '\0';
+    if (!v->tracks || !d->change_id[0])
+        (void)snprintf(why, 256, "%s", v->tracks ? "nothing tracks this disk's changes" : v->why_not);
+    else if (size != d->capacity)
+        (void)snprintf(why, 256, "the disk had %" PRIu64 " bytes, and has %" PRIu64, size, d->capacity);
+    else if (uuid && uuid[0] && d->uuid[0] && !str_eq(uuid, d->uuid))
+        (void)snprintf(why, 256, "the disk was replaced: its backing has another UUID");
+    else if (!same_epoch(change_id, d->change_id))
+        (void)snprintf(why, 256, "tracking began anew since then: the change ID has another epoch");
+    else if (!vsphere_areas_probe(v, d, change_id, ret_bytes, &refused)) {
+        if (refused.code != ERR_CONFLICT && refused.code != ERR_PROTOCOL && refused.code != ERR_INVALID &&
+            refused.code != ERR_UNSUPPORTED) {
+            *err = refused; // says nothing of tracking
+            return false;
+        }
+        (void)snprintf(why, 256, "%.255s", refused.details);
+    }
+    return true;
+}
+
+static bool describe(VsphereSource *v, size_t i, Err *err)
+{
+    VsphereDiskState *state = &v->disks[i];
+    const VimDisk *d = &state->disk;
+    SourceDisk *out = &v->s.disks[i];
+    const SourceParent *parent = source_parent(v->req, out->key);
+    const SourceInterrupted *before = source_interrupted(v->req, out->key);
+    char why[256] = "";
+    uint64_t dirty = 0, ignored;
+    Err odd = ERR_INIT; // then it is of no use to anybody
+    bool tracked = v->tracks && d->change_id[0] && changeid_check(d->change_id, &odd);
+    out->disk_id = (uint64_t)d->key;
+    out->size = d->capacity;
+    out->allocated_bytes = out->estimated_bytes = d->capacity;
+    out->tracking = tracked ? "cbt" : "none";
+    out->label = mem_printf(err, "%.100s: %.700s", d->label, d->file);
+    if (!out->label || !mem_replace(&out->backing_identity, d->uuid, err) ||
+        (tracked ? !mem_replace(&out->change_id, d->change_id, err) || !mem_replace(&out->token, d->change_id, err)
+                 : !source_mint(&out->change_id, err)))
+        return false;
+    if (parent && parent->tracking &&
+        !follows(v, d, parent->change_id, parent->backing_identity, parent->size, &dirty, why, err))
+        return false;
+    if (parent && !parent->tracking)
+        (void)snprintf(why, sizeof(why), "the previous backup was not tracked");
+    if (parent && !why[0]) {
+        out->estimated_bytes = MIN(dirty, d->capacity);
+        if (!mem_replace(&out->base_change_id, parent->change_id, err) ||
+            !mem_replace(&state->base, parent->change_id, err))
+            return false;
+    } else if (parent && !mem_replace(&out->lost, why, err)) {
+        return false;
+    }
+    if (!before || !tracked)
+        return true;
+    if (!follows(v, d, before->token, NULL, before->size, &ignored, why, err))
+        return false;
+    out->resumes = !why[0];
+    return why[0] || mem_replace(&state->since, before->token, err);
+}
+
+static VsphereDisk as_rule(const VimDisk *d)
+{
+    return (VsphereDisk){.key = d->key,
+                         .backing = d->backing,
+                         .disk_mode = d->disk_mode,
+                         .compatibility_mode = d->compatibility_mode,
+                         .sharing = d->sharing,
+                         .bus_sharing = d->bus_sharing};
+}
+
+// One disk of the VM, as it is in the snapshot, into the list or left out of it.
+static bool take_disk(VsphereSource *v, VimDisk *d, Err *err)
+{
+    char key[VSPHERE_KEY_TEXT];
+    VsphereObstacle obstacle;
+    VsphereDisk rule = as_rule(d);
+    (void)snprintf(key, sizeof(key), "%" PRId32, d->key);
+    if (source_is_excluded(v->req, key))
+        return source_leave_out(&v->s, key, err);
+    if (vsphere_disk_obstacle(&rule, &obstacle)) {
+        if (v->spec.skip_unsupported)
+            return source_leave_out(&v->s, key, err);
+        return err_set(err, ERR_UNSUPPORTED, "disk %s (%s): %s; HINT: --disks-unsupported skip, or --exclude %s", key,
+                       d->label, obstacle.text, key);
+    }
+    if (d->capacity == 0 || d->capacity % 512 != 0 || !d->file[0])
+        return err_set(err, ERR_PROTOCOL, "disk %s has no size or no file in the snapshot", key);
+    size_t i = v->s.disks_len++;
+    v->disks[i].disk = *d;
+    *d = (VimDisk){0}; // it is the list's now
+    return mem_replace(&v->s.disks[i].key, key, err);
+}
+
+static int by_key(const void *a, const void *b)
+{
+    int32_t x = ((const VimDisk *)a)->key, y = ((const VimDisk *)b)->key;
+    return x < y ? -1 : x > y;
+}
+
+static bool take_disks(VsphereSource *v, Err *err)
+{
+    cleanup(vim_disks_clear) VimDisks disks = {0};
+    if (!vim_snapshot_disks(v->vim, v->snapshot, &disks, err))
+        return err_context(err, "the snapshot's disks");
+    if (disks.len > SOURCE_DISKS_MAX)
+        return err_set(err, ERR_UNSUPPORTED, "the VM has %zu disks; %d are the limit", disks.len, SOURCE_DISKS_MAX);
+    if (disks.len > 0)
+        qsort(disks.items, disks.len, sizeof(*disks.items), by_key); // the VM's first disk first
+    v->disks = mem_calloc(disks.len, sizeof(*v->disks), err);
+    v->s.disks = mem_calloc(disks.len, sizeof(*v->s.disks), err);
+    if (!v->disks || !v->s.disks)
+        return false;
+    for (size_t i = 0; i < disks.len; i++)
+        if (!take_disk(v, &disks.items[i], err))
+            return false;
+    for (size_t i = 0; i < v->s.disks_len; i++)
+        if (!describe(v, i, err))
+            return err_context(err, "disk %s", v->s.disks[i].key);
+    return v->s.disks_len > 0 || err_set(err, ERR_NOT_FOUND, "the VM has no disk that is not left out");
+}
+
+static bool vsphere_close(Source *s, bool completed, Err *err);
+
+static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
+{
+    VsphereSource *v = mem_calloc(1, sizeof(*v), err);
+    if (!v)
+        return false;
+    v->s.ops = &source_vsphere_ops;
+    v->s.consistency = "crash";
+    v->req = req;
+    (void)pthread_mutex_init(&v->lock, NULL); // cannot fail with glibc
+    bool ok = vsphere_spec_read(req->spec, &v->spec, err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) &&
+        take_disks(v, err);
+    v->req = NULL;
+    v->spec = (VsphereSpec){0};
+    if (!ok) {
+        Err ignored = ERR_INIT; // the first error is the one that counts
+        (void)!vsphere_close(&v->s, false, &ignored);
+        return false;
+    }
+    *ret = &v->s;
+    return true;
+}
+
+static bool vsphere_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err)
+{
+    VsphereSource *v = (VsphereSource *)s;
+    Blocks *areas = NULL;
+    if (with_changes && !v->disks[disk].base)
+        return err_set(err, ERR_INVALID, "disk %s has no change set", s->disks[disk].key);
+    return (!with_changes || vsphere_areas_open(v, disk, v->disks[disk].base, &areas, err)) &&
+        vsphere_reads_open(v, disk, areas, ret, err);
+}
+
+static bool vsphere_since(Source *s, size_t disk, Blocks **ret, Err *err)
+{
+    VsphereSource *v = (VsphereSource *)s;
+    if (!v->disks[disk].since)
+        return err_set(err, ERR_INVALID, "disk %s cannot be compared with the interrupted backup's",
+                       s->disks[disk].key);
+    return vsphere_areas_open(v, disk, v->disks[disk].since, ret, err);
+}
+
+static bool vsphere_intact(Source *s, Err *err)
+{
+    return vsphere_snapshot_stands((VsphereSource *)s, err);
+}
+
+static bool vsphere_close(Source *s, bool completed, Err *err)
+{
+    VsphereSource *v = (VsphereSource *)s;
+    (void)completed; // the vCenter keeps its change tracking itself
+    bool ok = !v->vim || vsphere_snapshot_close(v, err);
+    vim_close(v->vim);
+    for (size_t i = 0; v->disks && i < s->disks_len; i++) {
+        vim_disk_clear(&v->disks[i].disk);
+        free(v->disks[i].base);
+        free(v->disks[i].since);
+    }
+    free(v->disks);
+    source_clear(s);
+    free(v->moref);
+    free(v->snapshot_name);
+    free(v->snapshot);
+    free(v->thumbprint);
+    free(v->host);
+    free(v->user);
+    secret_clear(&v->password);
+    (void)pthread_mutex_destroy(&v->lock);
+    free(v);
+    return ok;
+}
+
+const SourceOps source_vsphere_ops = {
+    .type = "vsphere",
+    .check_spec = check_spec,
+    .open = vsphere_open,
+    .blocks = vsphere_blocks,
+    .since = vsphere_since,
+    .intact = vsphere_intact,
+    .close = vsphere_close,
+};
