@@ -25,8 +25,8 @@ typedef struct WriterSpec {
     unsigned cache_groups; // groups kept in memory; 0: as many as fit 16 MiB, at least 4
     const char *journal_path;  // created, O_EXCL: checkpoints go there (docs/internals/resume.md); NULL: none
     uint64_t checkpoint_bytes; // stored between two of them; 0: 1 GiB
-    // Image and journal of an interrupted run of the same disk, mode and parent, which end with it; NULL: none. The image
-    // gets image_path's name. ERR_DAMAGED, ERR_CONFLICT: nobody can go on from them; nothing was changed then.
+    // Image and journal of an interrupted run of the same disk, mode and parent, which end with it; NULL: none. The
+    // image gets image_path's name. ERR_DAMAGED, ERR_CONFLICT: nobody can go on from them; nothing was changed then.
     const char *resume_image, *resume_journal;
 } WriterSpec;
 

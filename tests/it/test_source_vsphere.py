@@ -150,7 +150,8 @@ def test_lost_tracking_is_said_and_compared(history, place, loss, word):
     if loss == "replace":
         content = place / "other.raw"
         content.write_bytes(os.urandom(SIZES[2000]))
-        history.sim("replace", vm=WEB, disk=2000, size=SIZES[2000], content=str(content))
+        history.sim("replace", vm=WEB, disk=2000, size=SIZES[2000], content=str(content),
+                    file="[ds0] web/other.vmdk")
     elif loss == "resize":
         history.sim("resize", vm=WEB, disk=2000, size=SIZES[2000] + MIB)
     else:
@@ -161,11 +162,13 @@ def test_lost_tracking_is_said_and_compared(history, place, loss, word):
     assert disk["mode"] == "compare" and disk["reason"] in ("tracking_lost", "disk_resized"), disk
     assert loss == "resize" or word in disk["reason_text"], disk
     history.guest_writes()
-    assert set(modes(history.point()).values()) == {("tracked", "")}
+    # a tracking file that is gone stays so until somebody switches tracking off and on
+    again = {("tracked", "")} if loss != "lose_cbt" else {("tracked", ""), ("compare", "tracking_lost")}
+    assert set(modes(history.point()).values()) == again
     history.check_everything(history.random)
 
 
-@pytest.mark.parametrize("lie", ["zero_length", "unordered", "overlap", "past_end", "other_start"])
+@pytest.mark.parametrize("lie", ["zero_length", "unordered", "past_end"])
 def test_answers_that_cannot_be_right_are_not_believed(history, lie):
     history.register().guest_writes(10)
     history.point()

@@ -138,8 +138,8 @@ static bool same_text(const char *a, const char *b)
     return (!a && !b) || (a && b && strcmp(a, b) == 0);
 }
 
-// The same disk, on the same parent, of which the source can tell what changed: then the interrupted job's image is gone
-// on from. docs/internals/resume.md.
+// The same disk, on the same parent, of which the source can tell what changed: then the interrupted job's image is
+// gone on from. docs/internals/resume.md.
 static bool plan_resume(Plan *p, const AnnounceDisk *a, StoreDisk *d, EngineConfig *c, Err *err)
 {
     const StoreDisk *old = row_of(p->interrupted_disks, p->interrupted_len, a->disk_key);

@@ -77,7 +77,8 @@ bool hub_resume_is_possible(Hub *h, const StoreBackup *b);
 bool hub_resume_make_way(Hub *h, int64_t repository_id, const char *vm_id, Err *err) must_check;
 // Into the work order: the newest interrupted job of the VM in the repository.
 bool hub_resume_order(Hub *h, const StoreBackup *b, WorkOrder *w, Err *err) must_check;
-// Paths of an attempt's partial files of one disk, NULL without an attempt. journal of "x-full.qcow2": "x-full.journal".
+// Paths of an attempt's partial files of one disk; ERR_NOT_FOUND without an attempt. The journal of "x-full.qcow2" is
+// "x-full.journal".
 bool hub_resume_paths(const Repo *repo, const StoreBackup *b, const StoreDisk *d, char **ret_image, char **ret_journal,
                       Err *err) must_check;
 

@@ -31,8 +31,8 @@ bool file_layers_open(const char *path, FileFormat format, bool inconsistent, Fi
 
 // ERR_CONFLICT that names what changed. With may_be_written only a replaced file and a resized raw disk count.
 bool file_layers_unchanged(const FileLayers *l, bool may_be_written, Err *err) must_check;
-// Words that differ as soon as one of the files was written to or replaced: device, inode, size, times of each layer. NULL
-// in *ret where no such words can be had: of a device, of too many layers, or where the times are so young that a
+// Words that differ as soon as one of the files was written to or replaced: device, inode, size, times of each layer.
+// NULL in *ret where no such words can be had: of a device, of too many layers, or where the times are so young that a
 // later write could have the same.
 bool file_layers_token(const FileLayers *l, char **ret, Err *err) must_check;
 void file_layers_clear(FileLayers *l);

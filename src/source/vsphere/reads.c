@@ -96,7 +96,7 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
         return false;
     const char *vddk = setting("SENDENSE_VDDK_LIBDIR", LIBDIR_DEFAULT);
     cleanup_free char *libdir = mem_printf(err, "libdir=%s", vddk);
-    // for this nbdkit alone; where it is not set the plugin starts nbdkit anew with it, and that one has lost our socket
+    // for this nbdkit alone; without it the plugin starts nbdkit anew with it, and that one has lost our socket
     cleanup_free char *library_path = mem_printf(err, "LD_LIBRARY_PATH=%s/lib64", vddk);
     cleanup_free char *user = mem_printf(err, "user=%s", v->user);
     cleanup_free char *thumbprint = mem_printf(err, "thumbprint=%s", v->thumbprint);

@@ -61,7 +61,8 @@ static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
     if (vm->snapshots_len > 0) {
         no_tracking(
             v,
-            "change tracking is off, and is not switched on while the VM has snapshots, since its answers would be wrong; "
+            "change tracking is off, and is not switched on while the VM has snapshots, since its answers would "
+                       "be wrong; "
             "remove them");
         return true;
     }

@@ -1,5 +1,5 @@
-// Interrupted images that are gone on from: what was cut, at whatever moment and with whatever lost, becomes the disk of
-// the run that finished it. docs/internals/resume.md.
+// Interrupted images that are gone on from: what was cut, at whatever moment and with whatever lost, becomes the disk
+// of the run that finished it. docs/internals/resume.md.
 #include "model.h"
 
 #include "image/journal.h"

@@ -181,8 +181,8 @@ static void tracked_later(void **state)
     copies(true, true);
 }
 
-// The sink has some clusters of an interrupted copy. Those that are the same since are confirmed, whether the change set
-// names them or not; all others are read and written.
+// The sink has some clusters of an interrupted copy. Those that are the same since are confirmed, whether the change
+// set names them or not; all others are read and written.
 static void resumed_copy(UnitRandom *r, bool tracked, bool later)
 {
     Err err = ERR_INIT;

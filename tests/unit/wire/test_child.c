@@ -68,6 +68,23 @@ static void test_talks_without_end(void **state)
     child_stop(c);
 }
 
+// A password is in no argument and no file: the child reads it from a descriptor.
+static void test_is_told_a_secret(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    Child *c = NULL;
+    cleanup(secret_clear) Secret secret = {0};
+    assert_ok(secret_set(&secret, "s3cret word", &err), &err);
+    const char *const argv[] = {"sh", "-c", "cat <&" CHILD_SECRET_FD "; ls /proc/self/fd | wc -l", NULL};
+    assert_ok(child_start(argv, &secret, &c, &err), &err);
+    char *said = NULL;
+    assert_ok(child_said(c, &said, &err), &err);
+    assert_string_equal(said, "s3cret word6"); // 0 to 4, and ls's own
+    free(said);
+    child_stop(c);
+}
+
 static void test_dies_with_its_parent(void **state)
 {
     (void)state;
@@ -114,6 +131,7 @@ int main(void)
         cmocka_unit_test(test_serves_and_leaves_nothing),
         cmocka_unit_test(test_says_why_it_failed),
         cmocka_unit_test(test_talks_without_end),
+        cmocka_unit_test(test_is_told_a_secret),
         cmocka_unit_test(test_dies_with_its_parent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
