@@ -77,14 +77,14 @@ class Stage(History):
         self.gate = self.nbd_gate = self.world = self.obstacle = self.blocker = None
 
     def __enter__(self):
+        self.write_wrapper("exit 1\n")      # a hub starts with a client only
         self.hub.start()
         # the port may be another one than was tried first
         self.api, self.cli = self.hub.api, Cli(self.hub.url, cwd=self.folder)
         self.world = World(self.hub, self.folder)
         self.gate = Gate(self.hub.port).__enter__()
-        self.wrapper.write_text(f"#!/bin/sh\n[ -e '{self.flag}' ] && kill -STOP $$\n"
-                                f"SHA_API_URL={self.gate.url} exec {BIN}/sendense-backup-client \"$@\"\n")
-        self.wrapper.chmod(self.wrapper.stat().st_mode | stat.S_IXUSR)
+        self.write_wrapper(f"[ -e '{self.flag}' ] && kill -STOP $$\n"
+                           f"SHA_API_URL={self.gate.url} exec {BIN}/sendense-backup-client \"$@\"\n")
         try:
             self.prepare()
         except BaseException:       # whoever fails to enter does not exit
@@ -98,6 +98,10 @@ class Stage(History):
         self.forget_nbd_gate()
         for server in self.servers:
             server.close()
+
+    def write_wrapper(self, script):
+        self.wrapper.write_text("#!/bin/sh\n" + script)
+        self.wrapper.chmod(self.wrapper.stat().st_mode | stat.S_IXUSR)
 
     def forget_nbd_gate(self):
         if self.nbd_gate:
