@@ -12,7 +12,8 @@
     "\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],\"repository_uuid\":\"" UUID "\","                \
     "\"source\":{\"type\":\"file\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"
 #define VCENTER_ORDER                                                                                           \
-    "{\"backup_type\":\"full\",\"cluster_size\":65536,\"excluded_disks\":[],\"job_id\":\"backup-a-1\","         \
+    "{\"backup_type\":\"full\",\"cluster_size\":65536,\"excluded_disks\":[],"                                   \
+    "\"interrupted_backup_id\":null,\"interrupted_disks\":[],\"job_id\":\"backup-a-1\","                        \
     "\"lease_seconds\":30,\"parent_backup_id\":null,\"parent_disks\":[],\"repository_uuid\":null,"              \
     "\"source\":{\"type\":\"vsphere\"},\"vcenter\":{\"ca_pem\":null,\"host\":\"vc:443\",\"password\":\"p\\n\"," \
     "\"thumbprint\":\"ab\",\"user\":\"u\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}"

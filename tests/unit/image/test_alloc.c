@@ -373,19 +373,23 @@ static void codecs(void **state)
 {
     (void)state;
     static char order[] =
-        "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],\"job_id\":\"backup-a-1\","
+        "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],"
+        "\"interrupted_backup_id\":\"backup-a-9\",\"interrupted_disks\":[{\"disk_key\":\"d1\",\"size\":512,"
+        "\"token\":\"t\"}],\"job_id\":\"backup-a-1\","
         "\"lease_seconds\":30,\"parent_backup_id\":\"backup-a-0\",\"parent_disks\":[{\"backing_identity\":\"\","
         "\"change_id\":\"u/1\",\"disk_id\":2000,\"disk_key\":\"d1\",\"size\":512,\"tracking\":true}],"
         "\"repository_uuid\":\"" UUID "\",\"source\":{\"type\":\"file\"},\"vm_id\":\"" UUID "\",\"vm_name\":\"a\"}";
     static char said[] =
         "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"allocated_bytes\":8,"
         "\"backing_identity\":\"b\",\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000,\"disk_key\":\"d1\","
-        "\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\",\"size\":512,\"tracking\":\"bitmap\"}],"
+        "\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\","
+        "\"resumes\":true,\"size\":512,\"token\":\"t\",\"tracking\":\"bitmap\"}],"
         "\"left_out\":[\"d2\"]}";
     static char answer[] = "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\","
-                           "\"reason\":\"tracking_lost\",\"uri\":\"nbd+unix:///x?socket=/s\"}]}";
-    static char progress[] = "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"size\":512,"
-                             "\"transferred_bytes\":3,\"zero_bytes\":4}],\"phase\":\"copying\"}";
+                           "\"reason\":\"tracking_lost\",\"resume\":true,\"uri\":\"nbd+unix:///x?socket=/s\"}]}";
+    static char progress[] =
+        "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"kept_bytes\":5,\"size\":512,"
+        "\"transferred_bytes\":3,\"zero_bytes\":4}],\"phase\":\"copying\"}";
     static char failure[] = "{\"cancelled\":true,\"details\":\"why\",\"error\":\"cancelled\"}";
     static char done[] = "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"bytes_transferred\":9,"
                          "\"change_id\":\"u/2\",\"covered_bytes\":512,\"digest\":\"00000000000000ff\",\"disk_id\":2000,"

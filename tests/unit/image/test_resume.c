@@ -62,7 +62,7 @@ static bool run(Model *m, Writer *w, Run *r)
         bool there = is_held(&held, at);
         if (r->cut-- == 0)
             return false;
-        if (unit_random_below(&m->random, 40) == 0)
+        if (unit_random_below(&m->random, 100) == 0)
             assert_ok(writer_checkpoint(w, &err), &err);
         if (r->mode == DISK_TRACKED && !r->dirty[c] && !there)
             continue;
@@ -162,7 +162,7 @@ static uint64_t make_point(Model *m, DiskMode mode, uint64_t size)
         Run r = {.mode = mode,
                  .dirty = dirty,
                  .since = resume ? since : NULL,
-                 .cut = tries < 4 ? unit_random_below(&m->random, n + n / 2) : UINT64_MAX};
+                 .cut = tries < 3 ? unit_random_below(&m->random, n + n / 2) : UINT64_MAX};
         bool whole = run(m, w, &r);
         kept += r.confirmed;
         if (whole) {
@@ -198,7 +198,7 @@ static void random_cuts(void **state)
         unsigned cache, compression;
         HashAlgorithm algorithm;
     } cases[] = {{12, 400000, 0, 0, HASH_XXH3_128},
-                 {12, (5u << 20) + 1, 1, 0, HASH_SHA256},
+                 {12, (2u << 20) + 1, 1, 0, HASH_SHA256},
                  {16, (4u << 20) + 777, 0, 0, HASH_XXH3_128},
                  {14, (2u << 20) + 512, 1, 3, HASH_XXH3_128}};
     uint64_t kept = 0;
