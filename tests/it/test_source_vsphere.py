@@ -194,6 +194,7 @@ def test_a_killed_client_leaves_a_snapshot_that_the_next_run_removes(history):
     history.sim("set", read_latency_ms=0)
     references = history.references_now()
     history.backup("main", references)
+    history.check_nothing_left()        # the client closes its source after the point is there
     assert history.snapshots() == ["sendense.of-somebody-else"]
     assert not partial_files(history.repositories["main"])
     history.check_everything(history.random)
@@ -210,6 +211,7 @@ def test_quiescing(make_hub, place):
                                                   "quiesce": "require"}}).expect(200)
         backup_id = history.start("main")
         assert history.wait_final(backup_id)["status"] == "failed"
+        history.check_nothing_left()
         assert not history.snapshots()
 
 
@@ -225,6 +227,7 @@ def test_a_disk_that_no_snapshot_holds(make_hub, place):
                                                   "disks_unsupported": "skip"}}).expect(200)
         result = history.cli.run("backup", "web", "--repo", "main", use_json=True)
         assert result.status == 4 and result.json["left_out"] == ["2016"], result
+        history.check_nothing_left()
         assert not history.snapshots()
 
 
