@@ -145,11 +145,14 @@ static bool checkpoint(Writer *w, Err *err)
         return false;
     for (size_t done = 0, n; done < items.len; done += n) {
         n = MIN(items.len - done, JOURNAL_ITEMS_MAX);
-        if (!journal_append(w->journal, items.items + done, n, next, &lost)) {
+        // only the last of several may say that all below `next` is named: cut between them, the journal is refused
+        uint64_t end = done + n == items.len ? next : w->journal_next;
+        if (!journal_append(w->journal, items.items + done, n, end, &lost)) {
             give_up(w);
             return true;
         }
     }
+    w->journal_next = next;
     return true;
 }
 
@@ -290,11 +293,22 @@ static bool on_load(void *ctx, const JournalItem *items, size_t n, uint64_t next
     return journal_append(w->journal, kept.items, kept.len, next, err);
 }
 
+typedef struct Measure {
+    Writer *w;
+    uint64_t high; // end of the last host cluster that an item names
+} Measure;
+
 static bool on_measure(void *ctx, const JournalItem *items, size_t n, uint64_t next, Err *err)
 {
-    Writer *w = ctx;
-    (void)items;
-    (void)n;
+    Measure *m = ctx;
+    Writer *w = m->w;
+    for (size_t i = 0; i < n; i++) {
+        Qcow2Entry e = {0};
+        if (items[i].entry != 0 && !qcow2_l2_decode(items[i].entry, w->cluster_bits, INT64_MAX, &e, err))
+            return false;
+        if (e.offset != 0)
+            m->high = MAX(m->high, e.offset + (e.kind == QCOW2_COMPRESSED ? e.length : w->cluster_size));
+    }
     if (next < w->next || next > w->most || next % w->cluster_size != 0)
         return err_set(err, ERR_DAMAGED, "the journal's image ends where it cannot");
     w->next = next;
@@ -305,8 +319,11 @@ bool writer_journal_measure(Writer *w, const WriterSpec *spec, Err *err)
 {
     JournalSpec js = journal_spec(w);
     uint64_t records;
-    if (!journal_read(spec->resume_journal, &js, on_measure, w, &records, err))
+    Measure m = {.w = w};
+    if (!journal_read(spec->resume_journal, &js, on_measure, &m, &records, err))
         return false;
+    if (m.high > w->next)
+        return err_set(err, ERR_DAMAGED, "the journal names clusters behind its image's end");
     return records > 0 || err_set(err, ERR_DAMAGED, "the journal has no whole record");
 }
 
@@ -316,6 +333,7 @@ bool writer_journal_open(Writer *w, const WriterSpec *spec, Err *err)
     uint64_t records;
     w->checkpoint_bytes = spec->checkpoint_bytes ? spec->checkpoint_bytes : CHECKPOINT_BYTES;
     w->checkpoint_at_bytes = w->checkpoint_bytes;
+    w->journal_next = w->next;
     w->checkpoint_at_ms = clock_mono_ms() + CHECKPOINT_MS;
     if (!spec->journal_path)
         return true;

@@ -85,6 +85,7 @@ struct Writer {
     pthread_mutex_t checkpoint_lock; // one checkpoint at a time: journal
     Journal *journal;                // NULL: none
     char *journal_path;
+    uint64_t journal_next;  // what its last record says
     _Atomic uint64_t *held; // a bit for each cluster that an interrupted run left; NULL: there was none
 
     pthread_mutex_t journal_lock; // the rest
