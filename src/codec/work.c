@@ -344,7 +344,7 @@ static bool vcenter_decode(const json_t *o, WorkVcenter *v, Err *err)
 static bool order_fields(const json_t *o, WorkOrder *w, Err *err)
 {
     const char *type;
-    uint64_t cluster_size, lease, percent;
+    uint64_t cluster_size, lease, percent = 0;
     bool present;
     json_t *source = json_object_get(o, "source");
     if (!codec_json_object(source, "source", err) || !codec_json_text(o, "backup_type", 32, &type, err) ||

@@ -183,6 +183,7 @@ typedef struct CompletionDisk {
     uint64_t extents, covered_bytes, digest;
     uint64_t areas, area_bytes; // that the tracking named; 0: none, or not said
     uint64_t read_bytes;        // from the source, audit and comparison included; 0: not said
+    uint64_t kept_bytes;        // of an interrupted backup, and not read again
 } CompletionDisk;
 
 typedef struct Completion {

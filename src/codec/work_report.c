@@ -156,7 +156,7 @@ bool work_audit_decode(const char *text, size_t n, WorkAudit *ret, Err *err)
     static const char *const known[] = {"disk_id",      "unchanged_blocks", "checked_blocks",
                                         "wrong_blocks", "wrong_at",         NULL};
     cleanup_json json_t *o = NULL;
-    WorkAudit a;
+    WorkAudit a = {.figures.made = true};
     if (!work_parse(text, n, known, &o, err) || !codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &a.disk_id, err) ||
         !codec_json_u64(o, "unchanged_blocks", DISK_SIZE_MAX, &a.figures.unchanged, err) ||
         !codec_json_u64(o, "checked_blocks", DISK_SIZE_MAX, &a.figures.checked, err) ||
@@ -188,7 +188,8 @@ static json_t *completion_disk_encode(const CompletionDisk *d, Err *err)
         return NULL;
     if ((d->areas > 0 && !codec_json_set_u64(o, "areas", d->areas, err)) ||
         (d->area_bytes > 0 && !codec_json_set_u64(o, "area_bytes", d->area_bytes, err)) ||
-        (d->read_bytes > 0 && !codec_json_set_u64(o, "read_bytes", d->read_bytes, err)))
+        (d->read_bytes > 0 && !codec_json_set_u64(o, "read_bytes", d->read_bytes, err)) ||
+        (d->kept_bytes > 0 && !codec_json_set_u64(o, "kept_bytes", d->kept_bytes, err)))
         return NULL;
     return mem_take(o);
 }
@@ -251,6 +252,7 @@ static bool completion_disk_decode(const json_t *o, CompletionDisk *d, Err *err)
         !codec_json_u64_opt(o, "areas", WORK_NUMBER_MAX, &d->areas, &present, err) ||
         !codec_json_u64_opt(o, "area_bytes", DISK_SIZE_MAX, &d->area_bytes, &present, err) ||
         !codec_json_u64_opt(o, "read_bytes", WORK_NUMBER_MAX, &d->read_bytes, &present, err) ||
+        !codec_json_u64_opt(o, "kept_bytes", DISK_SIZE_MAX, &d->kept_bytes, &present, err) ||
         !codec_json_text_opt(o, "tracking", 32, &tracking, err) || !coverage_decode(o, d, err))
         return false;
     d->tracking = tracking ? work_tracking(tracking) : NULL;

@@ -4,15 +4,17 @@
 
 uint32_t audit_at_most_ppm(const AuditFigures *a)
 {
-    if (a->wrong > 0 || a->checked == 0)
+    if (!a->made || a->wrong > 0)
         return AUDIT_PPM_ALL;
-    if (a->checked >= a->unchanged)
+    if (a->checked >= a->unchanged) // nothing is left that could be
         return 0;
+    if (a->checked == 0)
+        return AUDIT_PPM_ALL;
     uint64_t ppm = (MINUS_LN_5_PERCENT + a->checked - 1) / a->checked;
     return ppm < AUDIT_PPM_ALL ? (uint32_t)ppm : AUDIT_PPM_ALL;
 }
 
 bool audit_is_clean(const AuditFigures *a)
 {
-    return a->unchanged > 0 && audit_at_most_ppm(a) <= AUDIT_PPM_CLEAN;
+    return audit_at_most_ppm(a) <= AUDIT_PPM_CLEAN;
 }

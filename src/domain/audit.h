@@ -9,8 +9,9 @@
 #define AUDIT_PPM_ALL 1000000u // parts in a million
 #define AUDIT_PPM_CLEAN 10000u // an audit that proves less than this does not count as clean
 
-// In blocks: clusters of the repository. All 0: there was no audit.
+// In blocks: clusters of the repository.
 typedef struct AuditFigures {
+    bool made;          // false: there was no audit, and the rest is 0
     uint64_t unchanged; // as tracking says
     uint64_t checked;   // of them, drawn evenly
     uint64_t wrong;     // of those: what the source holds is not what the parent's hashes say

@@ -89,6 +89,7 @@ DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason)
         {in->chain_length >= in->chain_limit, CHAIN_LIMIT, DISK_FULL},
         {!in->have_parent_disk, CHAIN_NEW_DISK, DISK_FULL},
         {in->parent_damaged, CHAIN_PARENT_DAMAGED, DISK_FULL},
+        {in->parent_refuted, CHAIN_AUDIT_FAILED, DISK_COMPARE},
         {in->parent_suspect, CHAIN_PARENT_SUSPECT, DISK_COMPARE},
         {in->size != in->parent_size, CHAIN_RESIZED, DISK_COMPARE},
         {!in->source_tracks, CHAIN_NOT_TRACKED, DISK_COMPARE},

@@ -49,6 +49,7 @@ typedef struct ChainInput {
     unsigned chain_limit;   // at least 1
     bool have_parent_disk;  // that very point holds this disk key
     bool parent_damaged;
+    bool parent_refuted; // an audit found wrong what tracking says of the time since it
     bool parent_suspect;
     uint64_t size, parent_size;
     bool source_tracks;           // this source has a change tracking
@@ -61,9 +62,8 @@ typedef struct ChainInput {
 // Of those by which a source says why it cannot tell what changed.
 bool chain_reason_is_loss(ChainReason r);
 
-// The first rule that applies wins, in the order of the enum above: requested, first, limit, new disk, damaged -> full;
-// suspect, resized, not tracked, never tracked (a parent without a hypervisor's ID), what the source says of its loss
-// (a base_change_id that is not the parent's, byte for byte, is tracking lost) -> compare; else tracked with
-// CHAIN_NONE. CHAIN_OTHER_LAYOUT is for the caller who sees the repository, CHAIN_AUDIT_FAILED comes later: this
-// function never gives them.
+// The first rule that applies wins, in this order: requested, first, limit, new disk, damaged -> full; refuted, suspect,
+// resized, not tracked, never tracked (a parent without a hypervisor's ID), what the source says of its loss (a
+// base_change_id that is not the parent's, byte for byte, is tracking lost) -> compare; else tracked with CHAIN_NONE.
+// CHAIN_OTHER_LAYOUT is for the caller who sees the repository: this function never gives it.
 DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason);

@@ -32,17 +32,33 @@ static void options_clear(Options *o)
         free(texts[i]);
 }
 
-static bool refuse_database(const Options *o, Err *err)
+// From the option, the environment or a file, in this order; one that a file ends with a line feed is without it.
+static bool database_password(const Options *o, Secret *ret, Err *err)
 {
+    const char *said = o->db_pass ? o->db_pass : getenv("SENDENSE_DB_PASS"), *path = getenv("SENDENSE_DB_PASS_FILE");
+    cleanup_free char *text = NULL;
+    size_t n = 0;
     if (o->db_pass)
-        log_warn("a password on a command line is visible to every user of this machine; use SENDENSE_DB_PASS or a "
-                 "file named by SENDENSE_DB_PASS_FILE when MariaDB is supported");
-    if (!o->db_host)
-        return true;
-    return err_set(err, ERR_USAGE,
-                   "MariaDB (-db-host=%s) is not supported yet; leave the -db options out to use the "
-                   "embedded database",
-                   o->db_host);
+        log_warn("a password on a command line is visible to every user of this machine; use SENDENSE_DB_PASS, or a "
+                 "file named by SENDENSE_DB_PASS_FILE");
+    if (said || !path)
+        return secret_set(ret, said, err);
+    if (!file_read(path, SECRET_MAX, &text, &n, err))
+        return err_context(err, "SENDENSE_DB_PASS_FILE");
+    if (n > 0 && text[n - 1] == '\n')
+        text[n - 1] = '\0';
+    bool ok = secret_set(ret, text, err);
+    explicit_bzero(text, n);
+    return ok;
+}
+
+static bool check_database(const Options *o, Err *err)
+{
+    if (!o->db_host && (o->db_name || o->db_user || o->db_pass))
+        return err_set(err, ERR_USAGE, "--db-name, --db-user and --db-pass go with --db-host");
+    if (o->db_host && (!o->db_name || !o->db_user))
+        return err_set(err, ERR_USAGE, "--db-host needs --db-name and --db-user");
+    return true;
 }
 
 // What an option names has to be there now: a job that finds it missing has failed already.
@@ -113,7 +129,8 @@ static bool run(const Options *o, Err *err)
         return err_set(err, ERR_USAGE,
                        "authentication is not built yet; start with -auth=false, on an address that only "
                        "you can reach");
-    if (!refuse_database(o, err) ||
+    cleanup(secret_clear) Secret password = {0};
+    if (!check_database(o, err) || !database_password(o, &password, err) ||
         !(o->plugin ? given_file("plugin", o->plugin, R_OK, &plugin, err)
                     : sibling("nbdkit-sendense-plugin.so", &plugin, err)) ||
         !(o->client ? given_file("client", o->client, X_OK, &client, err)
@@ -128,7 +145,13 @@ static bool run(const Options *o, Err *err)
     (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
     (void)signal(SIGPIPE, SIG_IGN);
     (void)signal(SIGCHLD, SIG_DFL); // where it came ignored, the kernel would reap our children itself
-    HubConfig config = {.data_dir = o->data_dir ? o->data_dir : "/var/lib/sendense",
+    StoreMariadb mariadb = {.host = o->db_host,
+                            .port = (unsigned)o->db_port,
+                            .name = o->db_name,
+                            .user = o->db_user,
+                            .password = &password};
+    HubConfig config = {.mariadb = o->db_host ? &mariadb : NULL,
+                        .data_dir = o->data_dir ? o->data_dir : "/var/lib/sendense",
                         .key_file = o->key_file,
                         .run_dir = o->run_dir,
                         .plugin = plugin,
@@ -179,8 +202,9 @@ int main(int argc, char **argv)
          "of each increment, looked at though tracking calls them unchanged; default 3000"},
         {"plugin", OPT_TEXT, &o.plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
         {"client", OPT_TEXT, &o.client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
-        {"db-host", OPT_TEXT, &o.db_host, 0, 0, "HOST", "MariaDB; not supported yet. Without it: embedded SQLite"},
-        {"db-port", OPT_U64, &o.db_port, 1, 65535, "PORT", "MariaDB's port"},
+        {"db-host", OPT_TEXT, &o.db_host, 0, 0, "HOST",
+         "MariaDB's host, or the path of its socket; without it: embedded SQLite"},
+        {"db-port", OPT_U64, &o.db_port, 1, 65535, "PORT", "MariaDB's port; default 3306"},
         {"db-name", OPT_TEXT, &o.db_name, 0, 0, "NAME", "MariaDB's database"},
         {"db-user", OPT_TEXT, &o.db_user, 0, 0, "USER", "MariaDB's user"},
         {"db-pass", OPT_TEXT, &o.db_pass, 0, 0, "PASSWORD", "MariaDB's password (visible to all users here)"},

@@ -97,7 +97,7 @@ static bool check_disk(const Record *r, const RecordDisk *d, Err *err)
     if (d->chain_length == 0 || d->chain_length > CHAIN_LAYERS_MAX)
         return err_set(err, ERR_INVALID, "chain_length: 1 to %d", CHAIN_LAYERS_MAX);
     if (d->audit.checked > d->audit.unchanged || d->audit.wrong > d->audit.checked ||
-        (d->mode == DISK_FULL && d->audit.unchanged > 0) || (d->mode == DISK_TRACKED && d->audit.wrong > 0))
+        (d->mode == DISK_TRACKED && d->audit.wrong > 0) || (d->audit.unchanged > 0 && !d->audit.made))
         return err_set(err, ERR_INVALID,
                        "unchanged_blocks, checked_blocks, wrong_blocks: no audit can have found that");
     if ((d->mode == DISK_FULL) != (d->chain_length == 1))
@@ -247,6 +247,7 @@ static bool encode_tracking(const RecordDisk *d, json_t *o, Err *err)
         {"areas", d->areas},
         {"area_bytes", d->area_bytes},
         {"read_bytes", d->read_bytes},
+        {"kept_bytes", d->kept_bytes},
         {"unchanged_blocks", d->audit.unchanged},
         {"checked_blocks", d->audit.checked},
         {"wrong_blocks", d->audit.wrong},
@@ -254,7 +255,7 @@ static bool encode_tracking(const RecordDisk *d, json_t *o, Err *err)
     for (size_t i = 0; i < ARRAY_LEN(members); i++)
         if (members[i].value > 0 && !codec_json_set_u64(o, members[i].key, members[i].value, err))
             return false;
-    return true;
+    return !d->audit.made || codec_json_set_bool(o, "audited", true, err);
 }
 
 static bool encode_disk(const RecordDisk *d, const HashSpec *hash, json_t *array, Err *err)
@@ -377,6 +378,8 @@ static bool decode_tracking(json_t *o, RecordDisk *d, Err *err)
     return codec_json_u64_opt(o, "areas", INT64_MAX, &d->areas, &present, err) &&
         codec_json_u64_opt(o, "area_bytes", DISK_SIZE_MAX, &d->area_bytes, &present, err) &&
         codec_json_u64_opt(o, "read_bytes", INT64_MAX, &d->read_bytes, &present, err) &&
+        codec_json_u64_opt(o, "kept_bytes", DISK_SIZE_MAX, &d->kept_bytes, &present, err) &&
+        codec_json_bool_opt(o, "audited", false, &d->audit.made, err) &&
         codec_json_u64_opt(o, "unchanged_blocks", DISK_SIZE_MAX, &d->audit.unchanged, &present, err) &&
         codec_json_u64_opt(o, "checked_blocks", DISK_SIZE_MAX, &d->audit.checked, &present, err) &&
         codec_json_u64_opt(o, "wrong_blocks", DISK_SIZE_MAX, &d->audit.wrong, &present, err);
@@ -412,6 +415,8 @@ static bool decode_disk(json_t *o, const HashSpec *hash, RecordDisk *d, Err *err
                                         "read_bytes",
                                         "unchanged_blocks",
                                         "checked_blocks",
+                                        "audited",
+                                        "kept_bytes",
                                         "wrong_blocks",
                                         NULL};
     return codec_json_object(o, "disk", err) && codec_json_only(o, known, err) &&

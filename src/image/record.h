@@ -31,7 +31,8 @@ typedef struct RecordDisk {
     uint64_t image_bytes, stored_bytes, transferred_bytes, changed_bytes;
     uint64_t areas, area_bytes; // that the tracking named; 0: not told
     uint64_t read_bytes;        // from the source, audit and comparison included; 0: not told
-    AuditFigures audit;         // of its unchanged blocks, or all 0
+    uint64_t kept_bytes;        // of an interrupted backup: not read again, on the word of the tracking
+    AuditFigures audit;
     Hash root, metadata, hashes_digest;
 } RecordDisk;
 

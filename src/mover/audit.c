@@ -5,7 +5,6 @@
 
 #include <errno.h>
 
-#define DRAWN_FOR_ONE 4 // the copy strikes out what it sends
 #define IN_FLIGHT 16
 #define MEMORY_MAX (UINT64_C(8) << 20)
 #define BUFFER_ALIGNMENT 4096
@@ -26,11 +25,12 @@ struct Look {
 
 struct Audit {
     AuditSpec spec;
-    uint64_t clusters, sent; // of the disk; by the copy
-    uint64_t *drawn;         // clusters: ascending until the copy's end, and without those that it sent
-    size_t drawn_len;
-    size_t kept, next; // of drawn: what was passed by and stays; the first that the copy has not passed
-    uint64_t random;   // state
+    uint64_t clusters;  // of the disk
+    uint64_t passed;    // clusters that the copy has passed
+    uint64_t unchanged; // of them, that it did not send
+    uint64_t *drawn;    // of these: evenly, at most spec.blocks
+    size_t drawn_len, next;
+    uint64_t random; // state
     // while it runs
     const AuditRun *run;
     Look looks[IN_FLIGHT];
@@ -55,28 +55,6 @@ static uint64_t random_below(Audit *a, uint64_t n)
     return (uint64_t)(((unsigned __int128)random_next(a) * n) >> 64);
 }
 
-static int ascending(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-static void draw(Audit *a, size_t n)
-{
-    bool all = a->clusters <= n;
-    a->drawn_len = all ? (size_t)a->clusters : n;
-    for (size_t i = 0; i < a->drawn_len; i++)
-        a->drawn[i] = all ? i : random_below(a, a->clusters);
-    if (all)
-        return;
-    qsort(a->drawn, a->drawn_len, sizeof(*a->drawn), ascending);
-    size_t kept = 0;
-    for (size_t i = 0; i < a->drawn_len; i++)
-        if (kept == 0 || a->drawn[kept - 1] != a->drawn[i])
-            a->drawn[kept++] = a->drawn[i];
-    a->drawn_len = kept;
-}
-
 bool audit_new(const AuditSpec *spec, Audit **ret, Err *err)
 {
     if (spec->size == 0 || spec->cluster_size == 0 || spec->blocks == 0 || spec->blocks > AUDIT_BLOCKS_MAX)
@@ -84,15 +62,13 @@ bool audit_new(const AuditSpec *spec, Audit **ret, Err *err)
     Audit *a = mem_calloc(1, sizeof(*a), err);
     if (!a)
         return false;
-    size_t n = (size_t)spec->blocks * DRAWN_FOR_ONE;
     a->spec = *spec;
     a->clusters = spec->size / spec->cluster_size + (spec->size % spec->cluster_size != 0);
-    a->drawn = mem_calloc((size_t)MIN(n, a->clusters), sizeof(*a->drawn), err);
+    a->drawn = mem_calloc((size_t)MIN(spec->blocks, a->clusters), sizeof(*a->drawn), err);
     if (!a->drawn || !uuid_random_bytes(&a->random, sizeof(a->random), err)) {
         audit_free(a);
         return false;
     }
-    draw(a, n);
     *ret = a;
     return true;
 }
@@ -106,33 +82,38 @@ void audit_free(Audit *a)
     free(a);
 }
 
+// Clusters that the copy passed without sending them (a reservoir, Vitter's algorithm R): after any number of them each
+// is among those that are drawn with the same probability.
+static void pass(Audit *a, uint64_t end)
+{
+    for (; a->passed < end; a->passed++) {
+        uint64_t seen = a->unchanged++;
+        uint64_t place = seen < a->spec.blocks ? seen : random_below(a, seen + 1);
+        if (place < a->spec.blocks)
+            a->drawn[place] = a->passed;
+    }
+}
+
 void audit_planned(void *audit, uint64_t offset, uint64_t length)
 {
     Audit *a = audit;
     uint64_t first = offset / a->spec.cluster_size, n = length / a->spec.cluster_size;
-    n += length % a->spec.cluster_size != 0;
-    a->sent += n;
-    while (a->next < a->drawn_len && a->drawn[a->next] < first)
-        a->drawn[a->kept++] = a->drawn[a->next++];
-    while (a->next < a->drawn_len && a->drawn[a->next] < first + n)
-        a->next++;
+    pass(a, MIN(first, a->clusters));
+    a->passed = MIN(first + n + (length % a->spec.cluster_size != 0), a->clusters);
 }
 
-// What is left, in random order: a limit of time cuts it anywhere, and what was looked at is drawn evenly all the same.
+// In random order: a limit of time cuts it anywhere, and what was looked at is drawn evenly all the same.
 static void end_drawing(Audit *a)
 {
-    while (a->next < a->drawn_len)
-        a->drawn[a->kept++] = a->drawn[a->next++];
-    a->drawn_len = a->kept;
+    pass(a, a->clusters);
+    a->drawn_len = (size_t)MIN(a->unchanged, a->spec.blocks);
     for (size_t i = a->drawn_len; i > 1; i--) {
         size_t k = (size_t)random_below(a, i);
         uint64_t other = a->drawn[k];
         a->drawn[k] = a->drawn[i - 1];
         a->drawn[i - 1] = other;
     }
-    a->drawn_len = (size_t)MIN(a->drawn_len, a->spec.blocks);
-    a->next = 0;
-    a->result.figures.unchanged = a->clusters - MIN(a->clusters, a->sent);
+    a->result.figures = (AuditFigures){.made = true, .unchanged = a->unchanged};
 }
 
 static void compare(Audit *a, const Look *l)

@@ -15,7 +15,7 @@ typedef struct AuditSpec { // all borrowed while it is used
 
 typedef struct AuditRun {
     Blocks *from;
-    const MoverKnown *known;   // the sink's hashes, of what was there before the copy
+    const MoverKnown *known;   // the sink's hashes, of what it shows by now
     int64_t until_ms;          // clock_mono_ms(): nothing is started after it; 0: no limit
     const atomic_bool *cancel; // looked at at least every 100 ms
 } AuditRun;
@@ -26,10 +26,11 @@ typedef struct AuditResult {
     uint64_t read_bytes;
 } AuditResult;
 
-// Draws the blocks, before the copy.
+// Before the copy.
 bool audit_new(const AuditSpec *spec, Audit **ret, Err *err) must_check;
 void audit_free(Audit *a);
-// Of the copy: MoverSpec.planned, with the audit as its ctx. In ascending order, in whole clusters.
+// Of the copy: MoverSpec.planned, with the audit as its ctx. In ascending order, in whole clusters. From what is passed
+// over the blocks are drawn.
 void audit_planned(void *audit, uint64_t offset, uint64_t length);
 // After the copy, once. False: an end failed, or ERR_CANCELLED; the ends can be freed.
 bool audit_run(Audit *a, const AuditRun *run, AuditResult *ret, Err *err) must_check;

@@ -250,7 +250,7 @@ static bool start_planned(Mover *m, bool *moved, Err *err)
         if (m->planned_all || (kind == PLAN_DATA ? !c || m->reads == m->reads_max : m->ops_used == m->ops_len))
             return true;
         *moved = true;
-        if (!plan_take(&m->plan, &e, err))
+        if (!plan_take(&m->plan, &e, kind, err))
             return false;
         if (!(kind == PLAN_DATA ? start_read(m, c, &e, err)
                                 : start_run(m, kind == PLAN_KEEP ? RUN_KEEP : RUN_ZERO, NULL, e.offset, e.length, err)))

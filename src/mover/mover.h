@@ -45,7 +45,8 @@ typedef struct MoverSpec {
     const atomic_bool *cancel;                           // looked at at least every 100 ms
     void (*progress)(void *ctx, const MoverProgress *p); // at most every 100 ms, and once at the end; may be NULL
     void *progress_ctx;
-    void (*planned)(void *ctx, uint64_t offset, uint64_t length); // what is sent, ascending; may be NULL
+    void (*planned)(void *ctx, uint64_t offset,
+                    uint64_t length); // what is read or said to be zero, ascending; may be NULL
     void *planned_ctx;
 } MoverSpec;
 

@@ -176,11 +176,11 @@ bool plan_peek(Plan *p, Extent *ret, PlanKind *ret_kind, Err *err)
     return true;
 }
 
-bool plan_take(Plan *p, const Extent *e, Err *err)
+bool plan_take(Plan *p, const Extent *e, PlanKind kind, Err *err)
 {
     if (!coverage_add(&p->coverage, e->offset, e->length, err))
         return false;
-    if (p->on_taken)
+    if (p->on_taken && kind != PLAN_KEEP)
         p->on_taken(p->on_taken_ctx, e->offset, e->length);
     p->taken += e->length;
     if (p->taken == p->items.items[p->next].length) {

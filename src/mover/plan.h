@@ -35,6 +35,6 @@ void plan_clear(Plan *p);
 // blocks for as long as the source's extents() does. What the source says is checked: ERR_PROTOCOL.
 bool plan_peek(Plan *p, Extent *ret, PlanKind *ret_kind, Err *err) must_check;
 // Takes what plan_peek() showed, and accounts for it.
-bool plan_take(Plan *p, const Extent *e, Err *err) must_check;
+bool plan_take(Plan *p, const Extent *e, PlanKind kind, Err *err) must_check;
 // Everything below was taken or need not be sent.
 uint64_t plan_position(const Plan *p);

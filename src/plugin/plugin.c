@@ -248,7 +248,7 @@ static void *plugin_open(int readonly)
     if (name && strncmp(name, engine.config.export_name, n) == 0) {
         if (name[n] == '\0')
             handle = &disk_export;
-        else if (engine.parent && strcmp(name + n, ENGINE_LEAVES) == 0)
+        else if (engine.writer && strcmp(name + n, ENGINE_LEAVES) == 0)
             handle = &leaves_export;
     }
     if (!handle) {
@@ -310,7 +310,7 @@ static int plugin_can_extents(void *handle)
 
 static int plugin_can_cache(void *handle)
 {
-    bool known = engine.writer && (engine.parent || writer_is_resumed(engine.writer));
+    bool known = engine.writer && (engine.config.mode == DISK_COMPARE || writer_is_resumed(engine.writer));
     return known && handle == &disk_export ? NBDKIT_CACHE_NATIVE : NBDKIT_CACHE_NONE;
 }
 

@@ -391,25 +391,32 @@ bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err)
 
 bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
 {
-    return store_run(s,
-                     "UPDATE backup_disks SET change_id = ?, tracking = ?, transferred_bytes = ?, done_bytes = size,"
-                     " stored_bytes = ?, image_bytes = ?, areas = ?, area_bytes = ?, read_bytes = ?, root = ?,"
-                     " metadata = ?, hashes_digest = ? WHERE backup_id = ? AND disk_key = ?",
-                     DB_ARGS(DB_T(d->change_id), DB_T(d->tracking), DB_N(d->transferred_bytes), DB_N(d->stored_bytes),
-                             DB_N(d->image_bytes), DB_N(d->areas), DB_N(d->area_bytes), DB_N(d->read_bytes),
-                             DB_T(d->root), DB_T(d->metadata), DB_T(d->hashes_digest), DB_T(d->backup_id),
-                             DB_T(d->disk_key)),
-                     NULL, err);
+    return store_run(
+        s,
+        "UPDATE backup_disks SET change_id = ?, tracking = ?, transferred_bytes = ?, done_bytes = size,"
+        " stored_bytes = ?, image_bytes = ?, areas = ?, area_bytes = ?, read_bytes = ?, kept_bytes = ?, root = ?,"
+        " metadata = ?, hashes_digest = ? WHERE backup_id = ? AND disk_key = ?",
+        DB_ARGS(DB_T(d->change_id), DB_T(d->tracking), DB_N(d->transferred_bytes), DB_N(d->stored_bytes),
+                DB_N(d->image_bytes), DB_N(d->areas), DB_N(d->area_bytes), DB_N(d->read_bytes), DB_N(d->kept_bytes),
+                DB_T(d->root), DB_T(d->metadata), DB_T(d->hashes_digest), DB_T(d->backup_id), DB_T(d->disk_key)),
+        NULL, err);
+}
+
+bool store_disk_set_refuted(Store *s, const char *backup_id, const char *disk_key, Err *err)
+{
+    return store_run(s, "UPDATE backup_disks SET refuted = 1 WHERE backup_id = ? AND disk_key = ?",
+                     DB_ARGS(DB_T(backup_id), DB_T(disk_key)), NULL, err);
 }
 
 bool store_disk_set_audit(Store *s, const StoreDisk *d, Err *err)
 {
-    return store_run(s,
-                     "UPDATE backup_disks SET unchanged_blocks = ?, checked_blocks = ?, wrong_blocks = ?, mode = ?,"
-                     " reason = ?, reason_text = ? WHERE backup_id = ? AND disk_key = ?",
-                     DB_ARGS(DB_N(d->unchanged_blocks), DB_N(d->checked_blocks), DB_N(d->wrong_blocks), DB_T(d->mode),
-                             DB_T(d->reason), DB_T(d->reason_text), DB_T(d->backup_id), DB_T(d->disk_key)),
-                     NULL, err);
+    return store_run(
+        s,
+        "UPDATE backup_disks SET audited = 1, unchanged_blocks = ?, checked_blocks = ?, wrong_blocks = ?, mode = ?,"
+        " reason = ?, reason_text = ? WHERE backup_id = ? AND disk_key = ?",
+        DB_ARGS(DB_N(d->unchanged_blocks), DB_N(d->checked_blocks), DB_N(d->wrong_blocks), DB_T(d->mode),
+                DB_T(d->reason), DB_T(d->reason_text), DB_T(d->backup_id), DB_T(d->disk_key)),
+        NULL, err);
 }
 
 bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err)

@@ -1,10 +1,9 @@
 // The seam between our questions and a database: statements with bound parameters, rows, transactions.
 // SQL above it keeps to what SQLite and MariaDB 10.11 share: no RETURNING, no ON CONFLICT, no partial
-// index; a conditional UPDATE and its affected rows decide a race. One driver behind it today:
-// db_sqlite.c; MariaDB's fits the same table of functions.
+// index; a conditional UPDATE and its affected rows decide a race. Behind it: db_sqlite.c, db_mariadb.c.
 #pragma once
 
-#include "base/mem.h"
+#include "store/store.h"
 
 typedef struct Db Db;
 typedef struct DbStmt DbStmt;
@@ -13,6 +12,9 @@ typedef struct DbOps {
     const char *name; // "sqlite"
     void (*close)(Db *db);
     bool (*exec)(Db *db, const char *sql, Err *err); // one statement, no parameters
+    // One statement that changes the schema, in SQLite's words. Where that is no part of a transaction, fine if it was
+    // done before.
+    bool (*define)(Db *db, const char *sql, Err *err);
     bool (*prepare)(Db *db, const char *sql, DbStmt **ret, Err *err);
     // Parameters and columns count from 0. NULL text binds NULL; text is copied.
     bool (*bind_text)(DbStmt *s, unsigned i, const char *text, Err *err);
@@ -28,7 +30,7 @@ typedef struct DbOps {
     bool (*begin)(Db *db, Err *err); // takes the write lock at once
     bool (*commit)(Db *db, Err *err);
     void (*rollback)(Db *db);
-    bool (*backup)(Db *db, const char *path, Err *err); // a consistent copy, before a migration
+    bool (*backup)(Db *db, const char *path, Err *err); // a consistent copy, before a migration; NULL: cannot
 } DbOps;
 
 struct Db {
@@ -37,6 +39,9 @@ struct Db {
 
 // WAL, synchronous=FULL, foreign keys on. Created 0600 if it is not there.
 bool db_sqlite_open(const char *path, Db **ret, Err *err) must_check;
+// Errors: ERR_FORBIDDEN (password, rights), ERR_NOT_FOUND (no such database), ERR_UNAVAILABLE (not there now), ERR_BUSY
+// (another hub has it). The database must be there; its tables are made by db_migrate().
+bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err) must_check;
 
 // Rows and structs: one table of columns for each struct, from which INSERT, SELECT and reading derive.
 typedef enum DbKind {

@@ -167,6 +167,7 @@ static const DbOps sqlite_ops = {
     .name = "sqlite",
     .close = db_close,
     .exec = db_exec,
+    .define = db_exec,
     .prepare = db_prepare,
     .bind_text = db_bind_text,
     .bind_int = db_bind_int,

@@ -74,6 +74,8 @@ static const char *const steps[] = {
     /* 24 */ "ALTER TABLE backup_disks ADD COLUMN unchanged_blocks BIGINT NOT NULL DEFAULT 0",
     /* 25 */ "ALTER TABLE backup_disks ADD COLUMN checked_blocks BIGINT NOT NULL DEFAULT 0",
     /* 26 */ "ALTER TABLE backup_disks ADD COLUMN wrong_blocks BIGINT NOT NULL DEFAULT 0",
+    /* 27 */ "ALTER TABLE backup_disks ADD COLUMN audited INTEGER NOT NULL DEFAULT 0",
+    /* 28 */ "ALTER TABLE backup_disks ADD COLUMN refuted INTEGER NOT NULL DEFAULT 0",
 };
 
 static bool run_step(Db *db, unsigned version, Err *err)
@@ -82,7 +84,7 @@ static bool run_step(Db *db, unsigned version, Err *err)
     clock_format(clock_utc_us(), now);
     if (!db->ops->begin(db, err))
         return false;
-    if (!db->ops->exec(db, steps[version - 1], err) ||
+    if (!db->ops->define(db, steps[version - 1], err) ||
         !db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (?, ?)",
                 DB_ARGS(DB_N(version), DB_T(now)), NULL, err)) {
         db->ops->rollback(db);
@@ -94,10 +96,10 @@ static bool run_step(Db *db, unsigned version, Err *err)
 bool db_migrate(Db *db, const char *copy_path_prefix, Err *err)
 {
     int64_t version;
-    if (!db->ops->exec(db,
-                       "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY,"
-                       " applied_at VARCHAR(32) NOT NULL)",
-                       err) ||
+    if (!db->ops->define(db,
+                         "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY,"
+                         " applied_at VARCHAR(32) NOT NULL)",
+                         err) ||
         !db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &version, err))
         return false;
     if (version > (int64_t)ARRAY_LEN(steps))

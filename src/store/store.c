@@ -4,17 +4,34 @@
 
 #include <pthread.h>
 
-bool store_open_sqlite(const char *path, Store **ret, Err *err)
+static Store *store_new(Err *err)
 {
     Store *s = mem_calloc(1, sizeof(*s), err);
     if (!s)
-        return false;
+        return NULL;
     pthread_mutexattr_t attr;
     (void)pthread_mutexattr_init(&attr); // cannot fail on Linux
     (void)pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
     (void)pthread_mutex_init(&s->lock, &attr);
     (void)pthread_mutexattr_destroy(&attr);
-    if (!db_sqlite_open(path, &s->db, err) || !db_migrate(s->db, path, err)) {
+    return s;
+}
+
+bool store_open_sqlite(const char *path, Store **ret, Err *err)
+{
+    Store *s = store_new(err);
+    if (!s || !db_sqlite_open(path, &s->db, err) || !db_migrate(s->db, path, err)) {
+        store_close(s);
+        return false;
+    }
+    *ret = s;
+    return true;
+}
+
+bool store_open_mariadb(const StoreMariadb *spec, Store **ret, Err *err)
+{
+    Store *s = store_new(err);
+    if (!s || !db_mariadb_open(spec, &s->db, err) || !db_migrate(s->db, NULL, err)) {
         store_close(s);
         return false;
     }

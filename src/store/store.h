@@ -3,13 +3,22 @@
 // docs/reference/tables.md maps endpoints to tables.
 #pragma once
 
-#include "base/mem.h"
+#include "base/secret.h"
 
 typedef struct Store Store;
 
-bool store_open_sqlite(const char *path, Store **ret, Err *err) must_check; // migrates
+typedef struct StoreMariadb {
+    const char *host; // or the absolute path of a unix socket
+    unsigned port;
+    const char *name, *user;
+    const Secret *password; // NULL: none
+} StoreMariadb;
+
+// Both migrate.
+bool store_open_sqlite(const char *path, Store **ret, Err *err) must_check;
+bool store_open_mariadb(const StoreMariadb *spec, Store **ret, Err *err) must_check;
 void store_close(Store *s);
-const char *store_engine(const Store *s); // "sqlite"
+const char *store_engine(const Store *s); // "sqlite", "mariadb"
 
 // One writer at a time: the lock and the transaction are held until commit or rollback, by this thread.
 bool store_begin(Store *s, Err *err) must_check;
@@ -130,7 +139,9 @@ typedef struct StoreDisk {
     uint64_t kept_bytes;                  // of that, and neither read nor sent again
     uint64_t areas, area_bytes;           // that the tracking named
     uint64_t read_bytes;                  // from the source, audit and comparison included
+    bool audited;
     uint64_t unchanged_blocks, checked_blocks, wrong_blocks; // of its audit
+    bool refuted; // an audit found wrong what tracking says of the time since this point
 } StoreDisk;
 
 typedef struct StoreBackupFilter {
@@ -208,6 +219,7 @@ bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
 bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err) must_check;
 bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
     must_check; // change_id, tracking, bytes, areas, root, digests
+bool store_disk_set_refuted(Store *s, const char *backup_id, const char *disk_key, Err *err) must_check;
 bool store_disk_set_audit(Store *s, const StoreDisk *d, Err *err) must_check; // blocks, mode, reason, reason_text
 bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err) must_check;
 void store_disk_clear(StoreDisk *d);

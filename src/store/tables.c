@@ -168,6 +168,8 @@ static const DbColumn disk_columns[] = {
     C(unchanged_blocks, "unchanged_blocks", DB_U64),
     C(checked_blocks, "checked_blocks", DB_U64),
     C(wrong_blocks, "wrong_blocks", DB_U64),
+    C(audited, "audited", DB_BOOL),
+    C(refuted, "refuted", DB_BOOL),
 };
 #undef C
 const DbTable tables_disk = {"backup_disks", disk_columns, ARRAY_LEN(disk_columns), sizeof(StoreDisk)};

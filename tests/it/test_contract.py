@@ -497,16 +497,6 @@ def hub_status(hub, *options):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_plans_options(make_hub):
-    """MariaDB is not built yet: refused as wrong usage, and it says so, instead of using another database."""
-    hub = make_hub(start=False)
-    status, text = hub_status(hub, "-port=8082", "-auth=false", "-db-host=localhost", "-db-port=3306",
-                              "-db-name=migratekit_oma", "-db-user=oma_user", "-db-pass=oma_password")
-    assert status == 2, text
-    assert "mariadb" in text.lower() or "db-host" in text
-    assert "oma_password" not in text
-
-
 def test_options_that_are_wrong(make_hub):
     hub = make_hub(start=False)
     data = ["--data-dir", str(hub.data)]

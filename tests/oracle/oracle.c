@@ -107,8 +107,9 @@ static bool everything_happened(const HistoryStats *s)
     bool all = s->points && s->deletes && s->moves && s->recoveries && s->refused && s->flips && s->disks_checked;
     for (DiskMode m = DISK_FULL; m <= DISK_COMPARE; m++)
         all = all && s->modes[m];
-    for (ChainReason r = CHAIN_REQUESTED; r < CHAIN_OTHER_LAYOUT; r++) // the layout of a repository never changes
+    for (ChainReason r = CHAIN_REQUESTED; r <= CHAIN_NOT_TRACKED; r++)
         all = all && s->reasons[r];
+    all = all && s->reasons[CHAIN_TRACKING_LOST]; // the model has no other loss, no audits, one layout
     for (JobKill k = KILL_FROZEN; k < JOB_KILLS; k++)
         all = all && s->kills[k];
     if (!all)

@@ -25,6 +25,9 @@ static void on_progress(void *ctx, const MoverProgress *p)
     c->disk->progress.transferred_bytes += c->before.transferred_bytes;
     c->disk->progress.zero_bytes += c->before.zero_bytes;
     c->disk->progress.changed_bytes += c->before.changed_bytes;
+    c->disk->progress.kept_bytes += c->before.kept_bytes;
+    if (c->before.size > 0) // a second pass: the bar does not begin anew
+        c->disk->progress.done_bytes = c->before.done_bytes;
     pthread_mutex_unlock(&c->job->lock);
 }
 
@@ -44,27 +47,23 @@ static void close_ends(Copy *c)
     blocks_cleanup(&c->from);
 }
 
-static void log_wrong(const Copy *c, const MoverResult *missed)
+// Everything is read and sent once more; what the parent has the same is not stored.
+static bool send_all(Copy *c, const MoverSpec *first, MoverResult *result, Err *err)
 {
-    log_error("ALARM: change tracking had missed changes; the disk was compared", LOG_STR("job", c->job->spec->job_id),
-              LOG_STR("disk", c->disk->source->key), LOG_NUM("missed_bytes", missed->total.transferred_bytes));
-}
-
-// Everything is read and held against what the image shows by now; what differs is what tracking missed.
-static bool compare_all(Copy *c, const MoverSpec *tracked, MoverResult *result, Err *err)
-{
-    MoverSpec spec = *tracked;
+    MoverSpec spec = *first;
     MoverResult all;
+    log_error("ALARM: change tracking had missed changes; all of the disk is compared",
+              LOG_STR("job", c->job->spec->job_id), LOG_STR("disk", c->disk->source->key));
     c->before = result->total;
     spec.plan = MOVER_ALL;
-    spec.known = &c->known;
+    spec.known = NULL; // of this pass: its leaves show what the first one sent
     spec.resume = NULL;
     spec.planned = NULL;
     if (!mover_copy(&spec, &all, err))
         return err_context(err, "comparing the disk, since its audit failed");
-    log_wrong(c, &all);
     result->total.transferred_bytes += all.total.transferred_bytes;
     result->total.changed_bytes += all.total.changed_bytes;
+    result->total.kept_bytes = 0;
     result->coverage = all.coverage;
     return true;
 }
@@ -81,16 +80,17 @@ static bool copy_audited(Copy *c, MoverSpec *spec, MoverResult *ret, uint64_t *r
     spec->planned_ctx = audit;
     bool fine = mover_copy(spec, ret, err) &&
         audit_disk(c->job, c->disk, audit, c->from, &c->known, clock_mono_ms() - began, &found, err) &&
-        (found.figures.wrong == 0 || compare_all(c, spec, ret, err));
+        (found.figures.wrong == 0 || send_all(c, spec, ret, err));
     audit_free(audit);
     *ret_audited = fine ? found.read_bytes : 0;
     return fine;
 }
 
-// Is some of what tracking calls unchanged looked at? The parent's hashes are needed for it.
+// Is some of what is not read looked at? The sink's hashes are needed for it.
 static bool is_audited(const Copy *c)
 {
-    return c->disk->answer->mode == DISK_TRACKED && c->job->order.audit_blocks > 0 && c->disk->answer->leaves_uri;
+    const AnnounceAnswerDisk *a = c->disk->answer;
+    return (a->mode == DISK_TRACKED || a->resume) && c->job->order.audit_blocks > 0 && a->leaves_uri;
 }
 
 static void *copy_thread(void *ctx)
@@ -100,14 +100,14 @@ static void *copy_thread(void *ctx)
     MoverResult result;
     uint64_t audited_bytes = 0;
     Err err = ERR_INIT;
-    bool tracked = c->disk->answer->mode == DISK_TRACKED;
+    DiskMode mode = c->disk->answer->mode;
     MoverSpec spec = {
         .from = c->from,
         .to = c->to,
         .size = c->disk->source->size,
         .cluster_size = j->order.cluster_size,
-        .plan = tracked ? MOVER_TRACKED : MOVER_ALL,
-        .known = c->known.leaves && !tracked ? &c->known : NULL,
+        .plan = mode == DISK_TRACKED ? MOVER_TRACKED : MOVER_ALL,
+        .known = c->known.leaves && mode == DISK_COMPARE ? &c->known : NULL,
         .resume = c->disk->answer->resume ? &c->resume : NULL,
         .cancel = j->spec->stop,
         .progress = on_progress,

@@ -91,7 +91,8 @@ static bool record_backup(Job *j, bool *ret_unknown, Err *err)
                                     .digest = sent->digest,
                                     .areas = d->result.areas,
                                     .area_bytes = d->result.area_bytes,
-                                    .read_bytes = d->result.total.changed_bytes + d->audited_bytes};
+                                    .read_bytes = d->result.total.changed_bytes + d->audited_bytes,
+                                    .kept_bytes = d->result.total.kept_bytes};
         c.bytes_transferred += d->result.total.transferred_bytes;
     }
     Call call = {.completion = &c};

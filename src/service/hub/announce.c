@@ -106,6 +106,7 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, cons
         // damage would show through an increment, which leaves out what has not changed; a point that is suspect for
         // another reason still holds what its hashes say
         .parent_damaged = parent && (!intact || point->damaged),
+        .parent_refuted = parent && parent->refuted,
         .parent_suspect = point->suspect,
         .size = a->size,
         .parent_size = parent ? parent->size : 0,
@@ -140,13 +141,15 @@ static bool same_text(const char *a, const char *b)
 }
 
 // The same disk, on the same parent, of which the source can tell what changed: then the interrupted job's image is
-// gone on from. docs/internals/resume.md.
+// gone on from. docs/internals/resume.md. Not where an audit has found that the source cannot tell.
 static bool plan_resume(Plan *p, const AnnounceDisk *a, StoreDisk *d, EngineConfig *c, Err *err)
 {
     const StoreDisk *old = row_of(p->interrupted_disks, p->interrupted_len, a->disk_key);
-    if (!c->journal || !a->resumes || !old || !old->token || old->size != d->size || !same_text(old->mode, d->mode) ||
-        old->disk_no != d->disk_no || !same_text(old->parent_backup_id, d->parent_backup_id) ||
-        !same_text(p->interrupted.context, p->b.context))
+    bool doubted = str_eq(d->reason, chain_reason_name(CHAIN_AUDIT_FAILED)) ||
+        str_eq(d->reason, chain_reason_name(CHAIN_PARENT_SUSPECT));
+    if (doubted || !c->journal || !a->resumes || !old || !old->token || old->size != d->size ||
+        !same_text(old->mode, d->mode) || old->disk_no != d->disk_no ||
+        !same_text(old->parent_backup_id, d->parent_backup_id) || !same_text(p->interrupted.context, p->b.context))
         return true;
     if (!hub_resume_paths(&p->repo, &p->interrupted, old, &c->resume_image, &c->resume_journal, err))
         return false;
@@ -344,9 +347,9 @@ static bool answer_disk(const Plan *p, const StoreDisk *d, AnnounceAnswer *answe
     if (!disk_mode_parse(d->mode, &a->mode, err) || !chain_reason_parse(d->reason, &a->reason, err) ||
         !mem_replace(&a->disk_key, d->disk_key, err) || !(a->uri = exporter_uri(d->socket, d->export_name, err)))
         return false;
-    if (a->mode == DISK_FULL)
+    if (a->mode == DISK_FULL && !a->resume)
         return true;
-    // everything is read: what equals the parent need not travel; of a tracked disk some is, for its audit
+    // what equals the parent need not travel; and audits of a tracked disk, of one that goes on
     cleanup_free char *leaves = mem_printf(err, "%s" ENGINE_LEAVES, d->export_name);
     a->hash_seed = p->repo.info.hash.seed;
     return leaves && (a->leaves_uri = exporter_uri(d->socket, leaves, err)) &&

@@ -2,12 +2,7 @@
 #include "base/log.h"
 #include "service/hub/internal.h"
 
-static AuditFigures figures_of(const StoreDisk *d)
-{
-    return (AuditFigures){d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
-}
-
-static const StoreDisk *disk_by_key(const StoreDisk *disks, size_t n, const char *key)
+static StoreDisk *disk_by_key(StoreDisk *disks, size_t n, const char *key)
 {
     for (size_t i = 0; i < n; i++)
         if (strcmp(disks[i].disk_key, key) == 0)
@@ -15,75 +10,102 @@ static const StoreDisk *disk_by_key(const StoreDisk *disks, size_t n, const char
     return NULL;
 }
 
-// Does this point's disk rest on tracking that nobody has looked at? Then it is doubted, and its parent is next:
-// *ret_next (new memory), NULL: there is none.
-static bool doubt_point(Hub *h, const char *id, const char *disk_key, json_t *ids, char **ret_next, Err *err)
+static bool is_tracked(const StoreDisk *d)
 {
-    StoreDisk *disks = NULL;
-    size_t len = 0;
-    *ret_next = NULL;
-    if (!store_disk_list(h->store, id, &disks, &len, err))
-        return false;
-    const StoreDisk *d = disk_by_key(disks, len, disk_key); // none: it was deleted, or never held the disk
-    AuditFigures figures = d ? figures_of(d) : (AuditFigures){0};
-    bool ok = true;
-    if (d && strcmp(d->mode, disk_mode_name(DISK_TRACKED)) == 0 && !audit_is_clean(&figures)) {
-        log_error("a point is suspect: a later audit found change tracking wrong", LOG_STR("job", id),
-                  LOG_STR("disk", disk_key));
-        ok = store_backup_set_doubted(h->store, id, err) && (!ids || codec_json_push(ids, json_string(id), err)) &&
-            (!d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err)));
-    }
-    STORE_LIST_FREE(disks, len, store_disk_clear);
-    return ok;
+    return strcmp(d->mode, disk_mode_name(DISK_TRACKED)) == 0;
 }
 
-bool hub_doubt(Hub *h, const char *first_id, const char *disk_key, json_t *ids, Err *err)
+// Marked once: a scan comes here each time.
+static bool doubt_point(Hub *h, const StoreBackup *b, const char *disk_key, json_t *ids, Err *err)
+{
+    if (ids && !codec_json_push(ids, json_string(b->id), err))
+        return false;
+    if (b->doubted)
+        return true;
+    log_error("a point is suspect: a later audit found change tracking wrong", LOG_STR("job", b->id),
+              LOG_STR("disk", disk_key));
+    return store_backup_set_doubted(h->store, b->id, err);
+}
+
+// A point that rests on the word of tracking, if only for what it kept of an interrupted backup, is doubted unless its
+// own audit was clean. There, and at a full, it ends: *ret_next is NULL. Else the parent is next (new memory).
+static bool doubt_disk(Hub *h, const StoreBackup *b, const StoreDisk *d, json_t *ids, char **ret_next, Err *err)
+{
+    AuditFigures figures = {d->audited, d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
+    *ret_next = NULL;
+    if (audit_is_clean(&figures))
+        return true;
+    if ((is_tracked(d) || d->kept_bytes > 0) && !doubt_point(h, b, d->disk_key, ids, err))
+        return false;
+    return !d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err));
+}
+
+bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *disk_key, json_t *ids, Err *err)
 {
     cleanup_free char *id = mem_strdup(first_id, err);
-    if (!id)
-        return false;
-    while (id) {
-        char *next;
-        if (!doubt_point(h, id, disk_key, ids, &next, err))
-            return false;
+    bool ok = id != NULL;
+    while (ok && id) {
+        StoreBackup cleanup_backup b = {0};
+        StoreDisk *disks = NULL;
+        size_t len = 0;
+        char *next = NULL;
+        bool exists; // a parent that is not in the catalogue says nothing
+        ok = store_backup_exists(h->store, id, &exists, err) &&
+            (!exists || (store_backup_get(h->store, id, &b, err) && store_disk_list(h->store, id, &disks, &len, err)));
+        const StoreDisk *d = ok ? disk_by_key(disks, len, disk_key) : NULL;
+        if (d && b.repository_id == repository_id)
+            ok = doubt_disk(h, &b, d, ids, &next, err);
+        STORE_LIST_FREE(disks, len, store_disk_clear);
         free(id);
         id = next;
     }
-    return true;
+    return ok;
 }
 
-// A failed audit makes the disk a comparison, which the client then sends.
-static bool note_failed(Hub *h, const WorkAudit *a, StoreDisk *d, json_t *ids, Err *err)
+// A failed audit makes a tracked disk a comparison, which the client then sends. That the change set since the parent
+// is not to be trusted is noted at the parent: should this job fail, the next one must not use it either.
+static bool note_failed(Hub *h, const StoreBackup *b, const WorkAudit *a, StoreDisk *d, json_t *ids, Err *err)
 {
     const char *reason = chain_reason_name(CHAIN_AUDIT_FAILED);
     cleanup_free char *text = mem_printf(
         err, "%llu of %llu blocks that change tracking calls unchanged are not (one at offset %llu)",
         (unsigned long long)a->figures.wrong, (unsigned long long)a->figures.checked, (unsigned long long)a->wrong_at);
-    return text && mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err) && mem_replace(&d->reason, reason, err) &&
-        mem_replace(&d->reason_text, text, err) &&
-        store_backup_give_reason(h->store, d->backup_id, reason, text, err) &&
-        hub_doubt(h, d->parent_backup_id, d->disk_key, ids, err);
+    if (!text || (is_tracked(d) && !mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err)) ||
+        !mem_replace(&d->reason, reason, err) || !mem_replace(&d->reason_text, text, err) ||
+        !store_backup_give_reason(h->store, d->backup_id, reason, text, err))
+        return false;
+    return !d->parent_backup_id ||
+        (store_disk_set_refuted(h->store, d->parent_backup_id, d->disk_key, err) &&
+         hub_doubt(h, b->repository_id, d->parent_backup_id, d->disk_key, ids, err));
 }
 
-static bool note(Hub *h, const char *id, const WorkAudit *a, json_t *ids, Err *err)
+static bool check(const StoreBackup *b, const StoreDisk *d, const WorkAudit *a, Err *err)
+{
+    if (strcmp(b->status, "running") != 0)
+        return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", b->id, b->status);
+    if (!d)
+        return err_set(err, ERR_INVALID, "disk %llu is not of this job", (unsigned long long)a->disk_id);
+    if (!is_tracked(d) && !d->resumed && d->wrong_blocks == 0)
+        return err_set(err, ERR_CONFLICT, "disk %s is read whole: there is nothing to audit", d->disk_key);
+    if (a->figures.unchanged > d->size || a->wrong_at >= d->size)
+        return err_set(err, ERR_INVALID, "disk %s is not as large as that", d->disk_key);
+    if (d->wrong_blocks > 0 && a->figures.wrong == 0) // once found, for good
+        return err_set(err, ERR_CONFLICT, "the audit of disk %s has failed already", d->disk_key);
+    return true;
+}
+
+static bool note(Hub *h, const char *id, const WorkAudit *a, const char **ret_mode, json_t *ids, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     StoreDisk *disks = NULL, *d = NULL;
     size_t len = 0;
+    DiskMode mode = DISK_FULL;
     if (!store_backup_get(h->store, id, &b, err) || !store_disk_list(h->store, id, &disks, &len, err))
         return false;
     for (size_t i = 0; i < len; i++)
         if (disks[i].disk_id == a->disk_id)
             d = &disks[i];
-    bool ok = true;
-    if (strcmp(b.status, "running") != 0)
-        ok = err_set(err, ERR_CONFLICT, "backup %s is %s, not running", id, b.status);
-    else if (!d)
-        ok = err_set(err, ERR_INVALID, "disk %llu is not of this job", (unsigned long long)a->disk_id);
-    else if (!d->parent_backup_id || (strcmp(d->mode, disk_mode_name(DISK_TRACKED)) != 0 && d->wrong_blocks == 0))
-        ok = err_set(err, ERR_CONFLICT, "disk %s is no tracked one: there is nothing to audit", d->disk_key);
-    else if (d->wrong_blocks > 0 && a->figures.wrong == 0) // once found, for good
-        ok = err_set(err, ERR_CONFLICT, "the audit of disk %s has failed already", d->disk_key);
+    bool ok = check(&b, d, a, err);
     if (ok) {
         d->unchanged_blocks = a->figures.unchanged;
         d->checked_blocks = a->figures.checked;
@@ -92,9 +114,10 @@ static bool note(Hub *h, const char *id, const WorkAudit *a, json_t *ids, Err *e
             log_error("ALARM: change tracking is wrong; the disk is compared", LOG_STR("job", id),
                       LOG_STR("disk", d->disk_key), LOG_NUM("wrong_blocks", a->figures.wrong),
                       LOG_NUM("checked_blocks", a->figures.checked), LOG_NUM("wrong_at", a->wrong_at));
-            ok = note_failed(h, a, d, ids, err);
+            ok = note_failed(h, &b, a, d, ids, err);
         }
-        ok = ok && store_disk_set_audit(h->store, d, err);
+        ok = ok && store_disk_set_audit(h->store, d, err) && disk_mode_parse(d->mode, &mode, err);
+        *ret_mode = disk_mode_name(mode);
     }
     STORE_LIST_FREE(disks, len, store_disk_clear);
     return ok;
@@ -103,19 +126,19 @@ static bool note(Hub *h, const char *id, const WorkAudit *a, json_t *ids, Err *e
 bool hub_job_audit(Hub *h, const char *id, const WorkAudit *a, json_t **ret, Err *err)
 {
     Running *r;
+    const char *mode = NULL;
     json_t *o = json_object(), *ids = json_array();
     bool ok = ((o && ids) || err_no_memory(err)) && hub_running_lock(h, id, &r, err);
     if (ok) {
         ok = store_begin(h->store, err);
-        if (ok && !note(h, id, a, ids, err)) {
+        if (ok && !note(h, id, a, &mode, ids, err)) {
             store_rollback(h->store);
             ok = false;
         }
         ok = ok && store_commit(h->store, err);
         hub_running_unlock(h, r);
     }
-    ok = ok && codec_json_set_text(o, "backup_id", id, err) &&
-        codec_json_set_text(o, "mode", disk_mode_name(a->figures.wrong > 0 ? DISK_COMPARE : DISK_TRACKED), err) &&
+    ok = ok && codec_json_set_text(o, "backup_id", id, err) && codec_json_set_text(o, "mode", mode, err) &&
         codec_json_set(o, "suspect", json_incref(ids), err);
     json_decref(ids);
     if (!ok) {

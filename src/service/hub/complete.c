@@ -38,6 +38,7 @@ static bool take_change_ids(const Completion *c, StoreDisk *disks, size_t n, Err
             disks[i].areas = said->areas;
             disks[i].area_bytes = said->area_bytes;
             disks[i].read_bytes = MIN(said->read_bytes, HUB_BYTES_MAX);
+            disks[i].kept_bytes = MIN(said->kept_bytes, disks[i].size);
         }
         if (said && said->bytes_transferred)
             disks[i].transferred_bytes = MIN(said->bytes_transferred, HUB_BYTES_MAX);
@@ -57,17 +58,16 @@ static bool seal(const StoreDisk *d, const CompletionDisk *said, const atomic_bo
     // an earlier hub's seal may be under way: its answer comes first
     if (!exporter_call_until(d->control, &(EngineRequest){.op = ENGINE_STATUS}, SEAL_TIMEOUT_MS, stop, &answer, err))
         return false;
-    if (!answer.sealed) {
-        EngineRequest req = {.op = ENGINE_SEAL};
-        if (said && said->have_coverage) {
-            req.have_expect = true;
-            req.extents = said->extents;
-            req.bytes = said->covered_bytes;
-            req.digest = said->digest;
-        }
-        if (!exporter_call_until(d->control, &req, SEAL_TIMEOUT_MS, stop, &answer, err))
-            return false;
+    EngineRequest req = {.op = ENGINE_SEAL};
+    if (said && said->have_coverage) {
+        req.have_expect = true;
+        req.extents = said->extents;
+        req.bytes = said->covered_bytes;
+        req.digest = said->digest;
     }
+    // sealed already, it says what it sealed, and refuses other numbers than it was given then
+    if (!exporter_call_until(d->control, &req, SEAL_TIMEOUT_MS, stop, &answer, err))
+        return false;
     *ret = answer;
     return true;
 }

@@ -100,8 +100,9 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
         !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->client, c->client, err))
         return false;
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
-    ok = ok && own_run_dir(h, run_dir, err) && store_open_sqlite(database, &h->store, err) && check_boot(h, err) &&
-        hub_recover(h, err) && hub_supervisor_start(h, err);
+    ok = ok && own_run_dir(h, run_dir, err) &&
+        (c->mariadb ? store_open_mariadb(c->mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
+        check_boot(h, err) && hub_recover(h, err) && hub_supervisor_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;

@@ -10,19 +10,20 @@
 #include <jansson.h>
 
 typedef struct HubConfig {
-    const char *data_dir;    // made if it is not there; locked
-    const char *key_file;    // opens the sources' passwords; NULL: secret.key in the data folder
-    const char *run_dir;     // sockets; NULL: a short default for this data folder
-    const char *plugin;      // path of nbdkit-sendense-plugin.so
-    const char *client;      // path of sendense-backup-client
-    unsigned max_jobs;       // running at a time
-    unsigned chain_limit;    // points in a chain, then a full
-    unsigned lease_s;        // a client silent for longer has failed
-    unsigned claim_s;        // a job that nobody claims has failed after this
-    unsigned export_idle_s;  // an export that nobody reads from ends after this
-    unsigned keep_hours;     // partial images of failed jobs are kept, for the next job to go on from; 0: none is
-    unsigned checkpoint_mib; // stored between two points of time from which an interrupted backup goes on
-    unsigned audit_blocks;   // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
+    const StoreMariadb *mariadb; // NULL: SQLite, in the data folder
+    const char *data_dir;        // made if it is not there; locked
+    const char *key_file;        // opens the sources' passwords; NULL: secret.key in the data folder
+    const char *run_dir;         // sockets; NULL: a short default for this data folder
+    const char *plugin;          // path of nbdkit-sendense-plugin.so
+    const char *client;          // path of sendense-backup-client
+    unsigned max_jobs;           // running at a time
+    unsigned chain_limit;        // points in a chain, then a full
+    unsigned lease_s;            // a client silent for longer has failed
+    unsigned claim_s;            // a job that nobody claims has failed after this
+    unsigned export_idle_s;      // an export that nobody reads from ends after this
+    unsigned keep_hours;         // partial images of failed jobs are kept, for the next job to go on from; 0: none is
+    unsigned checkpoint_mib;     // stored between two points of time from which an interrupted backup goes on
+    unsigned audit_blocks;       // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
 } HubConfig;
 
 typedef struct Hub Hub;

@@ -9,7 +9,8 @@
 #include <stdatomic.h>
 
 // A job that this process has to do with: its client and exporters. The entry's lock orders whoever changes the
-// job: announce, complete, fail, cancel, the supervisor. Lock order: entry, then store; never the other way round.
+// job: announce, audit, complete, fail, cancel, the supervisor. Lock order: entry, then store; never the other way
+// round.
 typedef struct Running {
     char *id;
     unsigned users; // waiting or holding
@@ -129,9 +130,10 @@ bool hub_inherit_damage(Hub *h, const char *id, const StoreDisk *disks, size_t n
 bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err) must_check;
 
 // ---- audit.c
-// A disk's audit failed: the points that it rests on by tracking alone are suspect. first_id: the disk's parent. Their
-// IDs are added to ids (may be NULL). The caller has a transaction open.
-bool hub_doubt(Hub *h, const char *first_id, const char *disk_key, json_t *ids, Err *err) must_check;
+// A disk's audit failed: the points that it rests on by tracking alone are suspect. first_id: the disk's parent, in
+// that repository. Their IDs are added to ids (may be NULL). The caller has a transaction open.
+bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *disk_key, json_t *ids, Err *err)
+    must_check;
 
 // ---- sources.c
 // ERR_UNAVAILABLE titled "key file not usable".

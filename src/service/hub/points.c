@@ -37,7 +37,8 @@ static bool record_disk_from_row(const StoreDisk *d, const HashSpec *hash, Recor
                     .areas = d->areas,
                     .area_bytes = d->area_bytes,
                     .read_bytes = d->read_bytes,
-                    .audit = {d->unchanged_blocks, d->checked_blocks, d->wrong_blocks}};
+                    .kept_bytes = d->kept_bytes,
+                    .audit = {d->audited, d->unchanged_blocks, d->checked_blocks, d->wrong_blocks}};
     bool ok = mem_replace(&r.disk_key, d->disk_key, err) && mem_replace(&r.label, d->label ? d->label : "", err) &&
         mem_replace(&r.backing_identity, d->backing_identity ? d->backing_identity : "", err) &&
         mem_replace(&r.reason_text, d->reason_text ? d->reason_text : "", err) &&
@@ -153,6 +154,8 @@ static bool row_from_record_disk(const Record *rec, const RecordDisk *d, const H
                    .areas = d->areas,
                    .area_bytes = d->area_bytes,
                    .read_bytes = d->read_bytes,
+                   .kept_bytes = d->kept_bytes,
+                   .audited = d->audit.made,
                    .unchanged_blocks = d->audit.unchanged,
                    .checked_blocks = d->audit.checked,
                    .wrong_blocks = d->audit.wrong,

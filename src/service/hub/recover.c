@@ -139,13 +139,14 @@ static bool add_points(Hub *h, const StoreRepository *repository, const Repo *re
     return true;
 }
 
-// Audits are in the records: a catalogue that is made anew knows what they found.
-static bool mark_doubted(Hub *h, const RepoScan *scan, Err *err)
+// A point that was compared because of an audit says so in its record: a catalogue made anew doubts the same ones.
+static bool mark_doubted(Hub *h, const StoreRepository *repository, const RepoScan *scan, Err *err)
 {
     for (size_t i = 0; i < scan->len; i++)
         for (size_t k = 0; k < scan->records[i].disks_len; k++) {
             const RecordDisk *d = &scan->records[i].disks[k];
-            if (d->audit.wrong > 0 && !hub_doubt(h, d->parent_backup_id, d->disk_key, NULL, err))
+            if (d->reason == CHAIN_AUDIT_FAILED && d->parent_backup_id &&
+                !hub_doubt(h, repository->id, d->parent_backup_id, d->disk_key, NULL, err))
                 return false;
         }
     return true;
@@ -206,7 +207,7 @@ static bool update_catalogue(Hub *h, const StoreRepository *repository, const Re
 {
     StoreRepository cleanup_repository still = {0};
     return store_repository_get(h->store, repository->id, &still, err) && // not removed since the scan began
-        add_points(h, repository, repo, scan, counts, err) && mark_doubted(h, scan, err) &&
+        add_points(h, repository, repo, scan, counts, err) && mark_doubted(h, repository, scan, err) &&
         mark_missing(h, repository, repo, scan, counts->missing, err) && mark_broken(h, repository, scan, err);
 }
 

@@ -20,8 +20,8 @@ bool hub_view_strings(const char *json_list, json_t **ret, Err *err)
 
 static bool view_audit(const StoreDisk *d, json_t *disk, Err *err)
 {
-    AuditFigures figures = {d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
-    json_t *o = figures.unchanged > 0 ? json_object() : json_null();
+    AuditFigures figures = {d->audited, d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
+    json_t *o = figures.made ? json_object() : json_null();
     if (!o)
         return err_no_memory(err);
     if (json_is_object(o) &&

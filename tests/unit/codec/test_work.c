@@ -38,7 +38,7 @@
 #define COMPLETION                                                                                                     \
     "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"area_bytes\":3,\"areas\":2,\"bytes_transferred\":9," \
     "\"change_id\":\"u/2\",\"covered_bytes\":512,\"digest\":\"00000000000000ff\",\"disk_id\":2000,"                    \
-    "\"extents\":1,\"read_bytes\":4,\"tracking\":\"none\"}]}"
+    "\"extents\":1,\"kept_bytes\":6,\"read_bytes\":4,\"tracking\":\"none\"}]}"
 #define AUDIT "{\"checked_blocks\":3,\"disk_id\":2000,\"unchanged_blocks\":4,\"wrong_at\":65536,\"wrong_blocks\":1}"
 
 // Decoding and encoding gives the text back; with any one member missing it fails or still round-trips to a text; every

@@ -43,6 +43,10 @@ static void test_each_rule(void **state)
     expect(&in, DISK_FULL, CHAIN_NEW_DISK);
     in = fine(), in.parent_damaged = true;
     expect(&in, DISK_FULL, CHAIN_PARENT_DAMAGED);
+    in = fine(), in.parent_refuted = in.parent_suspect = true; // by the audit itself
+    expect(&in, DISK_COMPARE, CHAIN_AUDIT_FAILED);
+    in = fine(), in.parent_refuted = in.parent_damaged = true;
+    expect(&in, DISK_FULL, CHAIN_PARENT_DAMAGED);
     in = fine(), in.parent_suspect = true;
     expect(&in, DISK_COMPARE, CHAIN_PARENT_SUSPECT);
     in = fine(), in.size++;

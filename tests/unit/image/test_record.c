@@ -72,7 +72,8 @@ static Record sample(const HashSpec *spec)
         .areas = 7,
         .area_bytes = 4097,
         .read_bytes = 70000,
-        .audit = {.unchanged = 15, .checked = 14},
+        .kept_bytes = 65536,
+        .audit = {.made = true, .unchanged = 15, .checked = 14},
         .root = some_hash(spec, "root"),
         .metadata = some_hash(spec, "metadata"),
         .hashes_digest = some_hash(spec, "digest"),
@@ -121,7 +122,8 @@ static void round_trip(void **state)
         assert_int_equal(back.disks[0].mode, DISK_TRACKED);
         assert_true(back.disks[0].areas == 7 && back.disks[0].area_bytes == 4097 && back.disks[0].read_bytes == 70000);
         assert_true(back.disks[0].audit.unchanged == 15 && back.disks[0].audit.checked == 14);
-        assert_true(back.disks[1].audit.unchanged == 0 && back.disks[1].areas == 0);
+        assert_true(back.disks[0].audit.made && back.disks[0].kept_bytes == 65536);
+        assert_true(!back.disks[1].audit.made && back.disks[1].areas == 0);
         assert_string_equal(back.disks[0].backing_name, r.disks[0].backing_name);
         assert_true(hash_equal(&back.disks[0].root, &r.disks[0].root));
         assert_true(back.disks[1].size == DISK_SIZE_MAX);
@@ -324,7 +326,7 @@ static void hostile_members(void **state)
         {0, "wrong_blocks", "1"}, // then it were compared
         {0, "checked_blocks", "16"},
         {0, "areas", "-1"},
-        {1, "unchanged_blocks", "1"}, // a full has no audit
+        {1, "unchanged_blocks", "1"}, // without an audit
         {0, "root", "\"00\""},
         {0, "root", "\"zz\""},
         {0, "metadata", NULL},

@@ -154,6 +154,20 @@ static void test_as_many_as_asked_for(void **state)
     }
 }
 
+// A thin disk, nearly all of it said to be zero: what is left is looked at as far as was asked for.
+static void test_few_are_left(void **state)
+{
+    (void)state;
+    UnitRandom r = unit_random();
+    Err err = ERR_INIT;
+    Case c = make_case(&r, 20000 * CLUSTER, 300, true);
+    AuditResult result;
+    send_cluster(&c, 100, 19500);
+    assert_ok(run(&c, &result, &err), &err);
+    assert_true(result.figures.unchanged == 500 && result.figures.checked == 300);
+    free_case(&c);
+}
+
 static void test_all_changed(void **state)
 {
     (void)state;
@@ -163,7 +177,7 @@ static void test_all_changed(void **state)
     AuditResult result;
     send_cluster(&c, 0, 50);
     assert_ok(run(&c, &result, &err), &err);
-    assert_true(result.figures.unchanged == 0 && result.figures.checked == 0);
+    assert_true(result.figures.made && result.figures.unchanged == 0 && result.figures.checked == 0);
     free_case(&c);
 }
 
@@ -238,6 +252,7 @@ int main(void)
         cmocka_unit_test(test_a_lie_is_found_wherever_it_is),
         cmocka_unit_test(test_drawn_evenly),
         cmocka_unit_test(test_as_many_as_asked_for),
+        cmocka_unit_test(test_few_are_left),
         cmocka_unit_test(test_all_changed),
         cmocka_unit_test(test_no_time_left),
         cmocka_unit_test(test_each_request_fails),

@@ -6,14 +6,51 @@
 #include "store/db.h"
 #include "store/store.h"
 
+#include <mysql.h>
+
+// Over SQLite; and, where SENDENSE_TEST_MARIADB names a server's socket (tests/tools/with-mariadb), over MariaDB.
+
+#define DATABASE "sendense_test"
+
 typedef struct Fixture {
     void *folder;
     Store *store;
     char path[256];
     int64_t repository;
+    const char *mariadb; // its socket; NULL: SQLite
 } Fixture;
 
 static Fixture fx;
+
+static StoreMariadb server(void)
+{
+    return (StoreMariadb){.host = fx.mariadb, .name = DATABASE, .user = "root"};
+}
+
+static bool open_store(Store **ret, Err *err)
+{
+    StoreMariadb spec = server();
+    return fx.mariadb ? store_open_mariadb(&spec, ret, err) : store_open_sqlite(fx.path, ret, err);
+}
+
+static bool open_db(Db **ret, Err *err)
+{
+    StoreMariadb spec = server();
+    return fx.mariadb ? db_mariadb_open(&spec, ret, err) : db_sqlite_open(fx.path, ret, err);
+}
+
+// What no user of the store does.
+static void ask_server(const char *sql)
+{
+    MYSQL *m = mysql_init(NULL);
+    unsigned protocol = MYSQL_PROTOCOL_SOCKET;
+    assert_non_null(m);
+    assert_int_equal(mysql_optionsv(m, MYSQL_OPT_PROTOCOL, (void *)&protocol), 0);
+    assert_non_null(mysql_real_connect(m, NULL, "root", "", NULL, 0, fx.mariadb, 0));
+    if (mysql_query(m, sql) != 0)
+        fail_msg("%s: %s", sql, mysql_error(m));
+    mysql_close(m);
+}
 
 static int setup(void **state)
 {
@@ -23,14 +60,21 @@ static int setup(void **state)
     if (unit_folder_setup(&fx.folder) != 0)
         return -1;
     (void)snprintf(fx.path, sizeof(fx.path), "%s", unit_path(&fx.folder, "sendense.db"));
+    fx.mariadb = getenv("SENDENSE_TEST_MARIADB");
+    if (fx.mariadb) {
+        ask_server("DROP DATABASE IF EXISTS " DATABASE);
+        ask_server("CREATE DATABASE " DATABASE " CHARACTER SET latin1"); // whatever it is, our tables have their own
+    }
     StoreRepository r = {.name = (char *)"r",
                          .uuid = (char *)"u",
                          .path = (char *)"/r",
                          .hash_algorithm = (char *)"xxh3-128",
                          .cluster_size = 65536,
                          .created_us = 1};
-    return store_open_sqlite(fx.path, &fx.store, &err) && store_repository_add(fx.store, &r, &fx.repository, &err) ? 0
-                                                                                                                   : -1;
+    if (open_store(&fx.store, &err) && store_repository_add(fx.store, &r, &fx.repository, &err))
+        return 0;
+    print_error("%s\n", err.details);
+    return -1;
 }
 
 static int teardown(void **state)
@@ -275,6 +319,8 @@ static void test_disk_numbers_are_given_once(void **state)
 static void test_migration_copies_an_older_database(void **state)
 {
     (void)state;
+    if (fx.mariadb)
+        skip(); // it is copied with MariaDB's own tools
     Err err = ERR_INIT;
     Db *db = NULL;
     char copy[300];
@@ -297,6 +343,8 @@ static void test_migration_copies_an_older_database(void **state)
         "ALTER TABLE backup_disks DROP COLUMN unchanged_blocks",
         "ALTER TABLE backup_disks DROP COLUMN checked_blocks",
         "ALTER TABLE backup_disks DROP COLUMN wrong_blocks",
+        "ALTER TABLE backup_disks DROP COLUMN audited",
+        "ALTER TABLE backup_disks DROP COLUMN refuted",
         "INSERT INTO vms VALUES ('i', 'old', '{}', '[]', '2026-01-02T03:04:05.000006Z')",
     };
     for (size_t i = 0; i < ARRAY_LEN(back); i++)
@@ -329,12 +377,153 @@ static void test_newer_database_is_refused(void **state)
     Store *other = NULL;
     store_close(fx.store);
     fx.store = NULL;
-    assert_ok(db_sqlite_open(fx.path, &db, &err), &err);
+    assert_ok(open_db(&db, &err), &err);
     assert_ok(
         db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (9999, 'x')", DB_NO_ARGS, NULL, &err),
         &err);
     db->ops->close(db);
-    assert_fails(store_open_sqlite(fx.path, &other, &err), &err, ERR_UNSUPPORTED);
+    assert_fails(open_store(&other, &err), &err, ERR_UNSUPPORTED);
+}
+
+// DDL is no part of a transaction in MariaDB: a step whose number was not noted any more is run again, and is fine.
+static void test_a_migration_that_was_cut_off_goes_on(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip(); // SQLite's are part of it
+    Err err = ERR_INIT;
+    Db *db = NULL;
+    int64_t newest, noted;
+    store_close(fx.store);
+    fx.store = NULL;
+    assert_ok(open_db(&db, &err), &err);
+    assert_ok(db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &newest, &err), &err);
+    for (int64_t version = newest; version >= 1; version--)
+        assert_ok(db_run(db, "DELETE FROM schema_migrations WHERE version = ?", DB_ARGS(DB_N(version)), NULL, &err),
+                  &err);
+    db->ops->close(db);
+    assert_ok(open_store(&fx.store, &err), &err);
+    store_close(fx.store);
+    fx.store = NULL;
+    assert_ok(open_db(&db, &err), &err);
+    assert_ok(db_number(db, "SELECT COUNT(*) FROM schema_migrations", DB_NO_ARGS, 0, &noted, &err), &err);
+    assert_int_equal(noted, newest);
+    db->ops->close(db);
+    StoreRepository r = {0};
+    assert_ok(open_store(&fx.store, &err), &err);
+    assert_ok(store_repository_find(fx.store, "r", &r, &err), &err);
+    store_repository_clear(&r);
+}
+
+// Names that differ in case, in a blank behind them or in an accent are different names, as in SQLite.
+static void test_text_is_compared_byte_for_byte(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"web",
+                                        "Web",
+                                        "web ",
+                                        "w\xc3\xa9"
+                                        "b",
+                                        "\xf0\x9f\x92\xbe",
+                                        " web"};
+    Err err = ERR_INIT;
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        char id[8];
+        (void)snprintf(id, sizeof(id), "id-%zu", i);
+        StoreVm v = {
+            .id = id, .name = (char *)names[i], .source = (char *)"{}", .excluded = (char *)"[]", .created_us = 1};
+        assert_ok(store_vm_add(fx.store, &v, &err), &err);
+        assert_fails(store_vm_add(fx.store, &v, &err), &err, ERR_EXISTS);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        StoreVm got = {0};
+        assert_ok(store_vm_find(fx.store, names[i], &got, &err), &err);
+        assert_string_equal(got.name, names[i]);
+        store_vm_clear(&got);
+    }
+}
+
+// A VM's source may be a megabyte; a change of nothing counts as found.
+static void test_large_and_unchanged(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    size_t n = 1000000;
+    cleanup_free char *large = mem_calloc(n + 1, 1, &err);
+    assert_non_null(large);
+    memset(large, 'x', n);
+    StoreVm v = {
+        .id = (char *)"i", .name = (char *)"large", .source = large, .excluded = (char *)"[]", .created_us = 1};
+    StoreVm got = {0};
+    assert_ok(store_vm_add(fx.store, &v, &err), &err);
+    assert_ok(store_vm_update(fx.store, &v, &err), &err); // nothing differs
+    assert_ok(store_vm_find(fx.store, "large", &got, &err), &err);
+    assert_string_equal(got.source, large);
+    store_vm_clear(&got);
+    store_close(fx.store);
+    fx.store = NULL;
+    Db *db = NULL;
+    uint64_t found = 0;
+    assert_ok(open_db(&db, &err), &err);
+    assert_ok(db_run(db, "UPDATE vms SET name = 'large' WHERE name = ?", DB_ARGS(DB_T("large")), &found, &err), &err);
+    assert_int_equal(found, 1);
+    db->ops->close(db);
+}
+
+// The server went away and came back: the next question is answered, a transaction that was open is not carried on.
+static void test_a_connection_that_breaks(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip();
+    Err err = ERR_INIT;
+    StoreRepository r = {0};
+    const char *kill = "BEGIN NOT ATOMIC FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '" DATABASE
+                       "') DO EXECUTE IMMEDIATE CONCAT('KILL ', c.id); END FOR; END";
+    ask_server(kill);
+    assert_ok(store_repository_find(fx.store, "r", &r, &err), &err);
+    store_repository_clear(&r);
+    add("backup-v-1", "running", 1);
+    assert_ok(store_begin(fx.store, &err), &err);
+    assert_ok(store_backup_end(fx.store, "backup-v-1", "failed", "x", "y", 1, &(bool){false}, &err), &err);
+    ask_server(kill);
+    assert_fails(store_repository_find(fx.store, "r", &r, &err), &err, ERR_UNAVAILABLE);
+    assert_fails(store_commit(fx.store, &err), &err, ERR_UNAVAILABLE);
+    assert_status("backup-v-1", "running"); // nothing of it was kept
+    ask_server(kill);
+    assert_ok(store_begin(fx.store, &err), &err);
+    assert_ok(store_backup_end(fx.store, "backup-v-1", "failed", "x", "y", 1, &(bool){false}, &err), &err);
+    assert_ok(store_commit(fx.store, &err), &err);
+    assert_status("backup-v-1", "failed");
+}
+
+static void test_what_keeps_a_hub_out(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip();
+    Err err = ERR_INIT;
+    Store *other = NULL;
+    assert_fails(open_store(&other, &err), &err, ERR_BUSY); // we have it
+    StoreMariadb spec = server();
+    spec.name = "no_such_database";
+    assert_fails(store_open_mariadb(&spec, &other, &err), &err, ERR_NOT_FOUND);
+    ask_server("CREATE OR REPLACE USER weak@localhost IDENTIFIED BY 'right'");
+    ask_server("FLUSH PRIVILEGES");
+    Secret password = {0};
+    spec = server();
+    spec.user = "weak";
+    spec.password = &password;
+    assert_ok(secret_set(&password, "wrong", &err), &err);
+    assert_fails(store_open_mariadb(&spec, &other, &err), &err, ERR_FORBIDDEN);
+    assert_null(strstr(err.details, "wrong"));
+    assert_ok(secret_set(&password, "right", &err), &err);
+    assert_fails(store_open_mariadb(&spec, &other, &err), &err, ERR_FORBIDDEN); // no rights there
+    secret_clear(&password);
+    ask_server("DROP USER weak@localhost");
+    spec = server();
+    spec.host = "/nowhere/s";
+    assert_fails(store_open_mariadb(&spec, &other, &err), &err, ERR_UNAVAILABLE);
 }
 
 static void test_changeid_history(void **state)
@@ -463,6 +652,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_disk_numbers_are_given_once, setup, teardown),
         cmocka_unit_test_setup_teardown(test_migration_copies_an_older_database, setup, teardown),
         cmocka_unit_test_setup_teardown(test_newer_database_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_migration_that_was_cut_off_goes_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_text_is_compared_byte_for_byte, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_large_and_unchanged, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_connection_that_breaks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_what_keeps_a_hub_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sources, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_source_in_use_stays, setup, teardown),

@@ -1,0 +1,480 @@
+// MariaDB behind the seam: prepared statements over one connection, which is opened again when the server went away.
+// docs/internals/mariadb.md.
+#include "store/db.h"
+#include "base/str.h"
+
+#include <errmsg.h>
+#include <mysql.h>
+#include <mysqld_error.h>
+#include <stdio.h>
+
+#define CONNECT_S 10
+#define ANSWER_S 60
+#define SQL_MAX 65536
+#define TEXT_BYTES_MAX (16u << 20) // of one value that is read
+
+typedef struct DbMariadb {
+    Db base;
+    MYSQL *handle; // NULL: not connected
+    char *host, *name, *user;
+    Secret password;
+    unsigned port;
+    bool in_transaction;
+    bool lost; // the connection, within a transaction or not
+    uint64_t affected;
+    int64_t last_id;
+} DbMariadb;
+
+typedef struct Value {
+    long long number;
+    char *text; // owned; NULL: NULL, or a number
+    unsigned long length;
+    my_bool is_null;
+} Value;
+
+struct DbStmt {
+    DbMariadb *db;
+    MYSQL_STMT *handle;
+    MYSQL_BIND *params, *columns;
+    Value *given, *read;
+    unsigned params_len, columns_len;
+    bool executed;
+};
+
+static DbMariadb *self(Db *db)
+{
+    return (DbMariadb *)db;
+}
+
+// ---- errors
+
+static bool is_lost(unsigned code)
+{
+    return code == CR_SERVER_GONE_ERROR || code == CR_SERVER_LOST || code == CR_CONNECTION_ERROR ||
+        code == CR_CONN_HOST_ERROR || code == ER_SERVER_SHUTDOWN || code == ER_CONNECTION_KILLED;
+}
+
+static ErrCode code_of(unsigned code)
+{
+    switch (code) {
+    case ER_DUP_ENTRY:
+    case ER_DUP_ENTRY_WITH_KEY_NAME: return ERR_EXISTS;
+    case ER_ROW_IS_REFERENCED_2:
+    case ER_NO_REFERENCED_ROW_2: return ERR_CONFLICT; // another row needs it
+    case ER_DISK_FULL:
+    case ER_RECORD_FILE_FULL: return ERR_NO_SPACE;
+    case ER_ACCESS_DENIED_ERROR:
+    case ER_DBACCESS_DENIED_ERROR:
+    case ER_TABLEACCESS_DENIED_ERROR:
+    case ER_SPECIFIC_ACCESS_DENIED_ERROR: return ERR_FORBIDDEN;
+    case ER_BAD_DB_ERROR: return ERR_NOT_FOUND;
+    case CR_OUT_OF_MEMORY: return ERR_NO_MEMORY;
+    case ER_LOCK_WAIT_TIMEOUT:
+    case ER_LOCK_DEADLOCK:
+    case ER_OPTION_PREVENTS_STATEMENT: // read-only for a while
+    case ER_UNKNOWN_COM_ERROR:         // a Galera node that is not ready
+    case ER_CON_COUNT_ERROR: return ERR_UNAVAILABLE;
+    default: return is_lost(code) ? ERR_UNAVAILABLE : ERR_INTERNAL;
+    }
+}
+
+static bool fail(DbMariadb *db, const char *what, unsigned code, const char *text, Err *err)
+{
+    db->lost = db->lost || is_lost(code);
+    return err_set(err, code_of(code), "database: %s: %s (%u)", what, text, code);
+}
+
+static bool fail_stmt(DbStmt *s, const char *what, Err *err)
+{
+    return fail(s->db, what, mysql_stmt_errno(s->handle), mysql_stmt_error(s->handle), err);
+}
+
+// ---- the connection
+
+static bool query(DbMariadb *db, const char *sql, Err *err)
+{
+    if (mysql_real_query(db->handle, sql, strlen(sql)) != 0)
+        return fail(db, sql, mysql_errno(db->handle), mysql_error(db->handle), err);
+    MYSQL_RES *rows = mysql_store_result(db->handle); // NULL for what gives none
+    mysql_free_result(rows);
+    return true;
+}
+
+static void disconnect(DbMariadb *db)
+{
+    if (db->handle)
+        mysql_close(db->handle);
+    db->handle = NULL;
+}
+
+// A lock that lives as long as the connection: until jobs are leased, one hub has the database to itself. A connection
+// that ended a moment ago may hold it for another one.
+static bool take_hold(DbMariadb *db, Err *err)
+{
+    static const char sql[] = "SELECT GET_LOCK(CONCAT('sendense.', DATABASE()), 3)";
+    if (mysql_real_query(db->handle, sql, sizeof(sql) - 1) != 0)
+        return fail(db, "lock", mysql_errno(db->handle), mysql_error(db->handle), err);
+    MYSQL_RES *rows = mysql_store_result(db->handle);
+    MYSQL_ROW row = rows ? mysql_fetch_row(rows) : NULL;
+    bool ours = row && row[0] && str_eq(row[0], "1");
+    mysql_free_result(rows);
+    return ours ||
+        err_set(err, ERR_BUSY, "another hub uses the database %s; several hubs on one database are not built yet",
+                db->name);
+}
+
+static bool set_options(MYSQL *m, bool socket)
+{
+    unsigned connect_s = CONNECT_S, answer_s = ANSWER_S, off = 0;
+    unsigned protocol = socket ? MYSQL_PROTOCOL_SOCKET : MYSQL_PROTOCOL_TCP; // "localhost" is a host here, too
+    return mysql_optionsv(m, MYSQL_OPT_CONNECT_TIMEOUT, (void *)&connect_s) == 0 &&
+        mysql_optionsv(m, MYSQL_OPT_READ_TIMEOUT, (void *)&answer_s) == 0 &&
+        mysql_optionsv(m, MYSQL_OPT_WRITE_TIMEOUT, (void *)&answer_s) == 0 &&
+        mysql_optionsv(m, MYSQL_OPT_PROTOCOL, (void *)&protocol) == 0 &&
+        mysql_optionsv(m, MYSQL_OPT_LOCAL_INFILE, (void *)&off) == 0 && // no file of ours is the server's to ask for
+        mysql_optionsv(m, MYSQL_SET_CHARSET_NAME, (void *)"utf8mb4") == 0;
+}
+
+static bool connect_now(DbMariadb *db, Err *err)
+{
+    bool socket = db->host[0] == '/';
+    disconnect(db);
+    db->handle = mysql_init(NULL);
+    if (!db->handle || !set_options(db->handle, socket)) {
+        disconnect(db);
+        return err_no_memory(err);
+    }
+    // affected rows are those that were found, as SQLite counts them
+    bool ok = mysql_real_connect(db->handle, socket ? NULL : db->host, db->user, secret_reveal(&db->password), db->name,
+                                 socket ? 0 : db->port, socket ? db->host : NULL, CLIENT_FOUND_ROWS) != NULL ||
+        fail(db, "connecting", mysql_errno(db->handle), mysql_error(db->handle), err);
+    ok = ok &&
+        query(db,
+              "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,"
+              " innodb_lock_wait_timeout = 10, foreign_key_checks = 1",
+              err) &&
+        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err) && take_hold(db, err);
+    if (!ok)
+        disconnect(db);
+    db->lost = !ok;
+    return ok;
+}
+
+// Within a transaction what was lost stays lost: the caller gives up and begins anew.
+static bool be_connected(DbMariadb *db, Err *err)
+{
+    if (!db->lost && db->handle)
+        return true;
+    if (db->in_transaction)
+        return err_set(err, ERR_UNAVAILABLE, "database: the connection was lost within a transaction");
+    return connect_now(db, err);
+}
+
+static void db_close(Db *base)
+{
+    if (!base)
+        return;
+    DbMariadb *db = self(base);
+    disconnect(db);
+    free(db->host);
+    free(db->name);
+    free(db->user);
+    secret_clear(&db->password);
+    free(db);
+}
+
+// A connection that broke since its last use is opened again, once: nothing of this statement has happened yet.
+static bool db_exec(Db *base, const char *sql, Err *err)
+{
+    DbMariadb *db = self(base);
+    Err first = ERR_INIT;
+    if (!be_connected(db, err))
+        return false;
+    if (query(db, sql, &first))
+        return true;
+    if (db->lost && !db->in_transaction)
+        return be_connected(db, err) && query(db, sql, err);
+    *err = first;
+    return false;
+}
+
+// ---- definitions
+
+static bool add_replaced(StrBuf *out, const char *sql, const char *from, const char *to, Err *err)
+{
+    for (const char *at; (at = strstr(sql, from)); sql = at + strlen(from))
+        if (!str_add_bytes(out, sql, (size_t)(at - sql), err) || !str_add(out, to, err))
+            return false;
+    return str_add(out, sql, err);
+}
+
+// A step that was cut off after it took effect is run again: DDL is no part of a transaction.
+static bool is_there_already(unsigned code)
+{
+    return code == ER_TABLE_EXISTS_ERROR || code == ER_DUP_FIELDNAME || code == ER_DUP_KEYNAME;
+}
+
+// From the words that SQLite takes to MariaDB's.
+static bool db_define(Db *base, const char *sql, Err *err)
+{
+    DbMariadb *db = self(base);
+    StrBuf ids = STR_BUF(SQL_MAX), all = STR_BUF(SQL_MAX);
+    Err failed = ERR_INIT;
+    bool table = str_starts(sql, "CREATE TABLE");
+    bool ok = be_connected(db, err) &&
+        add_replaced(&ids, sql, "INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT PRIMARY KEY AUTO_INCREMENT", err) &&
+        add_replaced(&all, ids.s, " TEXT", " MEDIUMTEXT", err) &&
+        (!table || str_add(&all, " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", err));
+    if (ok && !query(db, all.s, &failed) && !is_there_already(mysql_errno(db->handle))) {
+        *err = failed;
+        ok = false;
+    }
+    str_clear(&ids);
+    str_clear(&all);
+    return ok;
+}
+
+// ---- statements
+
+static void db_finish(DbStmt *s)
+{
+    if (!s)
+        return;
+    if (s->handle)
+        (void)mysql_stmt_close(s->handle); // an error of it was one of the last step, or of the connection
+    for (unsigned i = 0; s->given && i < s->params_len; i++)
+        free(s->given[i].text);
+    for (unsigned i = 0; s->read && i < s->columns_len; i++)
+        free(s->read[i].text);
+    free(s->params);
+    free(s->columns);
+    free(s->given);
+    free(s->read);
+    free(s);
+}
+
+static bool prepare(DbStmt *s, const char *sql, Err *err)
+{
+    s->handle = mysql_stmt_init(s->db->handle);
+    if (!s->handle)
+        return err_no_memory(err);
+    if (mysql_stmt_prepare(s->handle, sql, strlen(sql)) == 0)
+        return true;
+    (void)fail_stmt(s, sql, err);
+    (void)mysql_stmt_close(s->handle);
+    s->handle = NULL;
+    return false;
+}
+
+static bool db_prepare(Db *base, const char *sql, DbStmt **ret, Err *err)
+{
+    DbMariadb *db = self(base);
+    DbStmt *s = mem_calloc(1, sizeof(*s), err);
+    Err first = ERR_INIT;
+    if (!s)
+        return false;
+    s->db = db;
+    bool ok = be_connected(db, err);
+    if (ok && !prepare(s, sql, &first)) {
+        // as in db_exec(): nothing has happened yet
+        ok = db->lost && !db->in_transaction && be_connected(db, err) && prepare(s, sql, err);
+        if (!ok && err->code == ERR_NONE)
+            *err = first;
+    }
+    if (ok) {
+        s->params_len = (unsigned)mysql_stmt_param_count(s->handle);
+        s->columns_len = mysql_stmt_field_count(s->handle);
+        s->params = mem_calloc(s->params_len, sizeof(*s->params), err);
+        s->given = mem_calloc(s->params_len, sizeof(*s->given), err);
+        s->columns = mem_calloc(s->columns_len, sizeof(*s->columns), err);
+        s->read = mem_calloc(s->columns_len, sizeof(*s->read), err);
+        ok = s->params && s->given && s->columns && s->read;
+    }
+    if (!ok) {
+        db_finish(s);
+        return false;
+    }
+    *ret = s;
+    return true;
+}
+
+static bool check_param(const DbStmt *s, unsigned i, Err *err)
+{
+    return i < s->params_len || err_set(err, ERR_INTERNAL, "database: there is no parameter %u", i);
+}
+
+static bool db_bind_text(DbStmt *s, unsigned i, const char *text, Err *err)
+{
+    if (!check_param(s, i, err) || !mem_replace(&s->given[i].text, text, err))
+        return false;
+    s->given[i].length = text ? strlen(text) : 0;
+    s->given[i].is_null = !text;
+    s->params[i] = (MYSQL_BIND){.buffer_type = MYSQL_TYPE_STRING,
+                                .buffer = s->given[i].text,
+                                .buffer_length = s->given[i].length,
+                                .length = &s->given[i].length,
+                                .is_null = &s->given[i].is_null};
+    return true;
+}
+
+static bool db_bind_int(DbStmt *s, unsigned i, int64_t v, Err *err)
+{
+    if (!check_param(s, i, err))
+        return false;
+    s->given[i].number = v;
+    s->params[i] = (MYSQL_BIND){.buffer_type = MYSQL_TYPE_LONGLONG, .buffer = &s->given[i].number};
+    return true;
+}
+
+static bool db_bind_null(DbStmt *s, unsigned i, Err *err)
+{
+    return db_bind_text(s, i, NULL, err);
+}
+
+static bool execute(DbStmt *s, Err *err)
+{
+    s->executed = true;
+    if ((s->params_len > 0 && mysql_stmt_bind_param(s->handle, s->params)) || mysql_stmt_execute(s->handle) != 0)
+        return fail_stmt(s, "statement", err);
+    s->db->affected = mysql_stmt_affected_rows(s->handle);
+    s->db->last_id = (int64_t)mysql_stmt_insert_id(s->handle);
+    if (s->columns_len == 0)
+        return true;
+    // no room is given: each value is fetched by itself, once its length is known
+    for (unsigned i = 0; i < s->columns_len; i++)
+        s->columns[i] = (MYSQL_BIND){
+            .buffer_type = MYSQL_TYPE_STRING, .length = &s->read[i].length, .is_null = &s->read[i].is_null};
+    // all rows at once: the caller asks other questions between two of them
+    if (mysql_stmt_bind_result(s->handle, s->columns) || mysql_stmt_store_result(s->handle) != 0)
+        return fail_stmt(s, "result", err);
+    return true;
+}
+
+static bool fetch_value(DbStmt *s, unsigned i, Err *err)
+{
+    Value *v = &s->read[i];
+    free(mem_take(v->text));
+    if (v->is_null)
+        return true;
+    if (v->length > TEXT_BYTES_MAX)
+        return err_set(err, ERR_TOO_LARGE, "database: a value of %lu bytes", v->length);
+    v->text = mem_calloc(v->length + 1, 1, err);
+    if (!v->text)
+        return false;
+    MYSQL_BIND bind = {.buffer_type = MYSQL_TYPE_STRING,
+                       .buffer = v->text,
+                       .buffer_length = v->length + 1,
+                       .length = &v->length,
+                       .is_null = &v->is_null};
+    return mysql_stmt_fetch_column(s->handle, &bind, i, 0) == 0 || fail_stmt(s, "value", err);
+}
+
+static bool db_step(DbStmt *s, bool *ret_row, Err *err)
+{
+    *ret_row = false;
+    if (!s->executed && !execute(s, err))
+        return false;
+    if (s->columns_len == 0)
+        return true;
+    int rc = mysql_stmt_fetch(s->handle);
+    if (rc == MYSQL_NO_DATA)
+        return true;
+    if (rc != 0 && rc != MYSQL_DATA_TRUNCATED)
+        return fail_stmt(s, "row", err);
+    for (unsigned i = 0; i < s->columns_len; i++)
+        if (!fetch_value(s, i, err))
+            return false;
+    *ret_row = true;
+    return true;
+}
+
+static const char *db_column_text(DbStmt *s, unsigned i)
+{
+    return s->read[i].text;
+}
+
+static int64_t db_column_int(DbStmt *s, unsigned i)
+{
+    return s->read[i].text ? strtoll(s->read[i].text, NULL, 10) : 0; // the server's own numbers
+}
+
+static bool db_column_is_null(DbStmt *s, unsigned i)
+{
+    return s->read[i].text == NULL;
+}
+
+static uint64_t db_affected(Db *base)
+{
+    return self(base)->affected;
+}
+
+static int64_t db_last_id(Db *base)
+{
+    return self(base)->last_id;
+}
+
+// ---- transactions
+
+static bool db_begin(Db *base, Err *err)
+{
+    if (!db_exec(base, "START TRANSACTION", err))
+        return false;
+    self(base)->in_transaction = true;
+    return true;
+}
+
+// Where the connection breaks here nobody knows whether it was committed: the caller repeats, or looks.
+static bool db_commit(Db *base, Err *err)
+{
+    bool ok = be_connected(self(base), err) && query(self(base), "COMMIT", err);
+    self(base)->in_transaction = self(base)->in_transaction && !ok; // rollback follows
+    return ok;
+}
+
+static void db_rollback(Db *base)
+{
+    DbMariadb *db = self(base);
+    Err ignored = ERR_INIT; // with the connection its transaction is gone as well
+    if (db->in_transaction && !db->lost)
+        (void)!query(db, "ROLLBACK", &ignored);
+    db->in_transaction = false;
+}
+
+static const DbOps mariadb_ops = {
+    .name = "mariadb",
+    .close = db_close,
+    .exec = db_exec,
+    .define = db_define,
+    .prepare = db_prepare,
+    .bind_text = db_bind_text,
+    .bind_int = db_bind_int,
+    .bind_null = db_bind_null,
+    .step = db_step,
+    .column_text = db_column_text,
+    .column_int = db_column_int,
+    .column_is_null = db_column_is_null,
+    .finish = db_finish,
+    .affected = db_affected,
+    .last_id = db_last_id,
+    .begin = db_begin,
+    .commit = db_commit,
+    .rollback = db_rollback,
+};
+
+bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err)
+{
+    DbMariadb *db = mem_calloc(1, sizeof(*db), err);
+    if (!db)
+        return false;
+    db->base.ops = &mariadb_ops;
+    db->port = spec->port;
+    bool ok = mem_replace(&db->host, spec->host, err) && mem_replace(&db->name, spec->name, err) &&
+        mem_replace(&db->user, spec->user, err) &&
+        (!spec->password || secret_set(&db->password, secret_reveal(spec->password), err)) && connect_now(db, err);
+    if (!ok) {
+        db_close(&db->base);
+        return err_context(err, "MariaDB at %s, database %s, user %s", spec->host, spec->name, spec->user);
+    }
+    *ret = &db->base;
+    return true;
+}

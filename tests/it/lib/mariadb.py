@@ -1,0 +1,75 @@
+"""A real MariaDB server of the test's own, on a port of 127.0.0.1."""
+
+import os
+import shutil
+import subprocess
+import time
+
+from lib.hub import free_port
+from lib.patience import patience
+
+NAME, USER, PASSWORD = "migratekit_oma", "oma_user", "oma_password"
+PATHS = os.environ["PATH"] + ":/usr/sbin"
+MISSING = [p for p in ("mariadbd", "mariadb-install-db", "mariadb") if not shutil.which(p, path=PATHS)]
+
+
+class MariaDb:
+    def __init__(self, folder):
+        folder.mkdir()
+        self.folder, self.port, self.process = folder, free_port(), None
+        self.log_path = folder / "log"
+
+    def _common(self):
+        return ["--no-defaults", "--user=root", f"--datadir={self.folder / 'data'}"]
+
+    def __enter__(self):
+        subprocess.run([shutil.which("mariadb-install-db", path=PATHS), *self._common(),
+                        "--auth-root-authentication-method=normal", "--skip-test-db"],
+                       check=True, capture_output=True, timeout=patience(120))
+        self.start()
+        self.sql(f"CREATE DATABASE {NAME}; CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'; "
+                 f"GRANT ALL ON {NAME}.* TO {USER}@'%'")
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [shutil.which("mariadbd", path=PATHS), *self._common(), f"--socket={self.folder / 's'}",
+                 f"--pid-file={self.folder / 'pid'}", "--bind-address=127.0.0.1", f"--port={self.port}",
+                 "--skip-name-resolve", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until = time.monotonic() + patience(60)
+        while self._client("SELECT 1").returncode != 0:
+            assert self.process.poll() is None and time.monotonic() < until, self.log_path.read_text()
+            time.sleep(0.05)
+
+    def stop(self):
+        """As `systemctl stop` does."""
+        if self.process:
+            self.process.terminate()
+            self.process.wait(timeout=patience(60))
+            self.process = None
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def _client(self, statement, database=""):
+        return subprocess.run(["mariadb", "--no-defaults", f"--socket={self.folder / 's'}", "--user=root", "--batch",
+                               "--skip-column-names", "--raw", "-e", statement, database],
+                              capture_output=True, text=True, timeout=patience(60), check=False)
+
+    def sql(self, statement, database=""):
+        """Rows, as lists of texts."""
+        done = self._client(statement, database)
+        assert done.returncode == 0, done.stderr
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+    def options(self, **other):
+        """The hub's, as the contract writes them."""
+        value = {"host": "localhost", "port": self.port, "name": NAME, "user": USER, "pass": PASSWORD, **other}
+        return [f"-db-{key}={v}" for key, v in value.items() if v is not None]

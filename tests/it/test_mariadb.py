@@ -1,0 +1,145 @@
+"""The hub on a real MariaDB. docs/internals/mariadb.md. What the store asks is tested over both databases by
+tests/unit/store/test_store.c.
+"""
+
+import subprocess
+
+import pytest
+
+from lib.hub import BIN
+from lib.images import CLUSTER
+from lib.line import Line
+from lib.mariadb import MISSING, NAME, PASSWORD, USER, MariaDb
+from lib.patience import patience
+from lib.stage import Stage
+from lib.world import World
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no MariaDB here: {', '.join(MISSING)} missing")
+
+A, B = b"\xaa" * CLUSTER, b"\xbb" * CLUSTER
+
+
+@pytest.fixture
+def server(place):
+    with MariaDb(place / "mariadb") as made:
+        yield made
+
+
+def test_the_contract_s_start_command(server, make_hub, place):
+    """As written, password on the command line included; and the contract's query finds the change ID."""
+    hub = make_hub(options=server.options())
+    assert hub.api.get("/health").expect(200)["database"] == "mariadb"
+    assert "password on a command line" in hub.log and PASSWORD not in hub.log
+    assert not list(hub.data.glob("*.db"))
+    line = Line(hub, place, [A + B])
+    line.point()
+    last = line.point()
+    row, = server.sql("SELECT id, vm_name, backup_type, change_id, status, created_at, completed_at FROM backup_jobs "
+                      "WHERE vm_name = 'pgtest1' ORDER BY created_at DESC LIMIT 1;", NAME)
+    assert row[:5] == [last["backup_id"], "pgtest1", "incremental", last["change_id"], "completed"]
+
+
+@pytest.mark.parametrize("way", ["SENDENSE_DB_PASS", "SENDENSE_DB_PASS_FILE"])
+def test_a_password_that_is_not_on_the_command_line(server, make_hub, place, way):
+    value = PASSWORD
+    if way.endswith("FILE"):
+        (place / "password").write_text(PASSWORD + "\n")
+        value = str(place / "password")
+    hub = make_hub(options=server.options(**{"pass": None}), environment={way: value})
+    assert hub.api.get("/health").expect(200)["database"] == "mariadb"
+    assert "command line" not in hub.log and PASSWORD not in hub.log
+
+
+def test_the_main_job(server, make_hub, place):
+    """Backups, deletions, hubs that are killed, and a catalogue that is made anew from the repository alone."""
+    line = Line(make_hub(options=server.options()), place, [A + B, B])
+    line.own_processes = lambda: {server.process.pid}
+    line.point()
+    for n in range(3):
+        line.images[0].write(0, bytes([n + 1]) * CLUSTER)
+        assert line.modes(line.point())[0] == ("compare", "not_tracked")
+    line.hub.kill()
+    line.start_hub()
+    line.images[1].write(0, A)
+    last = line.point()
+    line.cli.ok("delete", last["backup_id"])
+    line.forget([last["backup_id"]])
+    line.check_everything()
+    line.cli.ok("verify", "--repo", "main")
+    line.hub.stop()
+    server.sql(f"DROP DATABASE {NAME}; CREATE DATABASE {NAME}")
+    line.start_hub()
+    line.cli.ok("repo", "add", "main", "--path", line.repositories["main"])
+    line.cli.ok("repo", "scan", "main")
+    line.check_everything()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_server_that_restarts_costs_no_job(server, make_hub, place, end):
+    with Stage(make_hub, place, options=server.options()) as stage:
+        sources = stage.own_processes
+        stage.own_processes = lambda: sources() | {server.process.pid}
+        stage.first()
+        stage.change()
+        backup_id = stage.at_half_done()
+        getattr(server, end)()
+        assert stage.api.get("/backups").status == 503      # clear, and it passes
+        assert stage.hub.process.poll() is None
+        server.start()
+        stage.go()
+        assert stage.wait_final(backup_id)["status"] == "completed"
+        stage.note("main", stage.show(backup_id), stage.references_now())
+        stage.prove()
+
+
+def hub_says(place, options, environment=None):
+    done = subprocess.run([BIN / "sendense-hub", "--data-dir", place / "other", "-port=0", "-auth=false", *options],
+                          capture_output=True, text=True, timeout=patience(60), check=False,
+                          env={"PATH": "/usr/bin:/usr/sbin", **(environment or {})})
+    assert done.returncode != 0, done
+    assert PASSWORD not in done.stdout + done.stderr or f"-db-pass={PASSWORD}" not in options
+    return done.stdout + done.stderr
+
+
+def test_clear_errors(place, server):
+    said = hub_says(place, server.options(**{"pass": "wrong-one"}))
+    assert "Access denied" in said and USER in said and "wrong-one" not in said
+    assert "Unknown database" in hub_says(place, server.options(name="no_such", user="root", **{"pass": None}))
+    assert "denied" in hub_says(place, server.options(name="mysql"))
+    assert "localhost" in hub_says(place, server.options(port=1))
+    assert "--db-name" in hub_says(place, ["-db-host=localhost"])
+    assert "--db-host" in hub_says(place, ["-db-name=x"])
+    assert "no-such-file" in hub_says(place, server.options(**{"pass": None}),
+                                      {"SENDENSE_DB_PASS_FILE": "/no-such-file"})
+    server.sql(f"REVOKE ALL ON {NAME}.* FROM {USER}; GRANT SELECT ON {NAME}.* TO {USER}")
+    said = hub_says(place, server.options())
+    assert "CREATE" in said and "denied" in said, said
+
+
+def test_a_newer_schema(server, make_hub, place):
+    hub = make_hub(options=server.options())
+    hub.stop()
+    server.sql("INSERT INTO schema_migrations (version, applied_at) VALUES (9999, 'x')", NAME)
+    assert "start the newer version" in hub_says(place, server.options())
+
+
+def test_a_second_hub_is_kept_out(server, make_hub, place):
+    """Two of them would take each other's jobs for dead ones, until jobs are leased."""
+    world = World(make_hub(options=server.options()), place)
+    world.add_repository()
+    assert "another hub uses" in hub_says(place, server.options())
+    world.hub.stop()
+    world.hub.start()       # the next one is let in
+
+
+def test_rows_that_are_long_and_odd(server, make_hub, place):
+    """What SQLite takes, MariaDB takes: long paths and names, four-byte characters, names that differ in case."""
+    world = World(make_hub(options=server.options()), place)
+    deep = place / ("d" * 200) / ("e" * 200) / ("f" * 200)
+    deep.parent.mkdir(parents=True)
+    world.api.post("/repositories", {"name": "💾" * 60, "path": str(deep)}).expect(201)
+    for name in ("web", "Web", "wéb", "💾" * 63):
+        source = {"type": "file", "disks": [{"path": "/nowhere/x"}]}
+        world.api.post("/vms", {"name": name, "source": source}).expect(201)
+    assert len(world.api.get("/vms").expect(200)["vms"]) == 4
+    world.api.post("/vms", {"name": "web", "source": {"type": "file", "disks": [{"path": "/x"}]}}).expect(409)
