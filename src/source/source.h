@@ -43,6 +43,10 @@ typedef struct SourceRequest {
     const SourceVcenter *vcenter; // NULL: the VM is in none
     const char *scratch;          // folder for scratch images; NULL: the source's default
     const atomic_bool *cancel;    // looked at while waiting
+    // It waits for its turn, and for what; NULL: it goes on. From the thread that called; may be NULL. Works, like
+    // `cancel`, for the source's lifetime.
+    void (*waits)(void *ctx, const char *for_what);
+    void *waits_ctx;
 } SourceRequest;
 
 typedef struct SourceDisk {

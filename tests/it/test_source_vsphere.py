@@ -3,83 +3,15 @@ over the stand-in library. docs/internals/source-vsphere.md, vsphere-bench.md.
 """
 
 import os
-import random
-import secrets
 
 import pytest
 
-from lib.cli import Cli
 from lib.faults import client_pid
-from lib.history import History, partial_files, wait_for
+from lib.history import partial_files, wait_for
 from lib.system import assert_nowhere
-from lib.vsphere import LIBDIR, USER, Simulator, plugin
-from lib.world import World
+from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory
 
-MIB = 1 << 20
 CLUSTER = 65536
-WEB = "DC0/vm/web"
-SIZES = {2000: 8 * MIB, 2016: 4 * MIB}
-
-
-class VsphereHistory(History):
-    def __init__(self, make_hub, place, **settings):
-        hub = make_hub(environment={"SENDENSE_VDDK_LIBDIR": str(LIBDIR), "SENDENSE_VDDK_PLUGIN": plugin()})
-        super().__init__(hub, Cli(hub.url, cwd=place), place, "web")
-        self.settings = settings
-        self.random = random.Random(7)
-        self.world = World(hub, place)
-
-    def __enter__(self):
-        disks = [{"key": key, "size": size} for key, size in SIZES.items()]
-        vms = self.settings.pop("vms", None) or [{"path": WEB, "cbt": True, "disks": disks}]
-        self.sim = Simulator(self.folder / "sim", vms, password="pw-" + secrets.token_hex(12), **self.settings)
-        self.sim.__enter__()
-        try:
-            self.add_repository("main")
-            self.api.post("/sources", {
-                "name": "vc-1", "type": "vsphere", "vcenter": f"127.0.0.1:{self.sim.port}", "user": USER,
-                "password": self.sim.state["password"], "thumbprint": self.sim.certificate.thumbprint("sha256")}
-            ).expect(201)
-        except BaseException:
-            self.sim.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        self.sim.__exit__()
-
-    def register(self, **more):
-        self.api.post("/vms", {"name": "web", "source": {"type": "vsphere", "source": "vc-1", "vm": "/" + WEB, **more}}
-                      ).expect(201)
-        return self
-
-    def guest_writes(self, clusters=4):
-        for key, size in SIZES.items():
-            for _ in range(clusters):
-                at = self.random.randrange(size // 4096) * 4096
-                self.sim.write(WEB, at, self.random.randbytes(4096), disk=key)
-
-    def references_now(self):
-        """The disks as they are: the guest stands still while we look."""
-        name = "look-" + secrets.token_hex(4)
-        self.sim("snapshot", vm=WEB, name=name)
-        moref, = [s["moref"] for s in self.sim.vm(WEB)["snapshots"] if s["name"] == name]
-        found = {str(key): self.references.of(self.sim.frozen(moref, key)) for key in SIZES}
-        self.sim("remove_snapshot", vm=WEB, snapshot=moref)
-        return found
-
-    def snapshots(self):
-        return [s["name"] for s in self.sim.vm(WEB)["snapshots"]]
-
-    def own_processes(self):
-        return {self.sim.process.pid}
-
-    def point(self, kind=None):
-        references = self.references_now()
-        backup = self.backup("main", references, kind)
-        self.check_nothing_left()
-        assert not [n for n in self.snapshots() if n.startswith("sendense.")]
-        return backup
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ typedef struct Disk {
     bool lost;           // the tracking file is gone: every question fails
     Bits hidden;         // lies: granules that are never told of
     Lie lie;
+    unsigned reads; // under way
 } Disk;
 
 // What a snapshot keeps of one disk: the granules that were overwritten since, and how things stood.
@@ -290,6 +291,8 @@ typedef struct Sim {
     bool stopping;
     uint64_t reads; // under way on the data path, and the most that ever were
     uint64_t reads_most;
+    uint64_t disks; // that are being read, and the most that ever were at once
+    uint64_t disks_most;
     int next_id;
     uint64_t walk;
     Entity *root;

@@ -8,6 +8,7 @@
 #define OPEN_MS 60000 // VDDK logs in, and looks the disk up
 #define CONNECTIONS 1 // the vddk plugin opens the disk once for each connection; requests in flight are what counts
 #define REQUEST_MAX (2u << 20)
+#define IN_FLIGHT 4 // requests of 1 MiB: a host's buffers, 48 MiB, then do for 12 disks (slots.c)
 #define LIBDIR_DEFAULT "/usr/lib/vmware-vix-disklib-distrib"
 
 // nbdkit lives as long as the end that reads from it: a thread of the copy must not start it (wire/child.h), so it is
@@ -17,6 +18,8 @@ typedef struct Reads {
     Child *child;
     Blocks *nbd;
     Blocks *areas; // NULL: no change set
+    VsphereSource *v;
+    VsphereSlot slot;
 } Reads;
 
 static Reads *of(Blocks *b)
@@ -57,6 +60,7 @@ static void reads_free(Blocks *b)
     blocks_cleanup(&r->nbd);
     blocks_cleanup(&r->areas);
     child_stop(r->child);
+    vsphere_slot_return(r->v, &r->slot);
     free(r);
 }
 
@@ -127,7 +131,7 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
                           "retries=3",
                           "retry-delay=1",
                           "minblock=512",
-                          "maxdata=2M",
+                          "maxdata=1M", // also where a cluster, and so a request, is larger
                           NULL};
     return child_start(argv, &v->password, ret, err);
 }
@@ -151,7 +155,9 @@ bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **r
         return false;
     }
     r->areas = areas;
-    bool ok = start(v, d, &r->child, err);
+    r->v = v;
+    r->slot = VSPHERE_NO_SLOT;
+    bool ok = vsphere_slot_take(v, &r->slot, err) && start(v, d, &r->child, err);
     if (ok) {
         NbdSpec nbd = {.socket = child_socket(r->child),
                        .export_name = "",
@@ -170,6 +176,7 @@ bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **r
     r->b = *r->nbd;
     r->b.ops = &reads_ops;
     r->b.max_request = MIN(r->nbd->max_request, REQUEST_MAX);
+    r->b.max_in_flight = IN_FLIGHT;
     *ret = &r->b;
     return true;
 }

@@ -62,7 +62,7 @@ static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
         no_tracking(
             v,
             "change tracking is off, and is not switched on while the VM has snapshots, since its answers would "
-                       "be wrong; "
+            "be wrong; "
             "remove them");
         return true;
     }
@@ -110,6 +110,25 @@ static bool freeze(VsphereSource *v, const VimVm *vm, Err *err)
     return mem_replace(&v->s.consistency_detail, why.details, err) && create(v, false, err);
 }
 
+// The leave to read the first disk comes before the snapshot, which would grow while the job is only queued.
+static bool wait_for_turn(VsphereSource *v, VimVm *vm, Err *err)
+{
+    for (;;) {
+        bool waited = false;
+        if (!mem_replace(&v->esx, vm->host, err) || !vsphere_slot_reserve(v, &waited, err))
+            return false;
+        if (!waited)
+            return true;
+        vim_vm_clear(vm); // hours may have passed
+        *vm = (VimVm){0};
+        if (!vim_vm(v->vim, v->moref, vm, err))
+            return false;
+        if (str_eq(vm->host, v->esx))
+            return true;
+        vsphere_slot_clear(&v->slot); // it has moved to another host
+    }
+}
+
 bool vsphere_snapshot_open(VsphereSource *v, Err *err)
 {
     cleanup(vim_vm_clear) VimVm vm = {0};
@@ -118,8 +137,8 @@ bool vsphere_snapshot_open(VsphereSource *v, Err *err)
     if (v->spec.instance_uuid && vm.instance_uuid[0] && strcasecmp(v->spec.instance_uuid, vm.instance_uuid) != 0)
         return err_set(err, ERR_CONFLICT, "%s is another VM by now (%s); HINT: register the VM again", v->moref,
                        vm.path[0] ? vm.path : vm.name);
-    return sweep_earlier(v, &vm, err) && ensure_tracking(v, &vm, err) && make_name(v, &v->snapshot_name, err) &&
-        freeze(v, &vm, err);
+    return sweep_earlier(v, &vm, err) && wait_for_turn(v, &vm, err) && ensure_tracking(v, &vm, err) &&
+        make_name(v, &v->snapshot_name, err) && freeze(v, &vm, err);
 }
 
 // By its name: a call whose answer was lost may have made it.

@@ -1,12 +1,24 @@
 #include "source/vsphere/vsphere.h"
 
+#include "base/clock.h"
 #include "base/str.h"
 #include "domain/changeid.h"
 #include "domain/vsphere.h"
 #include "source/vsphere/parts.h"
 
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
+
+bool vsphere_pause(const VsphereSource *v, int ms)
+{
+    for (int64_t until = clock_mono_ms() + ms, left = ms; left > 0; left = until - clock_mono_ms()) {
+        if (v->cancel && atomic_load(v->cancel))
+            return false;
+        (void)poll(NULL, 0, (int)MIN(left, 50)); // only a wait; the loop looks at the clock
+    }
+    return true;
+}
 
 static bool check_spec(const json_t *spec, Err *err)
 {
@@ -162,6 +174,7 @@ static bool take_disks(VsphereSource *v, Err *err)
     for (size_t i = 0; i < v->s.disks_len; i++)
         if (!describe(v, i, err))
             return err_context(err, "disk %s", v->s.disks[i].key);
+    v->disks_left = v->s.disks_len;
     return v->s.disks_len > 0 || err_set(err, ERR_NOT_FOUND, "the VM has no disk that is not left out");
 }
 
@@ -175,6 +188,10 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
     v->s.ops = &source_vsphere_ops;
     v->s.consistency = "crash";
     v->req = req;
+    v->cancel = req->cancel;
+    v->waits = req->waits;
+    v->waits_ctx = req->waits_ctx;
+    v->slot = VSPHERE_NO_SLOT;
     (void)pthread_mutex_init(&v->lock, NULL); // cannot fail with glibc
     bool ok = vsphere_spec_read(req->spec, &v->spec, err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) &&
         take_disks(v, err);
@@ -219,6 +236,7 @@ static bool vsphere_close(Source *s, bool completed, Err *err)
     (void)completed; // the vCenter keeps its change tracking itself
     bool ok = !v->vim || vsphere_snapshot_close(v, err);
     vim_close(v->vim);
+    vsphere_slot_clear(&v->slot);
     for (size_t i = 0; v->disks && i < s->disks_len; i++) {
         vim_disk_clear(&v->disks[i].disk);
         free(v->disks[i].base);
@@ -231,6 +249,7 @@ static bool vsphere_close(Source *s, bool completed, Err *err)
     free(v->snapshot);
     free(v->thumbprint);
     free(v->host);
+    free(v->esx);
     free(v->user);
     secret_clear(&v->password);
     (void)pthread_mutex_destroy(&v->lock);
