@@ -132,6 +132,18 @@ def test_a_killed_client_leaves_a_snapshot_that_the_next_run_removes(history):
     history.check_everything(history.random)
 
 
+@pytest.mark.parametrize("kind", ["fault", "drop_before", "drop_middle", "cut"])
+def test_reads_that_fail_are_asked_for_again(history, kind):
+    """Several at once: nbdkit's retry filter, which did this before, let one request through at a time."""
+    history.register().guest_writes(40)
+    history.sim("set", read_latency_ms=50)
+    history.sim("fault", call="read", kind=kind, type="HostCommunication", bytes=1000, skip=3, times=5)
+    history.point()
+    assert history.sim("calls")["reads_most"] > 2, "two disks, each with more than one request under way"
+    assert history.client_log().count("a vSphere disk is opened again") >= 1
+    history.check_everything(history.random)
+
+
 def test_quiescing(make_hub, place):
     disks = [{"key": key, "size": size} for key, size in SIZES.items()]
     with VsphereHistory(make_hub, place, vms=[{"path": WEB, "cbt": True, "quiesce_fails": True, "disks": disks}]
