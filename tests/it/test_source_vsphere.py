@@ -93,10 +93,53 @@ def test_lost_tracking_is_said_and_compared(history, place, loss, word):
     disk, = [d for d in later["disks"] if d["disk_key"] == "2000"]
     assert disk["mode"] == "compare" and disk["reason"] in ("tracking_lost", "disk_resized"), disk
     assert loss == "resize" or word in disk["reason_text"], disk
+    assert (loss == "lose_cbt") == ("switched off and on" in disk["reason_text"]), disk
     history.guest_writes()
-    # a tracking file that is gone stays so until somebody switches tracking off and on
-    again = {("tracked", "")} if loss != "lose_cbt" else {("tracked", ""), ("compare", "tracking_lost")}
-    assert set(modes(history.point()).values()) == again
+    assert set(modes(history.point()).values()) == {("tracked", "")}
+    history.check_everything(history.random)
+
+
+def test_tracking_that_is_lost_is_not_switched_beside_snapshots(history):
+    """A tracking file that is gone stays so until tracking is switched off and on: every later backup compared."""
+    history.register().guest_writes(10)
+    history.point()
+    history.sim("lose_cbt", vm=WEB, disk=2000)
+    history.sim("snapshot", vm=WEB, name="of-the-admin")
+    for _ in range(2):
+        history.guest_writes()
+        disk, other = history.point()["disks"]
+        assert (disk["mode"], other["mode"]) == ("compare", "tracked")
+        assert "FileFault" in disk["reason_text"] and "remove them" in disk["reason_text"], disk
+    assert history.snapshots() == ["of-the-admin"] and history.sim.vm(WEB)["cbt"] == "on"
+    history.sim("remove_snapshot", vm=WEB, snapshot=history.sim.vm(WEB)["snapshots"][0]["moref"])
+    history.guest_writes()
+    assert {m for m, _ in modes(history.point()).values()} == {"compare"}
+    history.guest_writes()
+    assert set(modes(history.point()).values()) == {("tracked", "")}
+    history.check_everything(history.random)
+
+
+@pytest.mark.parametrize("call, skip", [("ReconfigVM_Task", 0), ("ReconfigVM_Task", 1), ("CreateSnapshot_Task", 0),
+                                        ("RemoveSnapshot_Task", 1)])
+def test_a_killed_renewal_of_tracking_is_made_up_for(history, call, skip):
+    """Whatever it left: no snapshot of ours, tracking on, and the next but one is tracked."""
+    history.register().guest_writes(10)
+    history.point()
+    history.sim("lose_cbt", vm=WEB, disk=2000)
+    history.guest_writes()
+    done = history.sim.calls().get(call, 0) + skip + (call == "CreateSnapshot_Task")    # its own comes first
+    for n in range(done - history.sim.calls().get(call, 0)):
+        history.sim("task", call=call)
+    history.sim("task", call=call, hold=True)
+    backup_id = history.start("main")
+    history.sim("wait_call", call=call, count=done + 1)
+    os.kill(client_pid(history.world, backup_id), 9)
+    assert history.wait_final(backup_id)["status"] == "failed"
+    history.sim("release")
+    for expected in ({"compare"}, {"tracked"}):
+        assert {m for m, _ in modes(history.point()).values()} == expected
+        history.guest_writes()
+    assert history.sim.vm(WEB)["cbt"] == "on"
     history.check_everything(history.random)
 
 

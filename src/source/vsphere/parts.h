@@ -58,6 +58,9 @@ void vsphere_slot_clear(VsphereSlot *slot);
 
 // snapshot.c: what earlier runs left goes; then the frozen view. Fills v->snapshot, consistency.
 bool vsphere_snapshot_open(VsphereSource *v, Err *err) must_check;
+// Our snapshot goes, change tracking is switched off and on, and there is another one. *ret_possible false: nothing was
+// done, as the VM has snapshots of others.
+bool vsphere_snapshot_renew(VsphereSource *v, bool *ret_possible, Err *err) must_check;
 bool vsphere_snapshot_close(VsphereSource *v, Err *err) must_check;
 bool vsphere_snapshot_stands(VsphereSource *v, Err *err) must_check;
 

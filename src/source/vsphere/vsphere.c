@@ -178,6 +178,73 @@ static bool take_disks(VsphereSource *v, Err *err)
     return v->s.disks_len > 0 || err_set(err, ERR_NOT_FOUND, "the VM has no disk that is not left out");
 }
 
+static void clear_states(VsphereDiskState *states, size_t n)
+{
+    for (size_t i = 0; states && i < n; i++) {
+        vim_disk_clear(&states[i].disk);
+        free(states[i].base);
+        free(states[i].since);
+    }
+    free(states);
+}
+
+// The disk is what it was and its tracking does not even know its own last ID: it stays so until it is switched off and
+// on.
+static bool is_lost_for_good(VsphereSource *v, size_t i)
+{
+    const VimDisk *d = &v->disks[i].disk;
+    const SourceParent *parent = source_parent(v->req, v->s.disks[i].key);
+    uint64_t ignored;
+    Err refused = ERR_INIT; // what else is wrong shows elsewhere
+    return v->s.disks[i].lost && v->tracks && parent->tracking && d->change_id[0] &&
+        same_epoch(parent->change_id, d->change_id) && !vsphere_areas_probe(v, d, d->change_id, &ignored, &refused) &&
+        str_eq(vim_fault(v->vim)->type, "FileFault");
+}
+
+static bool say_besides(SourceDisk *d, const char *lost, const char *besides, Err *err)
+{
+    char *text = mem_printf(err, "%.400s; %s", lost, besides);
+    if (!text)
+        return false;
+    free(d->lost);
+    d->lost = text;
+    return true;
+}
+
+// The disks of the new snapshot; what was wrong with them before stays said.
+static bool take_disks_anew(VsphereSource *v, Err *err)
+{
+    Source before = v->s;
+    clear_states(mem_take(v->disks), before.disks_len);
+    v->s = (Source){.ops = before.ops, .consistency = before.consistency};
+    v->s.consistency_detail = mem_take(before.consistency_detail);
+    bool ok = take_disks(v, err);
+    for (size_t i = 0; ok && i < v->s.disks_len; i++)
+        for (size_t k = 0; ok && k < before.disks_len; k++)
+            if (v->s.disks[i].lost && before.disks[k].lost && str_eq(v->s.disks[i].key, before.disks[k].key))
+                ok = say_besides(&v->s.disks[i], before.disks[k].lost, "change tracking was switched off and on", err);
+    source_clear(&before);
+    return ok;
+}
+
+// Else every later backup would be a comparison, too.
+static bool renew_lost_tracking(VsphereSource *v, Err *err)
+{
+    size_t i = 0;
+    bool possible;
+    while (i < v->s.disks_len && !is_lost_for_good(v, i))
+        i++;
+    if (i == v->s.disks_len)
+        return true;
+    if (!vsphere_snapshot_renew(v, &possible, err))
+        return err_context(err, "switching change tracking off and on");
+    return possible ? take_disks_anew(v, err)
+                    : say_besides(&v->s.disks[i], v->s.disks[i].lost,
+                                  "change tracking cannot be switched off and on while the VM has other snapshots; "
+                                  "remove them",
+                                  err);
+}
+
 static bool vsphere_close(Source *s, bool completed, Err *err);
 
 static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
@@ -194,7 +261,7 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
     v->slot = VSPHERE_NO_SLOT;
     (void)pthread_mutex_init(&v->lock, NULL); // cannot fail with glibc
     bool ok = vsphere_spec_read(req->spec, &v->spec, err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) &&
-        take_disks(v, err);
+        take_disks(v, err) && renew_lost_tracking(v, err);
     v->req = NULL;
     v->spec = (VsphereSpec){0};
     if (!ok) {
@@ -237,12 +304,7 @@ static bool vsphere_close(Source *s, bool completed, Err *err)
     bool ok = !v->vim || vsphere_snapshot_close(v, err);
     vim_close(v->vim);
     vsphere_slot_clear(&v->slot);
-    for (size_t i = 0; v->disks && i < s->disks_len; i++) {
-        vim_disk_clear(&v->disks[i].disk);
-        free(v->disks[i].base);
-        free(v->disks[i].since);
-    }
-    free(v->disks);
+    clear_states(v->disks, s->disks_len);
     source_clear(s);
     free(v->moref);
     free(v->snapshot_name);
