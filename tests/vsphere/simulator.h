@@ -288,6 +288,7 @@ typedef struct Sim {
     uint64_t max_sessions;
     uint64_t page_max; // no page of properties holds more objects
     bool down;
+    bool hosts_up; // though it is down: disks can be read
     bool stopping;
     uint64_t reads; // under way on the data path, and the most that ever were
     uint64_t reads_most;

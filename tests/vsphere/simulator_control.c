@@ -378,6 +378,7 @@ static bool do_expire_sessions(const json_t *c, json_t *reply, Err *err)
 static bool do_down(const json_t *c, json_t *reply, Err *err)
 {
     sim.down = true;
+    sim.hosts_up = json_is_true(json_object_get(c, "hosts_up"));
     return do_expire_sessions(c, reply, err);
 }
 

@@ -323,7 +323,9 @@ static enum MHD_Result handle(void *unused, struct MHD_Connection *connection, c
         return MHD_YES;
     }
     pthread_mutex_lock(&sim.lock);
-    bool down = sim.down || sim.stopping;
+    bool down = (sim.down && !(sim.hosts_up && strncmp(url, "/sim/", 5) == 0)) || sim.stopping;
+    if (down)
+        sim_count("refused");
     pthread_mutex_unlock(&sim.lock);
     if (down)
         return MHD_NO;
@@ -372,7 +374,9 @@ static enum MHD_Result accept_now(void *unused, const struct sockaddr *address, 
     (void)address;
     (void)len;
     pthread_mutex_lock(&sim.lock);
-    bool down = sim.down;
+    bool down = sim.down && !sim.hosts_up;
+    if (down)
+        sim_count("refused");
     pthread_mutex_unlock(&sim.lock);
     return down ? MHD_NO : MHD_YES;
 }

@@ -21,12 +21,16 @@ static bool on_area(void *ctx, uint64_t offset, uint64_t length, Err *err)
 
 static bool ask(Areas *a, uint64_t start, Err *err)
 {
-    a->page.len = 0;
-    a->from = a->next = start;
-    pthread_mutex_lock(&a->v->lock);
-    bool ok = vim_changed_areas(a->v->vim, a->v->moref, a->v->snapshot, a->disk, start, a->change_id, on_area, &a->page,
-                                &a->next, err);
-    pthread_mutex_unlock(&a->v->lock);
+    bool ok = false;
+    for (int i = 0; !ok && (i == 0 || (i == 1 && err->code == ERR_UNAVAILABLE)); i++) { // an answer may break off
+        err_clear(err);
+        a->page.len = 0;
+        a->from = a->next = start;
+        pthread_mutex_lock(&a->v->lock);
+        ok = vim_changed_areas(a->v->vim, a->v->moref, a->v->snapshot, a->disk, start, a->change_id, on_area, &a->page,
+                               &a->next, err);
+        pthread_mutex_unlock(&a->v->lock);
+    }
     if (!ok)
         return err_context(err, "changed areas of disk %" PRId32 " from %" PRIu64 " on", a->disk->key, start);
     return a->next > start || err_set(err, ERR_PROTOCOL, "the answer on changed areas does not get on");

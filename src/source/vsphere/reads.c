@@ -135,12 +135,12 @@ static bool reads_read(Blocks *b, void *p, uint64_t offset, uint32_t length, Blo
 
 // VDDK does not get over a lost connection by itself, and nbdkit's retry filter, which would open the disk anew, lets
 // one request through at a time.
-static bool ask_again(Reads *r, Err *err)
+static bool connect_again(Reads *r, Err *err)
 {
     Err tried = ERR_INIT;
     do {
         disconnect(r);
-        if (r->tries == TRIES) {
+        if (r->tries == TRIES || !child_alive(r->child)) {
             *err = r->why;
             return explain(r->child, r->disk, err);
         }
@@ -150,6 +150,13 @@ static bool ask_again(Reads *r, Err *err)
             return err_set(err, ERR_CANCELLED, "the copy was cancelled");
         err_clear(&tried);
     } while (!connect_to(r, &tried));
+    return true;
+}
+
+static bool ask_again(Reads *r, Err *err)
+{
+    if (!connect_again(r, err))
+        return false;
     r->failed = 0;
     for (size_t i = 0; i < ARRAY_LEN(r->reads); i++) {
         if (!r->reads[i].failed)
@@ -286,7 +293,8 @@ bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **r
     r->disk = &v->disks[disk].disk;
     r->slot = VSPHERE_NO_SLOT;
     r->areas = areas;
-    if (!vsphere_slot_take(v, &r->slot, err) || !start(v, r->disk, &r->child, err) || !connect_to(r, err)) {
+    if (!vsphere_slot_take(v, &r->slot, err) || !start(v, r->disk, &r->child, err) ||
+        (!connect_to(r, &r->why) && !connect_again(r, err))) {
         reads_free(&r->b);
         return false;
     }

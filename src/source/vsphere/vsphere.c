@@ -10,6 +10,8 @@
 #include <poll.h>
 #include <stdio.h>
 
+#define AWAY_MS (10 * 60 * 1000) // a vCenter takes minutes to start
+
 bool vsphere_pause(const VsphereSource *v, int ms)
 {
     for (int64_t until = clock_mono_ms() + ms, left = ms; left > 0; left = until - clock_mono_ms()) {
@@ -40,7 +42,10 @@ static bool log_in(VsphereSource *v, const SourceRequest *req, Err *err)
                     .thumbprint = c->thumbprint,
                     .ca_pem = c->ca_pem,
                     .cancel = req->cancel};
-    return vim_open(&spec, &v->vim, err) && mem_replace(&v->thumbprint, vim_shown(v->vim)->sha1, err);
+    if (!vim_open(&spec, &v->vim, err))
+        return false;
+    vim_set_patience(v->vim, AWAY_MS); // it was there: whatever is under way is not lost with a restart
+    return mem_replace(&v->thumbprint, vim_shown(v->vim)->sha1, err);
 }
 
 // A change ID's epoch is what stands before its slash: another one means that tracking began anew.
@@ -300,7 +305,8 @@ static bool vsphere_intact(Source *s, Err *err)
 static bool vsphere_close(Source *s, bool completed, Err *err)
 {
     VsphereSource *v = (VsphereSource *)s;
-    (void)completed; // the vCenter keeps its change tracking itself
+    if (v->vim)
+        vim_set_patience(v->vim, completed ? AWAY_MS : 0); // a job that failed or was cancelled ends soon
     bool ok = !v->vim || vsphere_snapshot_close(v, err);
     vim_close(v->vim);
     vsphere_slot_clear(&v->slot);
