@@ -92,6 +92,7 @@ struct Source {
     char **left_out; // keys that were excluded and exist; owned
     size_t left_out_len;
     const char *consistency;  // "application", "crash", "inconsistent"
+    unsigned parallel;        // disks that are best read at a time; 0: no opinion
     char *consistency_detail; // what limits it, e.g. why the agent did not freeze; NULL
 };
 

@@ -3,12 +3,16 @@ not fail. docs/internals/source-vsphere.md.
 """
 
 import os
+import re
+import subprocess
+import time
+from datetime import datetime
 
 import pytest
 
 from lib.faults import client_pid
 from lib.history import wait_for
-from lib.vsphere_history import SIZES, VsphereHistory, a_vm
+from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory, a_vm
 
 IN_FLIGHT = 4       # requests of a disk
 
@@ -70,7 +74,7 @@ def test_two_jobs_with_one_slot_run_one_after_the_other(make_two, name, of):
     completes(db, second, references[db])
     seen = web.sim("calls")
     assert seen["disks_most"] == 1 and 1 < seen["reads_most"] <= IN_FLIGHT, seen
-    waits = [line for line in db.client_log().splitlines() if "waiting for a turn" in line and second in line]
+    waits = db.told(second, "waiting for a turn")
     assert waits and f"as many disks of the {of}" in waits[0], waits
     assert len(waits) <= len(SIZES), "once for each disk"
     for each in (web, db):
@@ -121,3 +125,43 @@ def test_limits_that_cannot_be_kept_fail_the_backup(make_two, place, kind):
     assert failed["status"] == "failed", failed
     assert ("SENDENSE_VSPHERE_HOST_DISKS" if kind == "nonsense" else str(folder)) in failed["details"], failed
     assert web.snapshots() == [] and "CreateSnapshot_Task" not in web.sim.calls()
+
+
+def moment(line):
+    return datetime.fromisoformat(re.match(r"ts=(\S+)", line).group(1)).timestamp()
+
+
+def test_eight_disks_at_once_through_latency(make_hub, place):
+    """At least six times the rate of one disk with one request under way, by the client as the hub starts it."""
+    clusters, latency, keys = 256, 0.02, [2000 + n for n in range(8)]
+    vm = {"path": WEB, "cbt": True, "disks": [{"key": key, "size": 32 * MIB} for key in keys]}
+    areas = [[2 * n * 65536, 65536] for n in range(clusters)]     # apart: a request each
+    with VsphereHistory(make_hub, place, vms=[vm]) as history:
+        history.register()
+        history.wait_final(history.start("main"))
+        history.check_nothing_left()        # nor its snapshot
+        for key in keys:
+            history.sim("write", vm=WEB, disk=key, areas=areas, fill=key % 251)
+        sim = history.sim
+        sim("set", read_latency_ms=round(latency * 1000))
+
+        moref = sim("snapshot", vm=WEB, name="for-one")["snapshot"]
+        with sim.serve(sim.vm(WEB)["moref"], moref, "[ds0] web/web.vmdk", password=sim.state["password"]) as uri:
+            reads, began = sim.calls().get("read", 0), time.monotonic()
+            subprocess.run(["nbdcopy", "--requests=1", "--connections=1", "--request-size=65536", uri, "null:"],
+                           check=True, timeout=120)
+            one = (sim.calls()["read"] - reads) * 65536 / (time.monotonic() - began)
+        sim("remove_snapshot", vm=WEB, snapshot=moref)
+        assert one <= 65536 / latency, "the latency is there"
+
+        sim("calls", clear=True)
+        backup_id = history.start("main")
+        assert history.wait_final(backup_id)["bytes_transferred"] == len(keys) * clusters * 65536
+        seen = sim("calls")
+        assert 2 < seen["disks_most"] <= 8 and seen["reads_most"] <= 8 * IN_FLIGHT, seen
+        history.check_nothing_left()
+        copied = max(moment(line) for line in history.told(backup_id, "disk copied"))
+        announced = max(moment(line) for line in history.told(backup_id, "disk announced"))
+        eight = len(keys) * clusters * 65536 / (copied - announced)
+        print(f"one disk, one request: {one / 1e6:.1f} MB/s; eight disks: {eight / 1e6:.1f} MB/s; {eight / one:.1f}")
+        assert eight >= 6 * one, (one, eight)

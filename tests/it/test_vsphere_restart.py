@@ -31,9 +31,7 @@ def goes_down(history, refused=1, **how):
     history.sim("wait_call", call="refused", count=before + refused)
 
 
-def told_of_leaving(history, backup_id):
-    return [line for line in history.client_log().splitlines()
-            if "not left as it should be" in line and backup_id in line]
+LEAVING = "the source was not left as it should be"
 
 
 def completes(history, backup_id, references):
@@ -41,7 +39,7 @@ def completes(history, backup_id, references):
     assert backup["status"] == "completed", f"{backup}\n{history.client_log()}"
     history.check_nothing_left()
     assert history.snapshots() == [] and history.sim("calls")["sessions"] == 0
-    assert not told_of_leaving(history, backup_id)
+    assert not history.told(backup_id, LEAVING)
     history.note("main", history.show(backup_id), references)
     history.check_everything(history.random)
     return backup
@@ -96,7 +94,7 @@ def test_all_of_it_for_good(history):
     goes_down(history)
     failed = history.api.wait_status(backup_id, {"failed"}, deadline=patience(120))
     assert "vddk" in failed["details"], failed
-    assert len(history.snapshots()) == 1 and told_of_leaving(history, backup_id)
+    assert len(history.snapshots()) == 1 and history.told(backup_id, LEAVING)
     history.sim("set", read_latency_ms=0)
     history.sim("up")
     references = history.references_now()

@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <stdio.h>
 
+#define DISKS_AT_ONCE 8 // latency is what bounds the rate of one; of a host's 12 (slots.c) some are left for other VMs
 #define AWAY_MS (10 * 60 * 1000) // a vCenter takes minutes to start
 
 bool vsphere_pause(const VsphereSource *v, int ms)
@@ -221,7 +222,7 @@ static bool take_disks_anew(VsphereSource *v, Err *err)
 {
     Source before = v->s;
     clear_states(mem_take(v->disks), before.disks_len);
-    v->s = (Source){.ops = before.ops, .consistency = before.consistency};
+    v->s = (Source){.ops = before.ops, .consistency = before.consistency, .parallel = before.parallel};
     v->s.consistency_detail = mem_take(before.consistency_detail);
     bool ok = take_disks(v, err);
     for (size_t i = 0; ok && i < v->s.disks_len; i++)
@@ -259,6 +260,7 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
         return false;
     v->s.ops = &source_vsphere_ops;
     v->s.consistency = "crash";
+    v->s.parallel = DISKS_AT_ONCE;
     v->req = req;
     v->cancel = req->cancel;
     v->waits = req->waits;

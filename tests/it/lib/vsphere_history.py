@@ -74,6 +74,11 @@ class VsphereHistory(History):
         self.sim("remove_snapshot", vm=self.path, snapshot=moref)
         return found
 
+    def told(self, backup_id, words):
+        """The client's log lines about the job that have these words."""
+        return [line for path in (self.hub.data / "log").glob("*.client.log")
+                for line in path.read_text(errors="replace").splitlines() if words in line and backup_id in line]
+
     def snapshots(self):
         return [s["name"] for s in self.sim.vm(self.path)["snapshots"]]
 
