@@ -42,6 +42,35 @@ def test_full_then_increments(history):
     assert_nowhere(history.hub, history.sim.state["password"])
 
 
+def test_one_session_and_the_lines_of_the_contract(history):
+    """One login for a job of several disks; what is logged is what scripts look for."""
+    history.register().guest_writes(10)
+    history.point()
+    history.sim("calls", clear=True)
+    history.guest_writes()
+    backup = history.point()
+    seen = history.sim("calls")
+    assert seen["calls"]["Login"] == seen["calls"]["Logout"] == 1 and seen["sessions"] == 0, seen
+    said = history.told(backup["backup_id"], "ChangeID")
+    assert len(said) == 2, said
+    for word in ("Storing ChangeID through the SHA API", 'api="backup completion"',
+                 f"/api/v1/backups/{backup['backup_id']}/complete", backup["change_id"]):
+        assert word in said[0], said
+    assert "Successfully stored ChangeID in SHA database" in said[1] and backup["change_id"] in said[1], said
+
+
+def test_a_consolidation_that_is_needed_is_told(history):
+    """By the client's log, and by `discover` until somebody has done it."""
+    history.register().guest_writes(10)
+    history.sim("vm", vm=WEB, consolidation_fails=True)
+    backup = history.point()
+    told, = history.told(backup["backup_id"], "need consolidation")
+    assert "level=warn" in told, told
+    vm, = history.cli.json("discover", "vc-1")["vms"]
+    assert "consolidation_needed" in [o["code"] for o in vm["obstacles"]], vm
+    history.check_everything(history.random)
+
+
 def test_areas_in_pages(make_hub, place):
     with VsphereHistory(make_hub, place, max_areas=2, change_id_blanks=True) as history:
         history.register().guest_writes(20)
