@@ -40,10 +40,11 @@ typedef struct VsphereSource {
     void *waits_ctx;
     char *esx; // moref of the host that the VM runs on; "": not said
 
-    pthread_mutex_t lock; // what follows: copies of several disks ask at a time
+    pthread_mutex_t lock; // vim: copies of several disks ask at a time
     Vim *vim;
-    VsphereSlot slot;  // in hand for the next disk
-    size_t disks_left; // to be opened
+    pthread_mutex_t slot_lock; // what follows; held for moments only
+    VsphereSlot slot;          // in hand for the next disk
+    size_t disks_left;         // to be opened
 } VsphereSource;
 
 bool vsphere_pause(const VsphereSource *v, int ms); // false: cancelled

@@ -9,8 +9,9 @@
 #define OPEN_MS 60000 // VDDK logs in, and looks the disk up
 #define CONNECTIONS 1 // the vddk plugin opens the disk once for each connection; requests in flight are what counts
 #define REQUEST_MAX (2u << 20)
-#define IN_FLIGHT 4 // requests of 1 MiB: a host's buffers, 48 MiB, then do for 12 disks (slots.c)
-#define TRIES 5     // to open a disk again, with pauses of 1, 2, 4, 8 and 16 s: a switch that fails over takes as long
+#define IN_FLIGHT 4  // requests of 1 MiB: a host's buffers, 48 MiB, then do for 12 disks (slots.c)
+#define READS_MAX 64 // that are taken, whatever makes sense
+#define TRIES 5      // to open a disk again, with pauses of 1, 2, 4, 8 and 16 s: a switch that fails over takes as long
 #define PAUSE_MS 1000
 #define LIBDIR_DEFAULT "/usr/lib/vmware-vix-disklib-distrib"
 
@@ -36,7 +37,7 @@ struct Reads {
     Child *child;
     Blocks *nbd;   // NULL: there was no getting it back
     Blocks *areas; // NULL: no change set
-    Read reads[IN_FLIGHT];
+    Read reads[READS_MAX];
     unsigned under_way, failed; // asked and not answered; failed
     unsigned tries;             // since a read that went well
     bool over;                  // aborted: errors go up

@@ -89,10 +89,10 @@ static bool try_both(const VsphereSource *v, const Limits *l, VsphereSlot *ret, 
 
 static bool take_in_hand(VsphereSource *v, VsphereSlot *ret)
 {
-    pthread_mutex_lock(&v->lock);
+    pthread_mutex_lock(&v->slot_lock);
     *ret = v->slot;
     v->slot = VSPHERE_NO_SLOT;
-    pthread_mutex_unlock(&v->lock);
+    pthread_mutex_unlock(&v->slot_lock);
     return ret->host >= 0;
 }
 
@@ -136,22 +136,22 @@ bool vsphere_slot_take(VsphereSource *v, VsphereSlot *ret, Err *err)
     bool waited;
     if (!wait_for_one(v, ret, &waited, err))
         return false;
-    pthread_mutex_lock(&v->lock);
+    pthread_mutex_lock(&v->slot_lock);
     v->disks_left -= v->disks_left > 0;
     if (v->disks_left == 0)
         vsphere_slot_clear(&v->slot); // one that came back meanwhile
-    pthread_mutex_unlock(&v->lock);
+    pthread_mutex_unlock(&v->slot_lock);
     return true;
 }
 
 void vsphere_slot_return(VsphereSource *v, VsphereSlot *slot)
 {
-    pthread_mutex_lock(&v->lock);
+    pthread_mutex_lock(&v->slot_lock);
     if (v->disks_left > 0 && v->slot.host < 0) {
         v->slot = *slot;
         *slot = VSPHERE_NO_SLOT;
     }
-    pthread_mutex_unlock(&v->lock);
+    pthread_mutex_unlock(&v->slot_lock);
     vsphere_slot_clear(slot);
 }
 

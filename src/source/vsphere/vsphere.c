@@ -267,6 +267,7 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
     v->waits_ctx = req->waits_ctx;
     v->slot = VSPHERE_NO_SLOT;
     (void)pthread_mutex_init(&v->lock, NULL); // cannot fail with glibc
+    (void)pthread_mutex_init(&v->slot_lock, NULL);
     bool ok = vsphere_spec_read(req->spec, &v->spec, err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) &&
         take_disks(v, err) && renew_lost_tracking(v, err);
     v->req = NULL;
@@ -323,6 +324,7 @@ static bool vsphere_close(Source *s, bool completed, Err *err)
     free(v->user);
     secret_clear(&v->password);
     (void)pthread_mutex_destroy(&v->lock);
+    (void)pthread_mutex_destroy(&v->slot_lock);
     free(v);
     return ok;
 }
