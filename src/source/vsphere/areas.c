@@ -19,17 +19,23 @@ static bool on_area(void *ctx, uint64_t offset, uint64_t length, Err *err)
     return extent_vec_push(page, (Extent){.offset = offset, .length = length}, err);
 }
 
+static bool ask_once(Areas *a, uint64_t start, Err *err)
+{
+    a->page.len = 0;
+    a->from = a->next = start;
+    pthread_mutex_lock(&a->v->lock);
+    bool ok = vim_changed_areas(a->v->vim, a->v->moref, a->v->snapshot, a->disk, start, a->change_id, on_area, &a->page,
+                                &a->next, err);
+    pthread_mutex_unlock(&a->v->lock);
+    return ok;
+}
+
 static bool ask(Areas *a, uint64_t start, Err *err)
 {
-    bool ok = false;
-    for (int i = 0; !ok && (i == 0 || (i == 1 && err->code == ERR_UNAVAILABLE)); i++) { // an answer may break off
+    bool ok = ask_once(a, start, err);
+    if (!ok && err->code == ERR_UNAVAILABLE) { // an answer that broke off is not asked for again below
         err_clear(err);
-        a->page.len = 0;
-        a->from = a->next = start;
-        pthread_mutex_lock(&a->v->lock);
-        ok = vim_changed_areas(a->v->vim, a->v->moref, a->v->snapshot, a->disk, start, a->change_id, on_area, &a->page,
-                               &a->next, err);
-        pthread_mutex_unlock(&a->v->lock);
+        ok = ask_once(a, start, err);
     }
     if (!ok)
         return err_context(err, "changed areas of disk %" PRId32 " from %" PRIu64 " on", a->disk->key, start);
