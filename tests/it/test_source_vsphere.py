@@ -9,7 +9,7 @@ import pytest
 from lib.faults import client_pid
 from lib.history import partial_files, wait_for
 from lib.system import assert_nowhere
-from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory
+from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory, modes
 
 CLUSTER = 65536
 
@@ -18,10 +18,6 @@ CLUSTER = 65536
 def history(make_hub, place):
     with VsphereHistory(make_hub, place) as made:
         yield made
-
-
-def modes(backup):
-    return {d["disk_key"]: (d["mode"], d["reason"]) for d in backup["disks"]}
 
 
 def test_full_then_increments(history):
@@ -103,9 +99,10 @@ def test_tracking_is_not_switched_on_beside_snapshots(make_hub, place):
         history.check_everything(history.random)
 
 
-@pytest.mark.parametrize("loss, word", [("lose_cbt", "FileFault"), ("reset_cbt", "epoch"), ("replace", "replaced"),
-                                        ("resize", "bytes")])
-def test_lost_tracking_is_said_and_compared(history, place, loss, word):
+@pytest.mark.parametrize("loss, reason, word", [
+    ("lose_cbt", "id_refused", "FileFault"), ("reset_cbt", "epoch_changed", "epoch"),
+    ("replace", "backing_replaced", "replaced"), ("resize", "disk_resized", "size")])
+def test_lost_tracking_is_said_and_compared(history, place, loss, reason, word):
     history.register().guest_writes(10)
     history.point()
     if loss == "replace":
@@ -120,8 +117,8 @@ def test_lost_tracking_is_said_and_compared(history, place, loss, word):
     history.guest_writes()
     later = history.point()
     disk, = [d for d in later["disks"] if d["disk_key"] == "2000"]
-    assert disk["mode"] == "compare" and disk["reason"] in ("tracking_lost", "disk_resized"), disk
-    assert loss == "resize" or word in disk["reason_text"], disk
+    assert (disk["mode"], disk["reason"]) == ("compare", reason), disk
+    assert word in disk["reason_text"], disk
     assert (loss == "lose_cbt") == ("switched off and on" in disk["reason_text"]), disk
     history.guest_writes()
     assert set(modes(history.point()).values()) == {("tracked", "")}
@@ -180,7 +177,7 @@ def test_answers_that_cannot_be_right_are_not_believed(history, lie):
     references = history.references_now()
     history.sim("lie", vm=WEB, disk=2000, kind=lie)
     backup = history.backup("main", references)
-    assert modes(backup)["2000"] == ("compare", "tracking_lost"), backup
+    assert modes(backup)["2000"] == ("compare", "id_refused"), backup
     history.sim("lie", vm=WEB, disk=2000, kind="none")
     history.check_everything(history.random)
 

@@ -54,6 +54,9 @@ static bool claim(Job *j, Err *err)
 static void on_wait(void *ctx, const char *for_what)
 {
     Job *j = ctx;
+    int64_t now = clock_mono_ms();
+    j->queued_ms += for_what ? 0 : now - j->queued_at;
+    j->queued_at = now;
     if (for_what)
         log_info("waiting for a turn to read", LOG_STR("job", j->spec->job_id), LOG_STR("because", for_what));
     else
@@ -146,6 +149,7 @@ static bool fill_announce(const Job *j, AnnounceDisk *disks, Announce *ret, Err 
                                   .tracking = d->tracking,
                                   .base_change_id = d->base_change_id,
                                   .lost = d->lost,
+                                  .lost_code = d->lost_code,
                                   .estimated_bytes = d->estimated_bytes,
                                   .allocated_bytes = d->allocated_bytes,
                                   .token = d->token,
@@ -231,6 +235,7 @@ static bool announce(Job *j, Err *err)
 
 static bool move(Job *j, Err *err)
 {
+    int64_t began = clock_mono_ms();
     job_phase(j, "opening");
     if (!heartbeat_start(j, err) || !open_source(j, err) || !job_goes_on(j, err))
         return false;
@@ -239,6 +244,7 @@ static bool move(Job *j, Err *err)
     if (!announce(j, err) || !job_goes_on(j, err))
         return false;
     job_phase(j, "copying");
+    j->opening_ms = clock_mono_ms() - began - j->queued_ms;
     if (!copy_disks(j, err))
         return false;
     if (!j->source->ops->intact(j->source, err))

@@ -18,6 +18,10 @@ def a_vm(path=WEB, cbt=True):
     return {"path": path, "cbt": cbt, "disks": [{"key": key, "size": size} for key, size in SIZES.items()]}
 
 
+def modes(backup):
+    return {d["disk_key"]: (d["mode"], d["reason"]) for d in backup["disks"]}
+
+
 class VsphereHistory(History):
     def __init__(self, make_hub, place, environment=None, **settings):
         hub = make_hub(environment={"SENDENSE_VDDK_LIBDIR": str(LIBDIR), "SENDENSE_VDDK_PLUGIN": plugin(),
