@@ -11,8 +11,7 @@
 #include <unistd.h>
 
 // Until the end of the file, at most max bytes, a NUL behind them.
-static bool read_all(int fd, const char *path, size_t first, size_t max, char **ret_text,
-                     size_t *ret_len, Err *err)
+static bool read_all(int fd, const char *path, size_t first, size_t max, char **ret_text, size_t *ret_len, Err *err)
 {
     size_t cap = MIN(first, max) + 1,
            len = 0; // one more than the file is said to have: to see its end
@@ -76,8 +75,7 @@ static bool offset_fits(uint64_t offset, size_t n, Err *err)
 {
     uint64_t end;
     if (!add_u64(offset, n, &end) || end > INT64_MAX)
-        return err_set(err, ERR_INVALID, "%zu bytes at %" PRIu64 " are beyond what a file can have",
-                       n, offset);
+        return err_set(err, ERR_INVALID, "%zu bytes at %" PRIu64 " are beyond what a file can have", n, offset);
     return true;
 }
 
@@ -92,8 +90,7 @@ bool file_pread(int fd, void *p, size_t n, uint64_t offset, Err *err)
         if (got < 0)
             return err_errno(err, errno, "cannot read %zu bytes at %" PRIu64, n, offset);
         if (got == 0)
-            return err_set(err, ERR_DAMAGED,
-                           "the file ends at %" PRIu64 ", within the %zu bytes at %" PRIu64,
+            return err_set(err, ERR_DAMAGED, "the file ends at %" PRIu64 ", within the %zu bytes at %" PRIu64,
                            offset + done, n, offset);
         done += (size_t)got;
     }
@@ -109,8 +106,7 @@ bool file_pwrite(int fd, const void *p, size_t n, uint64_t offset, Err *err)
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
-            return err_errno(err, got < 0 ? errno : EIO, "cannot write %zu bytes at %" PRIu64, n,
-                             offset);
+            return err_errno(err, got < 0 ? errno : EIO, "cannot write %zu bytes at %" PRIu64, n, offset);
         done += (size_t)got;
     }
     return true;
@@ -192,6 +188,18 @@ bool file_mkdir_p(const char *path, mode_t mode, Err *err)
     return file_mkdir(path, mode, err);
 }
 
+bool file_mkdir_private(const char *path, Err *err)
+{
+    struct stat st;
+    if (!file_mkdir(path, 0700, err))
+        return false;
+    if (lstat(path, &st) != 0)
+        return err_errno(err, errno, "%s", path);
+    if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077) != 0)
+        return err_set(err, ERR_FORBIDDEN, "%s is not a folder of ours alone; HINT: remove it", path);
+    return true;
+}
+
 bool file_fsync_dir(const char *path, Err *err)
 {
     cleanup_close int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -256,8 +264,7 @@ bool file_space(const char *path, uint64_t *ret_free, uint64_t *ret_total, Err *
 bool file_lock(const char *path, int *ret_fd, Err *err)
 {
     for (;;) {
-        cleanup_close int fd =
-            open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+        cleanup_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
         if (fd < 0)
             return err_errno(err, errno, "cannot open the lock %s", path);
         int r;
@@ -277,6 +284,23 @@ bool file_lock(const char *path, int *ret_fd, Err *err)
             return true;
         }
     }
+}
+
+bool file_lock_place(const char *path, unsigned n, int *ret_fd, Err *err)
+{
+    cleanup_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0600);
+    if (fd < 0)
+        return err_errno(err, errno, "cannot open the lock %s", path);
+    for (unsigned i = 0; i < n; i++) {
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)i, .l_len = 1};
+        if (fcntl(fd, F_OFD_SETLK, &lock) == 0) {
+            *ret_fd = mem_take_fd(&fd);
+            return true;
+        }
+        if (errno != EAGAIN && errno != EACCES)
+            return err_errno(err, errno, "cannot lock %s", path);
+    }
+    return err_set(err, ERR_BUSY, "all %u places of %s are taken", n, path);
 }
 
 bool file_bytes_are_free(int fd, const char *path, Err *err)

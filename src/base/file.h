@@ -24,6 +24,8 @@ bool file_exists(const char *path); // lstat: a dangling link exists
 bool file_is_dir(const char *path);
 bool file_mkdir(const char *path, mode_t mode, Err *err) must_check;   // fine if a folder is there
 bool file_mkdir_p(const char *path, mode_t mode, Err *err) must_check; // with parents
+// 0700. ERR_FORBIDDEN: what is there is not a folder of our user that nobody else may enter.
+bool file_mkdir_private(const char *path, Err *err) must_check;
 bool file_fsync_dir(const char *path, Err *err) must_check;
 bool file_rename(const char *from, const char *to, Err *err) must_check; // replaces what is there
 bool file_link(const char *from, const char *to, Err *err) must_check; // ERR_EXISTS if it is there
@@ -49,6 +51,10 @@ bool file_space(const char *path, uint64_t *ret_free, uint64_t *ret_total, Err *
 // An advisory lock (flock) on path, created 0600; held until the descriptor is closed.
 // Held by somebody else (another descriptor of this process included): ERR_BUSY. The file stays.
 bool file_lock(const char *path, int *ret_fd, Err *err) must_check;
+
+// One of n places at path, which is created 0600: a locked byte (F_OFD_SETLK), held until the descriptor is closed, and
+// so never longer than its process lives. All of them taken: ERR_BUSY. The file stays.
+bool file_lock_place(const char *path, unsigned n, int *ret_fd, Err *err) must_check;
 
 // The bytes of an open file, by locks of its descriptor (F_OFD_SETLK), held until that is closed. QEMU locks bytes of
 // every image that it has open, and opens none on which somebody else holds them. Held by somebody: ERR_BUSY, and the

@@ -95,7 +95,7 @@ static int run(ClientSpec *spec)
 int main(int argc, char **argv)
 {
     bool want_help = false, want_version = false;
-    uint64_t parallel = 2, connections = 4, reach = 300, record = 600;
+    uint64_t parallel = 0, connections = 4, reach = 300, record = 600;
     cleanup_free char *scratch = NULL;
     const Opt table[] = {
         {.name = "parallel",
@@ -104,7 +104,7 @@ int main(int argc, char **argv)
          .min = 1,
          .max = 16,
          .value = "N",
-         .help = "disks copied at a time (2)"},
+         .help = "disks copied at a time (2; of a VM in vCenter 8)"},
         {.name = "connections",
          .kind = OPT_U64,
          .target = &connections,

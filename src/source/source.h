@@ -44,6 +44,10 @@ typedef struct SourceRequest {
     const SourceVcenter *vcenter; // NULL: the VM is in none
     const char *scratch;          // folder for scratch images; NULL: the source's default
     const atomic_bool *cancel;    // looked at while waiting
+    // It waits for its turn, and for what; NULL: it goes on. From the thread that called; may be NULL. Works, like
+    // `cancel`, for the source's lifetime.
+    void (*waits)(void *ctx, const char *for_what);
+    void *waits_ctx;
 } SourceRequest;
 
 typedef struct SourceDisk {
@@ -90,6 +94,7 @@ struct Source {
     char **left_out; // keys that were excluded and exist; owned
     size_t left_out_len;
     const char *consistency;  // "application", "crash", "inconsistent"
+    unsigned parallel;        // disks that are best read at a time; 0: no opinion
     char *consistency_detail; // what limits it, e.g. why the agent did not freeze; NULL
 };
 

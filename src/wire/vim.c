@@ -270,6 +270,11 @@ VimAbout vim_about(const Vim *v)
                       .instance_uuid = v->instance_uuid};
 }
 
+void vim_set_patience(Vim *v, int ms)
+{
+    v->patience_ms = ms;
+}
+
 const TlsCertificate *vim_shown(const Vim *v)
 {
     return &v->shown;

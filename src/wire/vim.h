@@ -62,6 +62,10 @@ void vim_close(Vim *v);
 // From now on; NULL: none. So that cleaning up can go on after a cancel.
 void vim_set_cancel(Vim *v, const atomic_bool *cancel);
 
+// From now on calls that may be repeated are repeated for so long while the server is not there (ERR_UNAVAILABLE
+// without a fault), as when it is started anew. 0, as it is at first: three tries.
+void vim_set_patience(Vim *v, int ms);
+
 typedef struct VimAbout {      // borrowed from the Vim
     const char *full_name;     // "VMware vCenter Server 8.0.2 build-…"
     const char *api_type;      // "VirtualCenter"; "HostAgent" for an ESXi host

@@ -8,7 +8,8 @@
 
 #define SOAP "http://schemas.xmlsoap.org/soap/envelope/"
 #define TRIES 3
-#define PAUSE_MS 500 // before the second try; twice that before the third
+#define PAUSE_MS 500 // before the second try; twice that before the third, and so on
+#define PAUSE_MAX_MS 5000
 #define ANYWAY_MS 5000
 // A page of 200 VMs with a hundred devices each is 40 MB; a million changed areas are 90 MB. Nothing of it is kept.
 #define REPLY_LIMITS ((XmlLimits){.bytes = UINT64_C(4) << 30, .nodes = UINT64_C(200000000), .depth = 128})
@@ -352,15 +353,18 @@ static bool exchange_logged_in(Vim *v, const VimCall *c, const char *body, Err *
 
 static bool call_with(Vim *v, const VimCall *c, const char *body, Err *err)
 {
-    int64_t deadline = clock_mono_ms() + v->timeout_ms + c->wait_ms;
+    int64_t begun = clock_mono_ms(), deadline = begun + v->timeout_ms + c->wait_ms;
     unsigned logins = v->logins;
     for (int i = 1;; i++) {
         if (exchange_logged_in(v, c, body, err))
             return true;
         bool gone = c->bound && v->logins != logins; // what it is bound to
-        if (gone || !may_repeat(v, c, err) || i == TRIES || clock_mono_ms() + i * PAUSE_MS >= deadline)
+        int pause = MIN(i * PAUSE_MS, PAUSE_MAX_MS);
+        int64_t then = clock_mono_ms() + pause;
+        bool patient = err->code == ERR_UNAVAILABLE && then < begun + v->patience_ms;
+        if (gone || !may_repeat(v, c, err) || ((i >= TRIES || then >= deadline) && !patient))
             return false;
-        vim_pause(v, i * PAUSE_MS);
+        vim_pause(v, pause);
         err_clear(err);
     }
 }
@@ -384,9 +388,10 @@ void vim_call_anyway(Vim *v, const VimCall *c)
     VimFault fault = v->fault;
     char *fault_task = mem_take(v->fault_task);
     bool no_login = v->no_login;
-    int timeout_ms = v->timeout_ms;
+    int timeout_ms = v->timeout_ms, patience_ms = v->patience_ms;
     Err ignored = ERR_INIT;
     v->cancel = NULL;
+    v->patience_ms = 0;
     v->timeout_ms = MIN(timeout_ms, ANYWAY_MS);
     v->no_login = true; // no new session for this
     bool fine = vim_call(v, c, &ignored);
@@ -394,6 +399,7 @@ void vim_call_anyway(Vim *v, const VimCall *c)
     vim_fault_clear(v);
     v->no_login = no_login;
     v->timeout_ms = timeout_ms;
+    v->patience_ms = patience_ms;
     v->cancel = cancel;
     v->fault = fault;
     v->fault_task = fault_task;

@@ -26,7 +26,7 @@ struct Vim {
     char *root_folder, *property_collector, *view_manager, *search_index, *session_manager, *authorization_manager;
     TlsCertificate shown;
     const atomic_bool *cancel;
-    int timeout_ms;
+    int timeout_ms, patience_ms;
     int64_t last_ms; // clock_mono_ms() of the last answer
     bool begun;      // the last call's on_reply was called
     VimFault fault;

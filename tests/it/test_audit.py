@@ -14,8 +14,8 @@ from lib.history import wait_for
 from lib.job import change_id, coverage, disk, qemu_io
 from lib.stage import QemuStage
 from lib.vm import our_bitmaps
+from lib.vsphere_history import SIZES, WEB, VsphereHistory, modes
 from lib.world import CLUSTER, World
-from test_source_vsphere import SIZES, WEB, VsphereHistory, modes
 
 MIB = 1 << 20
 SIZE = 4 * MIB

@@ -50,6 +50,7 @@ typedef struct Disk {
     bool lost;           // the tracking file is gone: every question fails
     Bits hidden;         // lies: granules that are never told of
     Lie lie;
+    unsigned reads; // under way
 } Disk;
 
 // What a snapshot keeps of one disk: the granules that were overwritten since, and how things stood.
@@ -287,9 +288,12 @@ typedef struct Sim {
     uint64_t max_sessions;
     uint64_t page_max; // no page of properties holds more objects
     bool down;
+    bool hosts_up; // though it is down: disks can be read
     bool stopping;
     uint64_t reads; // under way on the data path, and the most that ever were
     uint64_t reads_most;
+    uint64_t disks; // that are being read, and the most that ever were at once
+    uint64_t disks_most;
     int next_id;
     uint64_t walk;
     Entity *root;

@@ -378,6 +378,7 @@ static bool do_expire_sessions(const json_t *c, json_t *reply, Err *err)
 static bool do_down(const json_t *c, json_t *reply, Err *err)
 {
     sim.down = true;
+    sim.hosts_up = json_is_true(json_object_get(c, "hosts_up"));
     return do_expire_sessions(c, reply, err);
 }
 
@@ -565,8 +566,9 @@ static bool do_calls(const json_t *c, json_t *reply, Err *err)
     json_object_set_new(reply, "views", json_integer((json_int_t)views));
     json_object_set_new(reply, "filters", json_integer((json_int_t)filters));
     json_object_set_new(reply, "reads_most", json_integer((json_int_t)sim.reads_most));
+    json_object_set_new(reply, "disks_most", json_integer((json_int_t)sim.disks_most));
     if (json_is_true(json_object_get(c, "clear")))
-        sim.n_counts = sim.reads_most = 0;
+        sim.n_counts = sim.reads_most = sim.disks_most = 0;
     return true;
 }
 

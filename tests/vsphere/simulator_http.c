@@ -218,12 +218,15 @@ static enum MHD_Result give_data(struct MHD_Connection *connection)
     sim_count("read");
     sim.reads++;
     sim.reads_most = MAX(sim.reads_most, sim.reads);
+    Wanted wanted;
+    Disk *disk = find_layer(connection, &wanted) == 200 ? wanted.layer->disk : NULL;
+    sim.disks += disk && disk->reads++ == 0;
+    sim.disks_most = MAX(sim.disks_most, sim.disks);
     bool injected = inject_take("read", &in);
     if (injected && in.kind == INJECT_DELAY)
         sim_wait((int64_t)in.amount);
     if (sim.read_latency_ms)
         sim_wait(sim.read_latency_ms);
-    Wanted wanted;
     int status = injected && in.kind == INJECT_FAULT ? 500 : find_layer(connection, &wanted);
     uint64_t offset = 0, n = 0;
     const char *range = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Range");
@@ -236,6 +239,8 @@ static enum MHD_Result give_data(struct MHD_Connection *connection)
         status = layer_read(wanted.snapshot, wanted.layer, offset, data, n, &err) ? 206 : 500;
     }
     sim.reads--;
+    if (disk && --disk->reads == 0)
+        sim.disks--;
     pthread_mutex_unlock(&sim.lock);
     if (status != 206) {
         free(data);
@@ -318,7 +323,9 @@ static enum MHD_Result handle(void *unused, struct MHD_Connection *connection, c
         return MHD_YES;
     }
     pthread_mutex_lock(&sim.lock);
-    bool down = sim.down || sim.stopping;
+    bool down = (sim.down && !(sim.hosts_up && strncmp(url, "/sim/", 5) == 0)) || sim.stopping;
+    if (down)
+        sim_count("refused");
     pthread_mutex_unlock(&sim.lock);
     if (down)
         return MHD_NO;
@@ -367,7 +374,9 @@ static enum MHD_Result accept_now(void *unused, const struct sockaddr *address, 
     (void)address;
     (void)len;
     pthread_mutex_lock(&sim.lock);
-    bool down = sim.down;
+    bool down = sim.down && !sim.hosts_up;
+    if (down)
+        sim_count("refused");
     pthread_mutex_unlock(&sim.lock);
     return down ? MHD_NO : MHD_YES;
 }

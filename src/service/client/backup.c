@@ -50,6 +50,21 @@ static bool claim(Job *j, Err *err)
     return true;
 }
 
+// On the main thread, which alone changes the phase.
+static void on_wait(void *ctx, const char *for_what)
+{
+    Job *j = ctx;
+    int64_t now = clock_mono_ms();
+    j->queued_ms += for_what ? 0 : now - j->queued_at;
+    j->queued_at = now;
+    if (for_what)
+        log_info("waiting for a turn to read", LOG_STR("job", j->spec->job_id), LOG_STR("because", for_what));
+    else
+        log_info("no longer waiting", LOG_STR("job", j->spec->job_id));
+    if (str_eq(j->phase, for_what ? "opening" : "queued"))
+        job_phase(j, for_what ? "queued" : "opening");
+}
+
 static bool open_source(Job *j, Err *err)
 {
     const WorkOrder *o = &j->order;
@@ -96,7 +111,9 @@ static bool open_source(Job *j, Err *err)
                        .interrupted_len = o->interrupted_disks_len,
                        .vcenter = o->vcenter.host ? &vcenter : NULL,
                        .scratch = j->spec->scratch,
-                       .cancel = j->spec->stop};
+                       .cancel = j->spec->stop,
+                       .waits = on_wait,
+                       .waits_ctx = j};
     if (!ops->open(&r, &j->source, err))
         return err_context(err, "opening the source");
     if (j->source->disks_len == 0)
@@ -227,7 +244,7 @@ static bool move(Job *j, Err *err)
     if (!announce(j, err) || !job_goes_on(j, err))
         return false;
     job_phase(j, "copying");
-    j->opening_ms = clock_mono_ms() - began;
+    j->opening_ms = clock_mono_ms() - began - j->queued_ms;
     if (!copy_disks(j, err))
         return false;
     if (!j->source->ops->intact(j->source, err))

@@ -5,6 +5,7 @@
 #include "wire/nbd.h"
 
 #define CONNECT_MS 15000
+#define PARALLEL_DEFAULT 2
 
 typedef struct Copy {
     Job *job;
@@ -198,10 +199,12 @@ bool copy_disks(Job *j, Err *err)
     cleanup_free Copy *copies = mem_calloc(j->disks_len, sizeof(*copies), err);
     if (!copies)
         return false;
+    unsigned best = j->source->parallel ? j->source->parallel : PARALLEL_DEFAULT;
+    unsigned parallel = j->spec->parallel ? j->spec->parallel : best;
     bool fine = true;
     for (size_t i = 0; i < j->disks_len && fine; i++) {
         copies[i] = (Copy){.job = j, .disk = &j->disks[i]};
-        wait_until_below(j, j->spec->parallel);
+        wait_until_below(j, parallel);
         Err e = ERR_INIT;
         fine = job_goes_on(j, &e) && copy_start(&copies[i], i, &e);
         if (!fine)

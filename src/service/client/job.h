@@ -27,8 +27,9 @@ typedef struct Job {
     WorkOrder order;
     Source *source;
     AnnounceAnswer answer;
-    int64_t opening_ms; // from the claim to the first copy
-    JobDisk *disks;     // all of them are known before the first is copied
+    int64_t opening_ms; // from the claim to the first copy, but for what it was queued
+    int64_t queued_at, queued_ms;
+    JobDisk *disks; // all of them are known before the first is copied
     size_t disks_len;
 
     pthread_mutex_t lock;

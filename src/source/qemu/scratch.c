@@ -22,16 +22,6 @@
 #define NEED_PART 10 // of a disk
 #define NEED_MAX (UINT64_C(8) << 30)
 
-static bool is_private(const char *path, Err *err)
-{
-    struct stat st;
-    if (lstat(path, &st) != 0)
-        return err_errno(err, errno, "%s", path);
-    if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077) != 0)
-        return err_set(err, ERR_FORBIDDEN, "%s is not a folder of ours alone; HINT: remove it", path);
-    return true;
-}
-
 bool scratch_open(const char *base, const char *name, Scratch *ret, Err *err)
 {
     Scratch s = SCRATCH_NONE;
@@ -41,7 +31,7 @@ bool scratch_open(const char *base, const char *name, Scratch *ret, Err *err)
         return err_set(err, ERR_NOT_FOUND, "the scratch folder %s is not there", base);
     s.folder = mem_printf(err, "%s/sendense-scratch-%u", base, (unsigned)geteuid());
     s.socket = s.folder ? mem_printf(err, "%s/%s", s.folder, name) : NULL;
-    if (!s.socket || !file_mkdir(s.folder, 0700, err) || !is_private(s.folder, err)) {
+    if (!s.socket || !file_mkdir_private(s.folder, err)) {
         scratch_clear(&s);
         return false;
     }

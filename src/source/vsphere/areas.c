@@ -19,7 +19,7 @@ static bool on_area(void *ctx, uint64_t offset, uint64_t length, Err *err)
     return extent_vec_push(page, (Extent){.offset = offset, .length = length}, err);
 }
 
-static bool ask(Areas *a, uint64_t start, Err *err)
+static bool ask_once(Areas *a, uint64_t start, Err *err)
 {
     a->page.len = 0;
     a->from = a->next = start;
@@ -27,6 +27,16 @@ static bool ask(Areas *a, uint64_t start, Err *err)
     bool ok = vim_changed_areas(a->v->vim, a->v->moref, a->v->snapshot, a->disk, start, a->change_id, on_area, &a->page,
                                 &a->next, err);
     pthread_mutex_unlock(&a->v->lock);
+    return ok;
+}
+
+static bool ask(Areas *a, uint64_t start, Err *err)
+{
+    bool ok = ask_once(a, start, err);
+    if (!ok && err->code == ERR_UNAVAILABLE) { // an answer that broke off is not asked for again below
+        err_clear(err);
+        ok = ask_once(a, start, err);
+    }
     if (!ok)
         return err_context(err, "changed areas of disk %" PRId32 " from %" PRIu64 " on", a->disk->key, start);
     return a->next > start || err_set(err, ERR_PROTOCOL, "the answer on changed areas does not get on");

@@ -15,6 +15,12 @@ typedef struct VsphereDiskState {
     char *base, *since; // change IDs that the vCenter accepts; NULL: none. Owned
 } VsphereDiskState;
 
+// The leave to read one disk: a place of its ESXi host and one of its vCenter, as descriptors; -1: none.
+typedef struct VsphereSlot {
+    int host, vcenter;
+} VsphereSlot;
+#define VSPHERE_NO_SLOT ((VsphereSlot){.host = -1, .vcenter = -1})
+
 typedef struct VsphereSource {
     Source s;
     const SourceRequest *req; // while opening only
@@ -29,12 +35,33 @@ typedef struct VsphereSource {
     bool tracks;             // CBT is on and works
     char why_not[256];       // or why it does not
 
+    const atomic_bool *cancel; // these three are the request's
+    void (*waits)(void *ctx, const char *for_what);
+    void *waits_ctx;
+    char *esx; // moref of the host that the VM runs on; "": not said
+
     pthread_mutex_t lock; // vim: copies of several disks ask at a time
     Vim *vim;
+    pthread_mutex_t slot_lock; // what follows; held for moments only
+    VsphereSlot slot;          // in hand for the next disk
+    size_t disks_left;         // to be opened
 } VsphereSource;
+
+bool vsphere_pause(const VsphereSource *v, int ms); // false: cancelled
+
+// slots.c: each waits for its turn, or for a cancel; main thread only. Into v->slot; *ret_waited: it took a while.
+bool vsphere_slot_reserve(VsphereSource *v, bool *ret_waited, Err *err) must_check;
+// For the next disk that is opened.
+bool vsphere_slot_take(VsphereSource *v, VsphereSlot *ret, Err *err) must_check;
+// A disk was read: its slot is for the next one, as long as there is one to open. From any thread.
+void vsphere_slot_return(VsphereSource *v, VsphereSlot *slot);
+void vsphere_slot_clear(VsphereSlot *slot);
 
 // snapshot.c: what earlier runs left goes; then the frozen view. Fills v->snapshot, consistency.
 bool vsphere_snapshot_open(VsphereSource *v, Err *err) must_check;
+// Our snapshot goes, change tracking is switched off and on, and there is another one. *ret_possible false: nothing was
+// done, as the VM has snapshots of others.
+bool vsphere_snapshot_renew(VsphereSource *v, bool *ret_possible, Err *err) must_check;
 bool vsphere_snapshot_close(VsphereSource *v, Err *err) must_check;
 bool vsphere_snapshot_stands(VsphereSource *v, Err *err) must_check;
 

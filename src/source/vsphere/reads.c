@@ -1,5 +1,6 @@
 #include "source/vsphere/parts.h"
 
+#include "base/log.h"
 #include "base/str.h"
 #include "wire/nbd.h"
 
@@ -8,25 +9,163 @@
 #define OPEN_MS 60000 // VDDK logs in, and looks the disk up
 #define CONNECTIONS 1 // the vddk plugin opens the disk once for each connection; requests in flight are what counts
 #define REQUEST_MAX (2u << 20)
+#define IN_FLIGHT 4  // requests of 1 MiB: a host's buffers, 48 MiB, then do for 12 disks (slots.c)
+#define READS_MAX 64 // that are taken, whatever makes sense
+#define TRIES 5      // to open a disk again, with pauses of 1, 2, 4, 8 and 16 s: a switch that fails over takes as long
+#define PAUSE_MS 1000
 #define LIBDIR_DEFAULT "/usr/lib/vmware-vix-disklib-distrib"
+
+typedef struct Reads Reads;
+
+typedef struct Read {
+    BlocksReq req; // of the NBD read
+    Reads *reads;
+    BlocksReq *outer; // NULL: this one is free
+    void *buffer;
+    uint64_t offset;
+    uint32_t length;
+    bool failed; // to be asked again, over another connection
+} Read;
 
 // nbdkit lives as long as the end that reads from it: a thread of the copy must not start it (wire/child.h), so it is
 // opened by the main one.
-typedef struct Reads {
+struct Reads {
     Blocks b; // first
+    VsphereSource *v;
+    const VimDisk *disk;
+    VsphereSlot slot;
     Child *child;
-    Blocks *nbd;
+    Blocks *nbd;   // NULL: there was no getting it back
     Blocks *areas; // NULL: no change set
-} Reads;
+    Read reads[READS_MAX];
+    unsigned under_way, failed; // asked and not answered; failed
+    unsigned tries;             // since a read that went well
+    bool over;                  // aborted: errors go up
+    Err why;                    // the first of those that failed
+};
 
 static Reads *of(Blocks *b)
 {
     return (Reads *)b;
 }
 
+static bool explain(Child *c, const VimDisk *d, Err *err)
+{
+    Err ignored = ERR_INIT;
+    cleanup_free char *said = NULL;
+    if (!child_said(c, &said, &ignored) || !said[0])
+        return err_context(err, "nbdkit's vddk plugin, disk %d", (int)d->key);
+    err_clear(err);
+    return err_set(err, ERR_UNAVAILABLE, "nbdkit's vddk plugin, disk %d: %.400s", (int)d->key, said);
+}
+
+// With each connection the plugin opens the disk.
+static bool connect_to(Reads *r, Err *err)
+{
+    NbdSpec nbd = {.socket = child_socket(r->child),
+                   .export_name = "",
+                   .connections = CONNECTIONS,
+                   .read_only = true,
+                   .timeout_ms = OPEN_MS};
+    if (!nbd_blocks_open(&nbd, &r->nbd, err))
+        return explain(r->child, r->disk, err);
+    return r->nbd->size == r->disk->capacity ||
+        err_set(err, ERR_CONFLICT, "disk %d has %llu bytes in the snapshot, and VDDK reads %llu", (int)r->disk->key,
+                (unsigned long long)r->disk->capacity, (unsigned long long)r->nbd->size);
+}
+
+static void disconnect(Reads *r)
+{
+    blocks_cleanup(&r->nbd);
+    r->nbd = NULL;
+}
+
+static void finish(Read *x, const Err *err)
+{
+    BlocksReq *outer = mem_take(x->outer);
+    outer->done(outer, err);
+}
+
+static void keep_failed(Read *x, const Err *err)
+{
+    if (x->reads->failed++ == 0 && err->code != ERR_CANCELLED) // that one is only what a lost connection ends with
+        x->reads->why = *err;
+    x->failed = true;
+}
+
+static void on_read(BlocksReq *req, const Err *err)
+{
+    Read *x = req->ctx;
+    Reads *r = x->reads;
+    r->under_way--;
+    if (err && !r->over) {
+        keep_failed(x, err);
+        return;
+    }
+    r->tries = 0;
+    finish(x, err);
+}
+
+static void ask(Read *x)
+{
+    Reads *r = x->reads;
+    Err err = ERR_INIT;
+    r->under_way++;
+    if (r->nbd->ops->read(r->nbd, x->buffer, x->offset, x->length, &x->req, &err))
+        return;
+    r->under_way--;
+    keep_failed(x, &err);
+}
+
 static bool reads_read(Blocks *b, void *p, uint64_t offset, uint32_t length, BlocksReq *req, Err *err)
 {
-    return of(b)->nbd->ops->read(of(b)->nbd, p, offset, length, req, err);
+    Reads *r = of(b);
+    Read *x = NULL;
+    for (size_t i = 0; i < ARRAY_LEN(r->reads) && !x; i++)
+        x = r->reads[i].outer ? NULL : &r->reads[i];
+    if (!x || !r->nbd)
+        return err_set(err, ERR_INTERNAL, "disk %d cannot take another read", (int)r->disk->key);
+    *x = (Read){
+        .req = {.done = on_read, .ctx = x}, .reads = r, .outer = req, .buffer = p, .offset = offset, .length = length};
+    if (r->failed > 0)
+        keep_failed(x, &r->why); // what it is asked over next works
+    else
+        ask(x);
+    return true;
+}
+
+// VDDK does not get over a lost connection by itself, and nbdkit's retry filter, which would open the disk anew, lets
+// one request through at a time.
+static bool connect_again(Reads *r, Err *err)
+{
+    Err tried = ERR_INIT;
+    do {
+        disconnect(r);
+        if (r->tries == TRIES || !child_alive(r->child)) {
+            *err = r->why;
+            return explain(r->child, r->disk, err);
+        }
+        log_debug("a vSphere disk is opened again", LOG_NUM("disk", r->disk->key), LOG_NUM("try", r->tries + 1),
+                  LOG_ERR(&r->why));
+        if (!vsphere_pause(r->v, PAUSE_MS << r->tries++))
+            return err_set(err, ERR_CANCELLED, "the copy was cancelled");
+        err_clear(&tried);
+    } while (!connect_to(r, &tried));
+    return true;
+}
+
+static bool ask_again(Reads *r, Err *err)
+{
+    if (!connect_again(r, err))
+        return false;
+    r->failed = 0;
+    for (size_t i = 0; i < ARRAY_LEN(r->reads); i++) {
+        if (!r->reads[i].failed)
+            continue;
+        r->reads[i].failed = false;
+        ask(&r->reads[i]);
+    }
+    return true;
 }
 
 // Zeros are found by looking: what VDDK calls not allocated is not vouched for as zero.
@@ -38,25 +177,40 @@ static bool reads_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec
 
 static size_t reads_fds(Blocks *b, struct pollfd *fds)
 {
-    return of(b)->nbd->ops->fds(of(b)->nbd, fds);
+    return of(b)->nbd ? of(b)->nbd->ops->fds(of(b)->nbd, fds) : 0;
 }
 
 static bool reads_dispatch(Blocks *b, const struct pollfd *fds, size_t n, Err *err)
 {
-    return of(b)->nbd->ops->dispatch(of(b)->nbd, fds, n, err);
+    Reads *r = of(b);
+    Err lost = ERR_INIT;
+    if (!r->nbd->ops->dispatch(r->nbd, fds, n, &lost)) {
+        r->why = r->failed == 0 ? lost : r->why;
+        r->nbd->ops->abort(r->nbd); // what is under way fails, and is asked again
+    }
+    return r->failed == 0 || r->under_way > 0 || ask_again(r, err);
 }
 
 static void reads_abort(Blocks *b)
 {
-    of(b)->nbd->ops->abort(of(b)->nbd);
+    Reads *r = of(b);
+    Err err = ERR_INIT;
+    r->over = true;
+    if (r->nbd)
+        r->nbd->ops->abort(r->nbd);
+    (void)err_set(&err, ERR_CANCELLED, "aborted");
+    for (size_t i = 0; i < ARRAY_LEN(r->reads); i++)
+        if (r->reads[i].outer)
+            finish(&r->reads[i], &err);
 }
 
 static void reads_free(Blocks *b)
 {
     Reads *r = of(b);
-    blocks_cleanup(&r->nbd);
+    disconnect(r);
     blocks_cleanup(&r->areas);
     child_stop(r->child);
+    vsphere_slot_return(r->v, &r->slot);
     free(r);
 }
 
@@ -111,7 +265,6 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
                           "--foreground",
                           "--readonly",
                           "--exit-with-parent",
-                          "--filter=retry",
                           "--filter=blocksize",
                           setting("SENDENSE_VDDK_PLUGIN", "vddk"),
                           libdir,
@@ -124,52 +277,32 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
                           snapshot,
                           "transports=nbdssl:nbd",
                           file,
-                          "retries=3",
-                          "retry-delay=1",
                           "minblock=512",
-                          "maxdata=2M",
+                          "maxdata=1M", // also where a cluster, and so a request, is larger
                           NULL};
     return child_start(argv, &v->password, ret, err);
 }
 
-static bool explain(Child *c, const VimDisk *d, Err *err)
-{
-    Err ignored = ERR_INIT;
-    cleanup_free char *said = NULL;
-    if (!child_said(c, &said, &ignored) || !said[0])
-        return err_context(err, "nbdkit's vddk plugin, disk %d", (int)d->key);
-    err_clear(err);
-    return err_set(err, ERR_UNAVAILABLE, "nbdkit's vddk plugin, disk %d: %.400s", (int)d->key, said);
-}
-
 bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **ret, Err *err)
 {
-    const VimDisk *d = &v->disks[disk].disk;
     Reads *r = mem_calloc(1, sizeof(*r), err);
     if (!r) {
         blocks_cleanup(&areas);
         return false;
     }
+    r->v = v;
+    r->disk = &v->disks[disk].disk;
+    r->slot = VSPHERE_NO_SLOT;
     r->areas = areas;
-    bool ok = start(v, d, &r->child, err);
-    if (ok) {
-        NbdSpec nbd = {.socket = child_socket(r->child),
-                       .export_name = "",
-                       .connections = CONNECTIONS,
-                       .read_only = true,
-                       .timeout_ms = OPEN_MS};
-        ok = nbd_blocks_open(&nbd, &r->nbd, err) || explain(r->child, d, err);
-    }
-    if (ok && r->nbd->size != d->capacity)
-        ok = err_set(err, ERR_CONFLICT, "disk %d has %llu bytes in the snapshot, and VDDK reads %llu", (int)d->key,
-                     (unsigned long long)d->capacity, (unsigned long long)r->nbd->size);
-    if (!ok) {
+    if (!vsphere_slot_take(v, &r->slot, err) || !start(v, r->disk, &r->child, err) ||
+        (!connect_to(r, &r->why) && !connect_again(r, err))) {
         reads_free(&r->b);
         return false;
     }
-    r->b = *r->nbd;
-    r->b.ops = &reads_ops;
-    r->b.max_request = MIN(r->nbd->max_request, REQUEST_MAX);
+    r->b = (Blocks){.ops = &reads_ops,
+                    .size = r->nbd->size,
+                    .max_request = MIN(r->nbd->max_request, REQUEST_MAX),
+                    .max_in_flight = IN_FLIGHT};
     *ret = &r->b;
     return true;
 }

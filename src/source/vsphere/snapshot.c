@@ -17,6 +17,7 @@ static bool make_name(VsphereSource *v, char **ret, Err *err)
     if (!uuid_random_bytes(random, sizeof(random), err))
         return false;
     str_hex(random, sizeof(random), hex);
+    free(*ret);
     *ret = mem_printf(err, PREFIX "%s.%s", v->req->vm_id, hex);
     return *ret != NULL;
 }
@@ -46,10 +47,19 @@ static void no_tracking(VsphereSource *v, const char *why)
     (void)snprintf(v->why_not, sizeof(v->why_not), "%.*s", (int)sizeof(v->why_not) - 1, why);
 }
 
-// Switched on where it is off; it works from the next snapshot that is made and removed on.
-static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
+// A change of the tracking takes effect with the next snapshot that is made and removed.
+static bool pass_a_snapshot(VsphereSource *v, Err *err)
 {
     cleanup_free char *name = NULL, *moref = NULL;
+    return make_name(v, &name, err) &&
+        vim_snapshot_create(v->vim, v->moref, name, "Sendense: switches change tracking", false, TASK_MS, &moref,
+                            err) &&
+        vim_snapshot_remove(v->vim, moref, TASK_MS, err);
+}
+
+// Switched on where it is off.
+static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
+{
     Err why = ERR_INIT;
     v->tracks = true;
     if (vm->tracking == VIM_YES)
@@ -62,7 +72,7 @@ static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
         no_tracking(
             v,
             "change tracking is off, and is not switched on while the VM has snapshots, since its answers would "
-                       "be wrong; "
+            "be wrong; "
             "remove them");
         return true;
     }
@@ -74,10 +84,7 @@ static bool ensure_tracking(VsphereSource *v, const VimVm *vm, Err *err)
         no_tracking(v, why.details);
         return true;
     }
-    return make_name(v, &name, err) &&
-        vim_snapshot_create(v->vim, v->moref, name, "Sendense: switches change tracking on", false, TASK_MS, &moref,
-                            err) &&
-        vim_snapshot_remove(v->vim, moref, TASK_MS, err);
+    return pass_a_snapshot(v, err);
 }
 
 static bool create(VsphereSource *v, bool quiesce, Err *err)
@@ -93,6 +100,7 @@ static bool freeze(VsphereSource *v, const VimVm *vm, Err *err)
     Err why = ERR_INIT;
     bool running = str_eq(vm->power_state, "poweredOn");
     v->s.consistency = "crash";
+    free(mem_take(v->s.consistency_detail));
     if (v->spec.quiesce == VSPHERE_QUIESCE_OFF || !running)
         return create(v, false, err);
     bool tools = str_eq(vm->tools_status, "guestToolsRunning");
@@ -110,6 +118,25 @@ static bool freeze(VsphereSource *v, const VimVm *vm, Err *err)
     return mem_replace(&v->s.consistency_detail, why.details, err) && create(v, false, err);
 }
 
+// The leave to read the first disk comes before the snapshot, which would grow while the job is only queued.
+static bool wait_for_turn(VsphereSource *v, VimVm *vm, Err *err)
+{
+    for (;;) {
+        bool waited = false;
+        if (!mem_replace(&v->esx, vm->host, err) || !vsphere_slot_reserve(v, &waited, err))
+            return false;
+        if (!waited)
+            return true;
+        vim_vm_clear(vm); // hours may have passed
+        *vm = (VimVm){0};
+        if (!vim_vm(v->vim, v->moref, vm, err))
+            return false;
+        if (str_eq(vm->host, v->esx))
+            return true;
+        vsphere_slot_clear(&v->slot); // it has moved to another host
+    }
+}
+
 bool vsphere_snapshot_open(VsphereSource *v, Err *err)
 {
     cleanup(vim_vm_clear) VimVm vm = {0};
@@ -118,8 +145,29 @@ bool vsphere_snapshot_open(VsphereSource *v, Err *err)
     if (v->spec.instance_uuid && vm.instance_uuid[0] && strcasecmp(v->spec.instance_uuid, vm.instance_uuid) != 0)
         return err_set(err, ERR_CONFLICT, "%s is another VM by now (%s); HINT: register the VM again", v->moref,
                        vm.path[0] ? vm.path : vm.name);
-    return sweep_earlier(v, &vm, err) && ensure_tracking(v, &vm, err) && make_name(v, &v->snapshot_name, err) &&
-        freeze(v, &vm, err);
+    return sweep_earlier(v, &vm, err) && wait_for_turn(v, &vm, err) && ensure_tracking(v, &vm, err) &&
+        make_name(v, &v->snapshot_name, err) && freeze(v, &vm, err);
+}
+
+bool vsphere_snapshot_renew(VsphereSource *v, bool *ret_possible, Err *err)
+{
+    cleanup(vim_vm_clear) VimVm before = {0}, after = {0};
+    Err why = ERR_INIT; // a vCenter that refuses: then all stays as it was
+    if (!vim_vm(v->vim, v->moref, &before, err))
+        return false;
+    *ret_possible = before.snapshots_len == 1;
+    if (!*ret_possible)
+        return true;
+    if (!vim_snapshot_remove(v->vim, v->snapshot, TASK_MS, err))
+        return false;
+    free(mem_take(v->snapshot));
+    if (!(vim_set_cbt(v->vim, v->moref, false, TASK_MS, &why) && pass_a_snapshot(v, &why)) &&
+        (why.code == ERR_CANCELLED || why.code == ERR_UNAVAILABLE)) {
+        *err = why;
+        return false;
+    }
+    return vim_vm(v->vim, v->moref, &after, err) && ensure_tracking(v, &after, err) &&
+        make_name(v, &v->snapshot_name, err) && freeze(v, &after, err);
 }
 
 // By its name: a call whose answer was lost may have made it.

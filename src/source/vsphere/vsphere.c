@@ -1,12 +1,27 @@
 #include "source/vsphere/vsphere.h"
 
+#include "base/clock.h"
 #include "base/str.h"
 #include "domain/changeid.h"
 #include "domain/vsphere.h"
 #include "source/vsphere/parts.h"
 
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
+
+#define DISKS_AT_ONCE 8 // latency is what bounds the rate of one; of a host's 12 (slots.c) some are left for other VMs
+#define AWAY_MS (10 * 60 * 1000) // a vCenter takes minutes to start
+
+bool vsphere_pause(const VsphereSource *v, int ms)
+{
+    for (int64_t until = clock_mono_ms() + ms, left = ms; left > 0; left = until - clock_mono_ms()) {
+        if (v->cancel && atomic_load(v->cancel))
+            return false;
+        (void)poll(NULL, 0, (int)MIN(left, 50)); // only a wait; the loop looks at the clock
+    }
+    return true;
+}
 
 static bool check_spec(const json_t *spec, Err *err)
 {
@@ -28,7 +43,10 @@ static bool log_in(VsphereSource *v, const SourceRequest *req, Err *err)
                     .thumbprint = c->thumbprint,
                     .ca_pem = c->ca_pem,
                     .cancel = req->cancel};
-    return vim_open(&spec, &v->vim, err) && mem_replace(&v->thumbprint, vim_shown(v->vim)->sha1, err);
+    if (!vim_open(&spec, &v->vim, err))
+        return false;
+    vim_set_patience(v->vim, AWAY_MS); // it was there: whatever is under way is not lost with a restart
+    return mem_replace(&v->thumbprint, vim_shown(v->vim)->sha1, err);
 }
 
 // A change ID's epoch is what stands before its slash: another one means that tracking began anew.
@@ -167,7 +185,77 @@ static bool take_disks(VsphereSource *v, Err *err)
     for (size_t i = 0; i < v->s.disks_len; i++)
         if (!describe(v, i, err))
             return err_context(err, "disk %s", v->s.disks[i].key);
+    v->disks_left = v->s.disks_len;
     return v->s.disks_len > 0 || err_set(err, ERR_NOT_FOUND, "the VM has no disk that is not left out");
+}
+
+static void clear_states(VsphereDiskState *states, size_t n)
+{
+    for (size_t i = 0; states && i < n; i++) {
+        vim_disk_clear(&states[i].disk);
+        free(states[i].base);
+        free(states[i].since);
+    }
+    free(states);
+}
+
+// The disk is what it was and its tracking does not even know its own last ID: it stays so until it is switched off and
+// on.
+static bool is_lost_for_good(VsphereSource *v, size_t i)
+{
+    const VimDisk *d = &v->disks[i].disk;
+    const SourceParent *parent = source_parent(v->req, v->s.disks[i].key);
+    uint64_t ignored;
+    Err refused = ERR_INIT; // what else is wrong shows elsewhere
+    return v->s.disks[i].lost && v->tracks && parent->tracking && d->change_id[0] &&
+        same_epoch(parent->change_id, d->change_id) && !vsphere_areas_probe(v, d, d->change_id, &ignored, &refused) &&
+        str_eq(vim_fault(v->vim)->type, "FileFault");
+}
+
+static bool say_besides(SourceDisk *d, const char *lost, const char *besides, Err *err)
+{
+    char *text = mem_printf(err, "%.400s; %s", lost, besides);
+    if (!text)
+        return false;
+    free(d->lost);
+    d->lost = text;
+    return true;
+}
+
+// The disks of the new snapshot; what was wrong with them before stays said.
+static bool take_disks_anew(VsphereSource *v, Err *err)
+{
+    Source before = v->s;
+    clear_states(mem_take(v->disks), before.disks_len);
+    v->s = (Source){.ops = before.ops, .consistency = before.consistency, .parallel = before.parallel};
+    v->s.consistency_detail = mem_take(before.consistency_detail);
+    bool ok = take_disks(v, err);
+    for (size_t i = 0; ok && i < v->s.disks_len; i++)
+        for (size_t k = 0; ok && k < before.disks_len; k++)
+            if (v->s.disks[i].lost && before.disks[k].lost && str_eq(v->s.disks[i].key, before.disks[k].key)) {
+                v->s.disks[i].lost_code = before.disks[k].lost_code;
+                ok = say_besides(&v->s.disks[i], before.disks[k].lost, "change tracking was switched off and on", err);
+            }
+    source_clear(&before);
+    return ok;
+}
+
+// Else every later backup would be a comparison, too.
+static bool renew_lost_tracking(VsphereSource *v, Err *err)
+{
+    size_t i = 0;
+    bool possible;
+    while (i < v->s.disks_len && !is_lost_for_good(v, i))
+        i++;
+    if (i == v->s.disks_len)
+        return true;
+    if (!vsphere_snapshot_renew(v, &possible, err))
+        return err_context(err, "switching change tracking off and on");
+    return possible ? take_disks_anew(v, err)
+                    : say_besides(&v->s.disks[i], v->s.disks[i].lost,
+                                  "change tracking cannot be switched off and on while the VM has other snapshots; "
+                                  "remove them",
+                                  err);
 }
 
 static bool vsphere_close(Source *s, bool completed, Err *err);
@@ -179,10 +267,16 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
         return false;
     v->s.ops = &source_vsphere_ops;
     v->s.consistency = "crash";
+    v->s.parallel = DISKS_AT_ONCE;
     v->req = req;
+    v->cancel = req->cancel;
+    v->waits = req->waits;
+    v->waits_ctx = req->waits_ctx;
+    v->slot = VSPHERE_NO_SLOT;
     (void)pthread_mutex_init(&v->lock, NULL); // cannot fail with glibc
+    (void)pthread_mutex_init(&v->slot_lock, NULL);
     bool ok = vsphere_spec_read(req->spec, &v->spec, err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) &&
-        take_disks(v, err);
+        take_disks(v, err) && renew_lost_tracking(v, err);
     v->req = NULL;
     v->spec = (VsphereSpec){0};
     if (!ok) {
@@ -221,24 +315,23 @@ static bool vsphere_intact(Source *s, Err *err)
 static bool vsphere_close(Source *s, bool completed, Err *err)
 {
     VsphereSource *v = (VsphereSource *)s;
-    (void)completed; // the vCenter keeps its change tracking itself
+    if (v->vim)
+        vim_set_patience(v->vim, completed ? AWAY_MS : 0); // a job that failed or was cancelled ends soon
     bool ok = !v->vim || vsphere_snapshot_close(v, err);
     vim_close(v->vim);
-    for (size_t i = 0; v->disks && i < s->disks_len; i++) {
-        vim_disk_clear(&v->disks[i].disk);
-        free(v->disks[i].base);
-        free(v->disks[i].since);
-    }
-    free(v->disks);
+    vsphere_slot_clear(&v->slot);
+    clear_states(v->disks, s->disks_len);
     source_clear(s);
     free(v->moref);
     free(v->snapshot_name);
     free(v->snapshot);
     free(v->thumbprint);
     free(v->host);
+    free(v->esx);
     free(v->user);
     secret_clear(&v->password);
     (void)pthread_mutex_destroy(&v->lock);
+    (void)pthread_mutex_destroy(&v->slot_lock);
     free(v);
     return ok;
 }

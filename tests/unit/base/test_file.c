@@ -328,6 +328,56 @@ typedef struct Race {
     atomic_int holders, faults;
 } Race;
 
+// Each is held until its descriptor is closed, by one process or by several.
+static void test_places(void **state)
+{
+    Err err = ERR_INIT;
+    const char *path = unit_path(state, "places");
+    int a = -1, b = -1, c = -1;
+    assert_ok(file_lock_place(path, 2, &a, &err), &err);
+    assert_ok(file_lock_place(path, 2, &b, &err), &err);
+    assert_fails(file_lock_place(path, 2, &c, &err), &err, ERR_BUSY);
+    assert_fails(file_lock_place(path, 1, &c, &err), &err, ERR_BUSY);
+    assert_ok(file_lock_place(path, 3, &c, &err), &err);
+    mem_cleanup_close(&c);
+    mem_cleanup_close(&a);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        Err child_err = ERR_INIT;
+        _exit(file_lock_place(path, 2, &c, &child_err) && // a's
+                      !file_lock_place(path, 2, &a, &child_err) && child_err.code == ERR_BUSY
+                  ? 0
+                  : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    assert_ok(file_lock_place(path, 2, &a, &err), &err); // it ended without a word
+    mem_cleanup_close(&a);
+    mem_cleanup_close(&b);
+    assert_int_equal(symlink("places", unit_path(state, "link")), 0);
+    assert_fails(file_lock_place(unit_path(state, "link"), 2, &a, &err), &err, ERR_IO);
+}
+
+static void test_private_folders(void **state)
+{
+    Err err = ERR_INIT;
+    const char *path = unit_path(state, "ours");
+    assert_ok(file_mkdir_private(path, &err), &err);
+    assert_ok(file_mkdir_private(path, &err), &err); // as it is
+    assert_int_equal(chmod(path, 0710), 0);
+    assert_fails(file_mkdir_private(path, &err), &err, ERR_FORBIDDEN);
+    assert_int_equal(chmod(path, 0700), 0);
+    assert_int_equal(symlink("ours", unit_path(state, "link")), 0);
+    assert_fails(file_mkdir_private(unit_path(state, "link"), &err), &err, ERR_FORBIDDEN);
+    assert_fails(file_mkdir_private(unit_path(state, "no/where"), &err), &err, ERR_NOT_FOUND);
+    if (geteuid() == 0) {
+        assert_int_equal(chown(path, 1, 1), 0);
+        assert_fails(file_mkdir_private(path, &err), &err, ERR_FORBIDDEN);
+    }
+}
+
 static void *lock_and_remove(void *arg)
 {
     Race *r = arg;
@@ -411,6 +461,8 @@ int main(void)
         in_folder(test_remove_tree_stops_at_a_mount),
         in_folder(test_space),
         in_folder(test_lock),
+        in_folder(test_places),
+        in_folder(test_private_folders),
         in_folder(test_lock_whose_file_is_removed),
         in_folder(test_locked_bytes),
     };

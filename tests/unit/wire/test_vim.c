@@ -195,6 +195,29 @@ static void questions_are_repeated(void **state)
     assert_fails(find(s), &s->err, ERR_NOT_FOUND);
 }
 
+// A server that is started anew is away for longer than three tries take.
+static void a_server_that_is_away_is_waited_for(void **state)
+{
+    FakeSession *s = *state;
+    vim_set_patience(s->vim, 20000);
+    fake_again();
+    for (int i = 0; i < 3; i++)
+        fake_add(503, "starting");
+    fake_fixture("05-FindByInventoryPath-none");
+    assert_fails(find(s), &s->err, ERR_NOT_FOUND);
+
+    vim_set_patience(s->vim, 1000); // and is given up
+    fake_again();
+    for (int i = 0; i < 3; i++)
+        fake_add(200, "")->fails = ERR_UNAVAILABLE;
+    assert_fails(find(s), &s->err, ERR_UNAVAILABLE);
+
+    vim_set_patience(s->vim, 20000); // what it answers is no reason to wait
+    fake_again();
+    fake_fault("HostNotConnected", "", "");
+    assert_fails(find(s), &s->err, ERR_UNAVAILABLE);
+}
+
 static void faults_by_their_type(void **state)
 {
     FakeSession *s = *state;
@@ -309,11 +332,17 @@ static void keeps_alive_only_when_idle(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(opens_and_closes),      cmocka_unit_test(a_wrong_password),
-        cmocka_unit_test(passwords_are_escaped), cmocka_unit_test(addresses),
-        cmocka_unit_test(thumbprints),           IN_SESSION(an_ended_session_is_renewed),
-        IN_SESSION(questions_are_repeated),      IN_SESSION(faults_by_their_type),
-        IN_SESSION(answers_without_sense),       IN_SESSION(truncated_replies),
+        cmocka_unit_test(opens_and_closes),
+        cmocka_unit_test(a_wrong_password),
+        cmocka_unit_test(passwords_are_escaped),
+        cmocka_unit_test(addresses),
+        cmocka_unit_test(thumbprints),
+        IN_SESSION(an_ended_session_is_renewed),
+        IN_SESSION(a_server_that_is_away_is_waited_for),
+        IN_SESSION(questions_are_repeated),
+        IN_SESSION(faults_by_their_type),
+        IN_SESSION(answers_without_sense),
+        IN_SESSION(truncated_replies),
         IN_SESSION(keeps_alive_only_when_idle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
