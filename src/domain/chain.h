@@ -63,7 +63,7 @@ typedef struct ChainInput {
 bool chain_reason_is_loss(ChainReason r);
 
 // The first rule that applies wins, in this order: requested, first, limit, new disk, damaged -> full; refuted,
-// suspect, resized, not tracked, never tracked (a parent without a hypervisor's ID), what the source says of its loss (a
-// base_change_id that is not the parent's, byte for byte, is tracking lost) -> compare; else tracked with CHAIN_NONE.
-// CHAIN_OTHER_LAYOUT is for the caller who sees the repository: this function never gives it.
+// suspect, resized, not tracked, never tracked (a parent without a hypervisor's ID), what the source says of its loss
+// (a base_change_id that is not the parent's, byte for byte, is tracking lost) -> compare; else tracked with
+// CHAIN_NONE. CHAIN_OTHER_LAYOUT is for the caller who sees the repository: this function never gives it.
 DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason);

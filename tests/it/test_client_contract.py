@@ -134,10 +134,12 @@ def test_backup(lab):
     disk = hub.calls("disks")[0].json["disks"][0]
     assert (disk["disk_key"], disk["size"], disk["tracking"]) == ("disk-0", SIZE, "none")
     sent, change, whole = planned(image), disk["change_id"], coverage([(0, SIZE)])
+    read = hub.calls("complete")[0].json["disks"][0]["read_bytes"]
+    assert sent <= read <= SIZE     # zeros may have been looked at
     assert hub.calls("complete")[0].body.decode() == (
         f'{{"bytes_transferred":{sent},"change_id":"{change}","disks":[{{"bytes_transferred":{sent},'
         f'"change_id":"{change}","covered_bytes":{SIZE},"digest":"{whole["digest"]}","disk_id":2000,"extents":1,'
-        f'"tracking":"none"}}]}}')
+        f'"read_bytes":{read},"tracking":"none"}}]}}')
     before = log_line(client.log, "Storing ChangeID")
     assert f"url={hub.url}{path_of(hub.job_id, 'complete')}" in before.replace('"', "")
     assert change in before and "backup completion" in before
