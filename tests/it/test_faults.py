@@ -299,7 +299,7 @@ def restore_held(stage, results, backup_id, target):
 
 def test_restore_killed(make_hub, place):
     """What a killed restore leaves is no disk, and its export ends by itself; until then the point stays."""
-    with Stage(make_hub, place, options=["--export-idle=5"]) as stage:
+    with Stage(make_hub, place, options=[f"--export-idle={int(patience(5))}"]) as stage:
         first = stage.first()
         target = place / "restored.raw"
         thread, export = restore_held(stage, [], first["backup_id"], target)
@@ -326,7 +326,7 @@ def cli_pid(target):
 
 @pytest.mark.parametrize("back", ["before it ends", "after it ended"])
 def test_restore_goes_on_without_the_hub(make_hub, place, back):
-    with Stage(make_hub, place, options=["--export-idle=1"]) as stage:
+    with Stage(make_hub, place, options=[f"--export-idle={int(patience(1))}"]) as stage:
         first = stage.first()
         target, results = place / "restored.raw", []
         thread, export = restore_held(stage, results, first["backup_id"], target)
