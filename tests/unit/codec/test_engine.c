@@ -49,6 +49,9 @@ static void test_config_round_trip(void **state)
     "\"hash_seed\":\"0000000000000000\","
 #define LAYER "{\"image\":\"/i\",\"hashes\":\"/h\"}"
 
+#define INGEST \
+    "{" COMMON "\"role\":\"ingest\",\"layers\":[],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":1,\"mode\":\"full\""
+
 static void test_config_refused(void **state)
 {
     (void)state;
@@ -66,6 +69,9 @@ static void test_config_refused(void **state)
         "{" COMMON "\"role\":\"ingest\",\"layers\":[" LAYER
         "],\"image\":\"/i\",\"hashes\":\"/h\",\"size\":1,\"mode\":\"full\"}",
         "{" COMMON "\"role\":\"ingest\",\"layers\":[],\"hashes\":\"/h\",\"size\":1,\"mode\":\"full\"}",
+        INGEST ",\"journal\":\"/j\",\"resume_image\":\"/r\"}", // all three or none
+        INGEST ",\"journal\":\"/j\",\"resume_journal\":\"/r\"}",
+        INGEST ",\"resume_image\":\"/r\",\"resume_journal\":\"/r\"}",
     };
     Err err = ERR_INIT;
     EngineConfig c;

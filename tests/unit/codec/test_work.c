@@ -94,6 +94,21 @@ static char *edited(const char *text, const char *what, const char *with)
         assert_fails(f##_decode(s_, strlen(s_), &v_, &e_), &e_, ERR_INVALID); \
     } while (0)
 
+static void an_older_hub_names_no_interrupted_backup(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    WorkOrder w = {0};
+    cleanup_free char *text = edited(
+        ORDER,
+        "\"interrupted_backup_id\":\"backup-a-9\",\"interrupted_disks\":[{\"disk_key\":\"d1\",\"size\":512,\"token\":\"t\"}],",
+        "");
+    assert_ok(work_order_decode(text, strlen(text), &w, &err), &err);
+    assert_null(w.interrupted_backup_id);
+    assert_int_equal(w.interrupted_disks_len, 0);
+    work_order_clear(&w);
+}
+
 static void audits(void **state)
 {
     (void)state;
@@ -133,7 +148,7 @@ static void bad_values_are_refused(void **state)
     refuses(WorkOrder, work_order, ORDER, "65536", "4194304");
     refuses(WorkOrder, work_order, ORDER, "incremental", "differential");
     refuses(WorkOrder, work_order, ORDER, "{\"type\":\"file\"}", "\"file\"");
-    refuses(WorkOrder, work_order, ORDER, ":30", ":0");
+    refuses(WorkOrder, work_order, ORDER, "\"lease_seconds\":30", "\"lease_seconds\":0");
     refuses(WorkOrder, work_order, ORDER, "\"repository_uuid\":\"0b", "\"repository_uuid\":\"zz");
     refuses(WorkOrder, work_order, ORDER, "[\"d2\"]", "[2]");
     refuses(WorkOrder, work_order, ORDER, "true", "\"true\"");
@@ -257,10 +272,15 @@ static void long_failures_are_cut_between_characters(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(everything_round_trips),         cmocka_unit_test(audits),
-        cmocka_unit_test(claim_and_answer_to_progress),   cmocka_unit_test(bad_values_are_refused),
-        cmocka_unit_test(the_same_disk_twice_is_refused), cmocka_unit_test(completion_says_what_the_contract_says),
-        cmocka_unit_test(completion_keeps_the_change_id), cmocka_unit_test(long_failures_are_cut_between_characters),
+        cmocka_unit_test(everything_round_trips),
+        cmocka_unit_test(an_older_hub_names_no_interrupted_backup),
+        cmocka_unit_test(audits),
+        cmocka_unit_test(claim_and_answer_to_progress),
+        cmocka_unit_test(bad_values_are_refused),
+        cmocka_unit_test(the_same_disk_twice_is_refused),
+        cmocka_unit_test(completion_says_what_the_contract_says),
+        cmocka_unit_test(completion_keeps_the_change_id),
+        cmocka_unit_test(long_failures_are_cut_between_characters),
     };
     return cmocka_run_group_tests_name("work", tests, NULL, NULL);
 }
