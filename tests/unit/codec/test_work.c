@@ -99,10 +99,10 @@ static void an_older_hub_names_no_interrupted_backup(void **state)
     (void)state;
     Err err = ERR_INIT;
     WorkOrder w = {0};
-    cleanup_free char *text = edited(
-        ORDER,
-        "\"interrupted_backup_id\":\"backup-a-9\",\"interrupted_disks\":[{\"disk_key\":\"d1\",\"size\":512,\"token\":\"t\"}],",
-        "");
+    static const char newer[] =
+        "\"interrupted_backup_id\":\"backup-a-9\",\"interrupted_disks\":[{\"disk_key\":\"d1\",\"size\":512,"
+        "\"token\":\"t\"}],";
+    cleanup_free char *text = edited(ORDER, newer, "");
     assert_ok(work_order_decode(text, strlen(text), &w, &err), &err);
     assert_null(w.interrupted_backup_id);
     assert_int_equal(w.interrupted_disks_len, 0);
