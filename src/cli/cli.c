@@ -49,6 +49,15 @@ uint64_t cli_u64(const json_t *object, const char *key)
     return value < 0 ? 0 : (uint64_t)value;
 }
 
+const char *cli_suspect(const json_t *backup)
+{
+    const char *because = cli_text(backup, "suspect_because");
+    return str_eq(because, "audit")
+        ? "a later audit found that change tracking had missed changes, so it may not be what the guest had"
+        : str_eq(because, "unreadable") ? "its record could not be read; sendense repo scan tells more"
+                                        : "damage was found in what it rests on; sendense verify tells more";
+}
+
 bool cli_flag(const json_t *object, const char *key)
 {
     return json_is_true(json_object_get(object, key));

@@ -11,6 +11,7 @@
 #define CLI_EXIT_FAILED 1
 #define CLI_EXIT_DAMAGED 3
 #define CLI_EXIT_PARTIAL 4
+#define CLI_EXIT_ALARM 5
 
 #define CLI_SLOW_MS (10 * 60000) // calls in which the hub reads or removes much
 
@@ -18,7 +19,7 @@
 typedef struct CliValues {
     char *hub, *path, *cluster_size, *compression, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm,
         *status, *disk, *to, *format, *vcenter, *user, *password_file, *password_fd, *thumbprint, *ca, *source,
-        *quiesce, *disks_unsupported;
+        *quiesce, *disks_unsupported, *audit_blocks;
     OptList file, exclude;
     uint64_t limit;
     bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,
@@ -47,6 +48,7 @@ bool cli_query(StrBuf *path, const char *key, const char *value, Err *err) must_
 // ---- members of answers, for showing: "", 0 or false when absent
 const char *cli_text(const json_t *object, const char *key);
 uint64_t cli_u64(const json_t *object, const char *key);
+const char *cli_suspect(const json_t *backup); // why it is, for people
 bool cli_flag(const json_t *object, const char *key);
 json_t *cli_list(const json_t *object, const char *key); // borrowed; NULL when absent
 

@@ -81,26 +81,26 @@ const Command command_table[] = {
      .usage =
          "NAME (--file IMAGE [--file IMAGE ...] [--format FORMAT] [--inconsistent] | --qmp SOCKET [--agent SOCKET] "
          "[--freeze HOW] [--scratch DIR] | --source SOURCE --vm PATH|MOREF [--quiesce HOW] [--disks-unsupported WHAT]) "
-         "[--exclude KEY ...] [--adopt VM]",
+         "[--exclude KEY ...] [--audit-blocks N] [--adopt VM]",
      .summary = "register a VM: disk images in the order given, a running QEMU, or a VM of a source",
      .min_words = 1,
      .max_words = 1,
      .options = {"file", "format", "inconsistent", "qmp", "agent", "freeze", "scratch", "source", "vm", "quiesce",
-                 "disks-unsupported", "exclude", "adopt"},
+                 "disks-unsupported", "exclude", "audit-blocks", "adopt"},
      .run = command_vm_add},
     {.name = "vm list", .usage = "[--all]", .summary = "the VMs", .options = {"all"}, .run = command_vm_list},
     {.name = "vm show", .usage = "NAME", .summary = "one VM", .min_words = 1, .max_words = 1, .run = command_vm_show},
     {.name = "vm change",
      .usage = "NAME [--name NEW] [--file IMAGE ... | --qmp SOCKET | --source SOURCE --vm PATH|MOREF] [--format FORMAT] "
               "[--inconsistent] [--agent SOCKET] [--freeze HOW] [--scratch DIR] [--quiesce HOW] "
-              "[--disks-unsupported WHAT] [--exclude KEY ...]",
-     .summary = "change a VM's name, source or excluded disks",
+              "[--disks-unsupported WHAT] [--exclude KEY ...] [--audit-blocks N]",
+     .summary = "change a VM's name, source, excluded disks or audits",
      .notes = "--file, --qmp or --source describe the whole source anew.\n"
               "--exclude gives the whole list; --exclude= empties it.",
      .min_words = 1,
      .max_words = 1,
      .options = {"name", "file", "format", "inconsistent", "qmp", "agent", "freeze", "scratch", "source", "vm",
-                 "quiesce", "disks-unsupported", "exclude"},
+                 "quiesce", "disks-unsupported", "exclude", "audit-blocks"},
      .run = command_vm_change},
     {.name = "vm remove",
      .usage = "NAME",
@@ -113,7 +113,8 @@ const Command command_table[] = {
      .summary = "back a VM up, and follow until it is done",
      .notes =
          "Prints the backup's ID last. Exit status 1 when it failed or was cancelled, 4 when it is complete but disks\n"
-         "were left out. Ctrl-C cancels the backup, a second one stops following.",
+         "were left out, 5 when an audit found change tracking wrong. Ctrl-C cancels the backup, a second one stops\n"
+         "following.",
      .min_words = 1,
      .max_words = 1,
      .options = {"repo", "full", "incremental", "no-client", "detach"},

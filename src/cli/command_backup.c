@@ -64,6 +64,25 @@ static void say_unknown_keys(Cli *c, const json_t *backup)
     }
 }
 
+// An audit that failed: this point is right, since its disk was compared; earlier ones may not be.
+static bool say_alarm(const json_t *backup)
+{
+    size_t i;
+    json_t *d;
+    bool any = false;
+    json_array_foreach(cli_list(backup, "disks"), i, d)
+    {
+        if (cli_u64(json_object_get(d, "audit"), "wrong_blocks") == 0)
+            continue;
+        cli_note("ALARM: %s: %s", cli_text(d, "disk_key"), cli_text(d, "reason_text"));
+        any = true;
+    }
+    if (any)
+        cli_note(
+            "the disk was compared, and this point is right; sendense backups shows which earlier ones are suspect");
+    return any;
+}
+
 // How it ended, for people and for the exit status.
 static void say_end(Cli *c, const json_t *backup)
 {
@@ -83,11 +102,14 @@ static void say_end(Cli *c, const json_t *backup)
         (void)fputc('\n', stderr);
     }
     say_unknown_keys(c, backup);
+    if (cli_flag(backup, "partial"))
+        c->exit_status = CLI_EXIT_PARTIAL;
+    if (say_alarm(backup)) // the worse of the two
+        c->exit_status = CLI_EXIT_ALARM;
     if (!cli_flag(backup, "partial"))
         return;
     cli_note("warning: the point is partial: disks were left out");
     json_array_foreach(cli_list(backup, "left_out"), i, key) cli_note("left out: %s", json_string_value(key));
-    c->exit_status = CLI_EXIT_PARTIAL;
 }
 
 bool command_backup(Cli *c, Err *err)

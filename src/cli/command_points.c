@@ -111,7 +111,7 @@ static void show_head(const json_t *b)
     show_time("verified", b, "verified_at");
     cli_show("", cli_text(b, "verify_result"));
     cli_show("deleting", cli_flag(b, "deleting") ? "yes: its files are being removed" : NULL);
-    cli_show("suspect", cli_flag(b, "suspect") ? "yes: damage was found in what it rests on" : NULL);
+    cli_show("suspect", cli_flag(b, "suspect") ? cli_suspect(b) : NULL);
     cli_show("partial", cli_flag(b, "partial") ? "yes: disks were left out" : NULL);
     json_array_foreach(cli_list(b, "left_out"), i, key) cli_show("left out", json_string_value(key));
     if (cli_u64(b, "dependents") > 0)
@@ -143,6 +143,28 @@ static bool fill_disks(const json_t *list, Table *t, Err *err)
     return true;
 }
 
+// What the audits prove.
+static void show_audits(const json_t *list)
+{
+    size_t i;
+    json_t *d;
+    json_array_foreach(list, i, d)
+    {
+        const json_t *audit = json_object_get(d, "audit");
+        uint64_t ppm = cli_u64(audit, "at_most_ppm"), wrong = cli_u64(audit, "wrong_blocks");
+        if (!json_is_object(audit))
+            continue;
+        text_print_clean(stdout, cli_text(d, "disk_key"));
+        (void)printf(": %" PRIu64 " of %" PRIu64 " unchanged blocks audited, ", cli_u64(audit, "checked_blocks"),
+                     cli_u64(audit, "unchanged_blocks"));
+        if (wrong > 0)
+            (void)printf("%" PRIu64 " WRONG\n", wrong);
+        else
+            (void)printf("none wrong: at most %" PRIu64 ".%04" PRIu64 " %% of them are, with 95 %% confidence\n",
+                         ppm / 10000, ppm % 10000);
+    }
+}
+
 bool command_points_show(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;
@@ -161,6 +183,7 @@ bool command_points_show(Cli *c, Err *err)
         (void)putchar('\n');
         table_print(&t, stdout);
     }
+    show_audits(disks);
     return true;
 }
 

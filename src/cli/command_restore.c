@@ -63,7 +63,7 @@ static void warn(const json_t *backup)
     size_t i;
     json_t *key;
     if (cli_flag(backup, "suspect"))
-        cli_note("warning: this point is suspect: damage was found in what it rests on; sendense verify tells more");
+        cli_note("warning: this point is suspect: %s", cli_suspect(backup));
     if (!cli_flag(backup, "partial"))
         return;
     cli_note("warning: this point is partial: disks were left out when it was made");

@@ -1,3 +1,4 @@
+#include "base/num.h"
 #include "cli/command.h"
 
 #include <inttypes.h>
@@ -88,9 +89,22 @@ static bool check_source(const CliValues *v, Err *err)
 }
 
 // Adds "source" and "excluded_disks" where the options say something of them.
+static bool build_audit(const CliValues *v, json_t *body, Err *err)
+{
+    uint64_t blocks;
+    Err bad = ERR_INIT;
+    if (!v->audit_blocks)
+        return true;
+    if (str_eq(v->audit_blocks, "default"))
+        return codec_json_set_text(body, "audit_blocks", NULL, err);
+    if (!num_u64(v->audit_blocks, 0, AUDIT_BLOCKS_MAX, &blocks, &bad))
+        return err_set(err, ERR_USAGE, "--audit-blocks is \"default\", or a number from 0 to %d", AUDIT_BLOCKS_MAX);
+    return codec_json_set_u64(body, "audit_blocks", blocks, err);
+}
+
 static bool build_vm(const CliValues *v, json_t *body, Err *err)
 {
-    if (!check_source(v, err))
+    if (!check_source(v, err) || !build_audit(v, body, err))
         return false;
     if (v->file.len > 0 || v->qmp || v->source) {
         json_t *source = json_object();
@@ -149,6 +163,8 @@ static void print_vm(const json_t *vm)
     cli_show("inconsistent", cli_flag(source, "inconsistent") ? "images in use are taken" : NULL);
     json_array_foreach(cli_list(source, "disks"), i, item) show_disk(item);
     json_array_foreach(cli_list(vm, "excluded_disks"), i, item) cli_show("left out", json_string_value(item));
+    if (json_is_integer(json_object_get(vm, "audit_blocks")))
+        (void)printf("%-16s%" PRIu64 " blocks\n", "audit:", cli_u64(vm, "audit_blocks"));
     (void)printf("%-16s%" PRIu64 "\n", "points:", cli_u64(vm, "points"));
     cli_show("last backup", cli_text(last, "backup_id"));
     cli_show("", cli_text(last, "status"));

@@ -233,7 +233,11 @@ bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err)
         work_set_keys(o, "excluded_disks", w->excluded_disks, w->excluded_disks_len, err) &&
         codec_json_set_text(o, "parent_backup_id", w->parent_backup_id, err) && parents_encode(o, w, err) &&
         interrupted_encode(o, w, err) && vcenter_encode(o, &w->vcenter, err) &&
-        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) && codec_json_dump(o, ret_text, err);
+        codec_json_set_u64(o, "lease_seconds", w->lease_seconds, err) &&
+        (w->audit_blocks == 0 ||
+         (codec_json_set_u64(o, "audit_blocks", w->audit_blocks, err) &&
+          codec_json_set_u64(o, "audit_percent", w->audit_percent, err))) &&
+        codec_json_dump(o, ret_text, err);
 }
 
 static void parent_clear(WorkParentDisk *d)
@@ -340,12 +344,15 @@ static bool vcenter_decode(const json_t *o, WorkVcenter *v, Err *err)
 static bool order_fields(const json_t *o, WorkOrder *w, Err *err)
 {
     const char *type;
-    uint64_t cluster_size, lease;
+    uint64_t cluster_size, lease, percent;
+    bool present;
     json_t *source = json_object_get(o, "source");
     if (!codec_json_object(source, "source", err) || !codec_json_text(o, "backup_type", 32, &type, err) ||
         !backup_type_parse(type, &w->backup_type, err) ||
         !codec_json_u64(o, "cluster_size", CLUSTER_SIZE_MAX, &cluster_size, err) ||
-        !codec_json_u64(o, "lease_seconds", LEASE_SECONDS_MAX, &lease, err))
+        !codec_json_u64(o, "lease_seconds", LEASE_SECONDS_MAX, &lease, err) ||
+        !codec_json_u64_opt(o, "audit_blocks", AUDIT_BLOCKS_MAX, &w->audit_blocks, &present, err) ||
+        !codec_json_u64_opt(o, "audit_percent", 100, &percent, &present, err))
         return false;
     if (cluster_size < CLUSTER_SIZE_MIN || (cluster_size & (cluster_size - 1)) != 0)
         return err_set(err, ERR_INVALID, "cluster_size is no power of two from 4 KiB to 2 MiB");
@@ -354,6 +361,7 @@ static bool order_fields(const json_t *o, WorkOrder *w, Err *err)
     w->source = json_incref(source);
     w->cluster_size = (uint32_t)cluster_size;
     w->lease_seconds = (unsigned)lease;
+    w->audit_percent = (unsigned)percent;
     return true;
 }
 

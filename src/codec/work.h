@@ -10,6 +10,7 @@
 
 #include "base/secret.h"
 #include "codec/json.h"
+#include "domain/audit.h"
 #include "domain/chain.h"
 #include "domain/job.h"
 
@@ -64,7 +65,9 @@ typedef struct WorkOrder {
     WorkInterrupted *interrupted_disks;
     size_t interrupted_disks_len;
     unsigned lease_seconds;
-    WorkVcenter vcenter; // host NULL: the VM is in none
+    uint64_t audit_blocks;  // of each tracked disk; 0: none
+    unsigned audit_percent; // of a disk's time that its audit may take; 0: as long as it takes
+    WorkVcenter vcenter;    // host NULL: the VM is in none
 } WorkOrder;
 
 bool work_order_encode(const WorkOrder *w, char **ret_text, Err *err) must_check;
@@ -82,6 +85,7 @@ typedef struct AnnounceDisk {
     const char *tracking;     // static: see work_tracking()
     char *base_change_id;     // NULL: no change set
     char *lost;               // NULL: nothing was lost
+    ChainReason lost_code;    // one of chain_reason_is_loss(), or CHAIN_NONE
     uint64_t estimated_bytes; // that changed since base_change_id
     uint64_t allocated_bytes; // that a full would move; the same as estimated_bytes where it is not sent
     char *token;              // by which a later run may know this instant; NULL: none can
@@ -158,6 +162,17 @@ bool work_failure_encode(const WorkFailure *f, char **ret_text, Err *err) must_c
 bool work_failure_decode(const char *text, size_t n, WorkFailure *ret, Err *err) must_check;
 void work_failure_clear(WorkFailure *f);
 
+// ---- audit: POST …/audit (docs/internals/audit.md)
+typedef struct WorkAudit {
+    uint64_t disk_id;
+    AuditFigures figures;
+    uint64_t wrong_at; // offset in bytes of a block that is wrong; 0 where none is
+} WorkAudit;
+
+bool work_audit_encode(const WorkAudit *a, char **ret_text, Err *err) must_check;
+// Figures that cannot be are ERR_INVALID: more checked than unchanged, more wrong than checked.
+bool work_audit_decode(const char *text, size_t n, WorkAudit *ret, Err *err) must_check;
+
 // ---- complete: POST /backups/{id}/complete, as the contract has it
 typedef struct CompletionDisk {
     uint64_t disk_id;
@@ -166,6 +181,8 @@ typedef struct CompletionDisk {
     const char *tracking;       // static, NULL: not said
     bool have_coverage;         // extents, covered_bytes and digest: all three or none
     uint64_t extents, covered_bytes, digest;
+    uint64_t areas, area_bytes; // that the tracking named; 0: none, or not said
+    uint64_t read_bytes;        // from the source, audit and comparison included; 0: not said
 } CompletionDisk;
 
 typedef struct Completion {

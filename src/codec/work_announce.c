@@ -18,6 +18,7 @@ static json_t *disk_encode(const AnnounceDisk *d, Err *err)
         !codec_json_set_text(o, "tracking", d->tracking, err) ||
         !codec_json_set_text(o, "base_change_id", d->base_change_id, err) ||
         !codec_json_set_text(o, "lost", d->lost, err) ||
+        (d->lost_code != CHAIN_NONE && !codec_json_set_text(o, "lost_code", chain_reason_name(d->lost_code), err)) ||
         !codec_json_set_u64(o, "estimated_bytes", d->estimated_bytes, err) ||
         !codec_json_set_u64(o, "allocated_bytes", d->allocated_bytes, err) ||
         !codec_json_set_text(o, "token", d->token, err) || !codec_json_set_bool(o, "resumes", d->resumes, err))
@@ -67,10 +68,11 @@ void announce_clear(Announce *a)
 
 static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
 {
-    static const char *const known[] = {"disk_key",        "disk_id",  "label",          "size", "backing_identity",
-                                        "change_id",       "tracking", "base_change_id", "lost", "estimated_bytes",
-                                        "allocated_bytes", "token",    "resumes",        NULL};
-    const char *tracking;
+    static const char *const known[] = {
+        "disk_key",        "disk_id",  "label",          "size",      "backing_identity",
+        "change_id",       "tracking", "base_change_id", "lost",      "estimated_bytes",
+        "allocated_bytes", "token",    "resumes",        "lost_code", NULL};
+    const char *tracking, *lost_code;
     bool present;
     if (!codec_json_only(o, known, err) || !work_text(o, "disk_key", 1, WORK_KEY_MAX, &d->disk_key, err) ||
         !codec_json_u64_opt(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, &present, err) ||
@@ -81,6 +83,7 @@ static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
         !codec_json_text(o, "tracking", 32, &tracking, err) ||
         !work_text_opt(o, "base_change_id", CHANGEID_MAX, &d->base_change_id, err) ||
         !work_text_opt(o, "lost", ERR_DETAILS_MAX, &d->lost, err) ||
+        !codec_json_text_opt(o, "lost_code", 32, &lost_code, err) ||
         !codec_json_u64(o, "estimated_bytes", WORK_NUMBER_MAX, &d->estimated_bytes, err) ||
         !codec_json_u64_opt(o, "allocated_bytes", WORK_NUMBER_MAX, &d->allocated_bytes, &present, err) ||
         !work_text_opt(o, "token", WORK_TEXT_MAX, &d->token, err) ||
@@ -88,6 +91,10 @@ static bool disk_decode(const json_t *o, AnnounceDisk *d, Err *err)
         return false;
     if (!present)
         d->allocated_bytes = d->estimated_bytes;
+    if (lost_code && !chain_reason_parse(lost_code, &d->lost_code, err))
+        return err_context(err, "lost_code");
+    if (lost_code && !chain_reason_is_loss(d->lost_code))
+        return err_set(err, ERR_INVALID, "lost_code is not how tracking is lost");
     d->tracking = work_tracking(tracking);
     if (!d->tracking)
         return err_set(err, ERR_INVALID, "tracking is none of bitmap, cbt, none");

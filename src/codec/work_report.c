@@ -139,6 +139,36 @@ bool work_failure_decode(const char *text, size_t n, WorkFailure *ret, Err *err)
     return true;
 }
 
+// ---- audit
+
+bool work_audit_encode(const WorkAudit *a, char **ret_text, Err *err)
+{
+    cleanup_json json_t *o = work_object(err);
+    return o && codec_json_set_u64(o, "disk_id", a->disk_id, err) &&
+        codec_json_set_u64(o, "unchanged_blocks", a->figures.unchanged, err) &&
+        codec_json_set_u64(o, "checked_blocks", a->figures.checked, err) &&
+        codec_json_set_u64(o, "wrong_blocks", a->figures.wrong, err) &&
+        codec_json_set_u64(o, "wrong_at", a->wrong_at, err) && codec_json_dump(o, ret_text, err);
+}
+
+bool work_audit_decode(const char *text, size_t n, WorkAudit *ret, Err *err)
+{
+    static const char *const known[] = {"disk_id",      "unchanged_blocks", "checked_blocks",
+                                        "wrong_blocks", "wrong_at",         NULL};
+    cleanup_json json_t *o = NULL;
+    WorkAudit a;
+    if (!work_parse(text, n, known, &o, err) || !codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &a.disk_id, err) ||
+        !codec_json_u64(o, "unchanged_blocks", DISK_SIZE_MAX, &a.figures.unchanged, err) ||
+        !codec_json_u64(o, "checked_blocks", DISK_SIZE_MAX, &a.figures.checked, err) ||
+        !codec_json_u64(o, "wrong_blocks", DISK_SIZE_MAX, &a.figures.wrong, err) ||
+        !codec_json_u64(o, "wrong_at", DISK_SIZE_MAX, &a.wrong_at, err))
+        return false;
+    if (a.figures.checked > a.figures.unchanged || a.figures.wrong > a.figures.checked)
+        return err_set(err, ERR_INVALID, "more blocks were checked than are unchanged, or are wrong than were checked");
+    *ret = a;
+    return true;
+}
+
 // ---- completion
 
 static json_t *completion_disk_encode(const CompletionDisk *d, Err *err)
@@ -155,6 +185,10 @@ static json_t *completion_disk_encode(const CompletionDisk *d, Err *err)
         (!codec_json_set_u64(o, "extents", d->extents, err) ||
          !codec_json_set_u64(o, "covered_bytes", d->covered_bytes, err) ||
          !codec_json_set_hex64(o, "digest", d->digest, err)))
+        return NULL;
+    if ((d->areas > 0 && !codec_json_set_u64(o, "areas", d->areas, err)) ||
+        (d->area_bytes > 0 && !codec_json_set_u64(o, "area_bytes", d->area_bytes, err)) ||
+        (d->read_bytes > 0 && !codec_json_set_u64(o, "read_bytes", d->read_bytes, err)))
         return NULL;
     return mem_take(o);
 }
@@ -214,6 +248,9 @@ static bool completion_disk_decode(const json_t *o, CompletionDisk *d, Err *err)
     const char *tracking;
     if (!codec_json_u64(o, "disk_id", WORK_NUMBER_MAX, &d->disk_id, err) || !change_id_decode(o, &d->change_id, err) ||
         !codec_json_u64_opt(o, "bytes_transferred", WORK_NUMBER_MAX, &d->bytes_transferred, &present, err) ||
+        !codec_json_u64_opt(o, "areas", WORK_NUMBER_MAX, &d->areas, &present, err) ||
+        !codec_json_u64_opt(o, "area_bytes", DISK_SIZE_MAX, &d->area_bytes, &present, err) ||
+        !codec_json_u64_opt(o, "read_bytes", WORK_NUMBER_MAX, &d->read_bytes, &present, err) ||
         !codec_json_text_opt(o, "tracking", 32, &tracking, err) || !coverage_decode(o, d, err))
         return false;
     d->tracking = tracking ? work_tracking(tracking) : NULL;

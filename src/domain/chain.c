@@ -2,8 +2,7 @@
 
 #include <string.h>
 
-static const char *const modes[] = {
-    [DISK_FULL] = "full", [DISK_TRACKED] = "tracked", [DISK_COMPARE] = "compare"};
+static const char *const modes[] = {[DISK_FULL] = "full", [DISK_TRACKED] = "tracked", [DISK_COMPARE] = "compare"};
 
 static const struct {
     const char *name;
@@ -14,18 +13,19 @@ static const struct {
     [CHAIN_FIRST] = {"first_backup", "the repository has no completed backup of this VM yet"},
     [CHAIN_LIMIT] = {"chain_limit", "the chain has as many restore points as it may have"},
     [CHAIN_NEW_DISK] = {"new_disk", "the previous backup does not hold this disk"},
-    [CHAIN_PARENT_DAMAGED] = {"parent_damaged",
-                              "the previous backup's files are not what was written"},
-    [CHAIN_PARENT_SUSPECT] = {"parent_suspect",
-                              "an audit or a verify made the previous backup suspect"},
+    [CHAIN_PARENT_DAMAGED] = {"parent_damaged", "the previous backup's files are not what was written"},
+    [CHAIN_PARENT_SUSPECT] = {"parent_suspect", "an audit or a verify made the previous backup suspect"},
     [CHAIN_RESIZED] = {"disk_resized", "the disk's size differs from the previous backup's"},
     [CHAIN_NOT_TRACKED] = {"not_tracked", "nothing tracks the changes of this disk"},
-    [CHAIN_TRACKING_LOST] =
-        {"tracking_lost",
-         "the source cannot tell what changed since the previous backup's change ID"},
-    [CHAIN_OTHER_LAYOUT] =
-        {"other_layout",
-         "the repository's cluster size or hash differs from the previous backup's"},
+    [CHAIN_NEVER_TRACKED] = {"never_tracked", "nothing tracked this disk's changes when the previous backup was made"},
+    [CHAIN_ID_REFUSED] = {"id_refused",
+                          "the hypervisor does not say what changed since the previous backup's change ID"},
+    [CHAIN_EPOCH_CHANGED] = {"epoch_changed", "change tracking began anew since the previous backup"},
+    [CHAIN_REPLACED] = {"backing_replaced", "the disk was replaced since the previous backup"},
+    [CHAIN_AUDIT_FAILED] = {"audit_failed", "the audit found that change tracking had missed changes"},
+    [CHAIN_TRACKING_LOST] = {"tracking_lost",
+                             "the source cannot tell what changed since the previous backup's change ID"},
+    [CHAIN_OTHER_LAYOUT] = {"other_layout", "the repository's cluster size or hash differs from the previous backup's"},
 };
 
 const char *disk_mode_name(DiskMode m)
@@ -65,12 +65,16 @@ bool chain_reason_parse(const char *name, ChainReason *ret, Err *err)
     return err_set(err, ERR_INVALID, "not a reason for a disk's mode");
 }
 
+bool chain_reason_is_loss(ChainReason r)
+{
+    return r == CHAIN_NEVER_TRACKED || r == CHAIN_ID_REFUSED || r == CHAIN_EPOCH_CHANGED || r == CHAIN_REPLACED ||
+        r == CHAIN_TRACKING_LOST;
+}
+
+// A change set that starts anywhere else than at the parent would leave holes.
 static bool tracking_holds(const ChainInput *in)
 {
-    // A minted ID says nothing to a hypervisor; and a change set that starts anywhere else than at the parent
-    // would leave holes.
-    return in->parent_tracking && in->base_change_id && in->parent_change_id &&
-        strcmp(in->base_change_id, in->parent_change_id) == 0;
+    return in->base_change_id && in->parent_change_id && strcmp(in->base_change_id, in->parent_change_id) == 0;
 }
 
 DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason)
@@ -88,7 +92,10 @@ DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason)
         {in->parent_suspect, CHAIN_PARENT_SUSPECT, DISK_COMPARE},
         {in->size != in->parent_size, CHAIN_RESIZED, DISK_COMPARE},
         {!in->source_tracks, CHAIN_NOT_TRACKED, DISK_COMPARE},
-        {!tracking_holds(in), CHAIN_TRACKING_LOST, DISK_COMPARE},
+        // a minted ID says nothing to a hypervisor
+        {!in->parent_tracking, CHAIN_NEVER_TRACKED, DISK_COMPARE},
+        {!tracking_holds(in), !in->base_change_id && chain_reason_is_loss(in->lost) ? in->lost : CHAIN_TRACKING_LOST,
+         DISK_COMPARE},
     };
     for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
         if (rules[i].applies) {

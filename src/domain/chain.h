@@ -26,7 +26,12 @@ typedef enum ChainReason {
     CHAIN_PARENT_SUSPECT, // a verify or audit made the parent suspect
     CHAIN_RESIZED,        // the size differs from the parent's
     CHAIN_NOT_TRACKED,    // nothing tracks this kind of source
-    CHAIN_TRACKING_LOST,  // the source refuses the parent's change ID
+    CHAIN_NEVER_TRACKED,  // nothing tracked the disk's changes when the parent was made
+    CHAIN_ID_REFUSED,     // the hypervisor does not answer for the parent's change ID
+    CHAIN_EPOCH_CHANGED,  // tracking began anew since the parent
+    CHAIN_REPLACED,       // another disk is behind the same key
+    CHAIN_TRACKING_LOST,  // the source cannot tell, for another reason
+    CHAIN_AUDIT_FAILED,   // blocks that tracking calls unchanged are not what the parent has (docs/internals/audit.md)
     CHAIN_OTHER_LAYOUT,   // the repository's cluster size or hash differs from the parent's
     CHAIN_REASONS
 } ChainReason;
@@ -50,10 +55,15 @@ typedef struct ChainInput {
     const char *base_change_id;   // what the source's change set is computed from; NULL: refused
     const char *parent_change_id; // this disk's, in the parent point; NULL: none
     bool parent_tracking;         // the parent's change ID is a hypervisor's, not a minted one
+    ChainReason lost;             // why there is no base_change_id; CHAIN_NONE: CHAIN_TRACKING_LOST
 } ChainInput;
 
-// The first rule that applies wins, in the order of the enum above: requested, first, limit, new disk,
-// damaged -> full; suspect, resized, not tracked, tracking lost (including a base_change_id that is not
-// the parent's, byte for byte, or a parent without a hypervisor's ID) -> compare; else tracked with CHAIN_NONE.
-// CHAIN_OTHER_LAYOUT is for the caller who sees the repository: this function never gives it.
+// Of those by which a source says why it cannot tell what changed.
+bool chain_reason_is_loss(ChainReason r);
+
+// The first rule that applies wins, in the order of the enum above: requested, first, limit, new disk, damaged -> full;
+// suspect, resized, not tracked, never tracked (a parent without a hypervisor's ID), what the source says of its loss
+// (a base_change_id that is not the parent's, byte for byte, is tracking lost) -> compare; else tracked with
+// CHAIN_NONE. CHAIN_OTHER_LAYOUT is for the caller who sees the repository, CHAIN_AUDIT_FAILED comes later: this
+// function never gives them.
 DiskMode chain_decide(const ChainInput *in, ChainReason *ret_reason);

@@ -113,7 +113,7 @@ HANDLER(source_vms)
 
 HANDLER(vm_add)
 {
-    static const char *const known[] = {"name", "source", "excluded_disks", "adopt", NULL};
+    static const char *const known[] = {"name", "source", "excluded_disks", "audit_blocks", "adopt", NULL};
     const json_t *body;
     ret->status = 201;
     return http_request_json(req, known, &body, err) && from_body(hub_vm_add(hub(ctx), body, &ret->body, err), err);
@@ -132,7 +132,7 @@ HANDLER(vm_show)
 
 HANDLER(vm_change)
 {
-    static const char *const known[] = {"name", "source", "excluded_disks", NULL};
+    static const char *const known[] = {"name", "source", "excluded_disks", "audit_blocks", NULL};
     const json_t *body;
     return http_request_json(req, known, &body, err) &&
         from_body(hub_vm_change(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
@@ -303,6 +303,15 @@ HANDLER(job_progress)
     return answer_text(ok, answer, ret, err);
 }
 
+HANDLER(job_audit)
+{
+    size_t n;
+    const char *text = http_request_body(req, &n);
+    WorkAudit audit;
+    return check_token(req, ctx, BACKUP, true, err) && from_body(work_audit_decode(text, n, &audit, err), err) &&
+        hub_job_audit(hub(ctx), BACKUP, &audit, &ret->body, err);
+}
+
 HANDLER(job_fail)
 {
     size_t n;
@@ -433,6 +442,7 @@ static const HttpRoute routes[] = {
     {"POST", V1 "/backups/{backup_id}/claim", job_claim, HTTP_BODY, NULL},
     {"POST", V1 "/backups/{backup_id}/disks", job_disks, HTTP_BODY, NULL},
     {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY, NULL},
+    {"POST", V1 "/backups/{backup_id}/audit", job_audit, HTTP_BODY, NULL},
     {"POST", V1 "/backups/{backup_id}/fail", job_fail, HTTP_BODY, NULL},
     {"POST", V1 "/backups/{backup_id}/complete", backup_complete, HTTP_BODY, NULL},
     {"POST", V1 "/exports", export_start, HTTP_BODY, NULL},

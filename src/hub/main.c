@@ -18,7 +18,8 @@
 
 typedef struct Options {
     bool auth, help, version;
-    uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint;
+    uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint,
+        audit;
     char *listen, *data_dir, *key_file, *run_dir, *plugin, *client;
     char *db_host, *db_name, *db_user, *db_pass;
 } Options;
@@ -138,7 +139,8 @@ static bool run(const Options *o, Err *err)
                         .claim_s = (unsigned)o->claim_timeout,
                         .export_idle_s = (unsigned)o->export_idle,
                         .keep_hours = (unsigned)o->keep_interrupted,
-                        .checkpoint_mib = (unsigned)o->checkpoint};
+                        .checkpoint_mib = (unsigned)o->checkpoint,
+                        .audit_blocks = (unsigned)o->audit};
     bool ok = hub_open(&config, &hub, err) && serve(hub, o, &signals, err);
     hub_close(hub);
     return ok;
@@ -155,7 +157,8 @@ int main(int argc, char **argv)
                  .claim_timeout = 600,
                  .export_idle = 600,
                  .keep_interrupted = 72,
-                 .checkpoint = 1024};
+                 .checkpoint = 1024,
+                 .audit = AUDIT_BLOCKS_DEFAULT};
     const Opt table[] = {
         {"port", OPT_U64, &o.port, 0, 65535, "PORT", "port of the API, 0 for any free one; default 8082"},
         {"listen", OPT_TEXT, &o.listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
@@ -172,6 +175,8 @@ int main(int argc, char **argv)
          "what a failed backup left, for the next to go on from; default 72"},
         {"checkpoint-mib", OPT_U64, &o.checkpoint, 1, 1048576, "N",
          "MiB after which an interrupted backup can go on; default 1024"},
+        {"audit-blocks", OPT_U64, &o.audit, 0, AUDIT_BLOCKS_MAX, "N",
+         "of each increment, looked at though tracking calls them unchanged; default 3000"},
         {"plugin", OPT_TEXT, &o.plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
         {"client", OPT_TEXT, &o.client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
         {"db-host", OPT_TEXT, &o.db_host, 0, 0, "HOST", "MariaDB; not supported yet. Without it: embedded SQLite"},

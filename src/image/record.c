@@ -96,6 +96,10 @@ static bool check_disk(const Record *r, const RecordDisk *d, Err *err)
         return err_set(err, ERR_INVALID, "size: 1 to %llu bytes", (unsigned long long)DISK_SIZE_MAX);
     if (d->chain_length == 0 || d->chain_length > CHAIN_LAYERS_MAX)
         return err_set(err, ERR_INVALID, "chain_length: 1 to %d", CHAIN_LAYERS_MAX);
+    if (d->audit.checked > d->audit.unchanged || d->audit.wrong > d->audit.checked ||
+        (d->mode == DISK_FULL && d->audit.unchanged > 0) || (d->mode == DISK_TRACKED && d->audit.wrong > 0))
+        return err_set(err, ERR_INVALID,
+                       "unchanged_blocks, checked_blocks, wrong_blocks: no audit can have found that");
     if ((d->mode == DISK_FULL) != (d->chain_length == 1))
         return err_set(err, ERR_INVALID, "chain_length: 1 for a full image, more for any other");
     // Safety rule 3: a disk's parent is its image in the point that the record names, never an older one's.
@@ -233,6 +237,26 @@ static bool set_hash(json_t *o, const char *key, const HashSpec *hash, const Has
     return codec_json_set_text(o, key, text, err);
 }
 
+// What not every record has.
+static bool encode_tracking(const RecordDisk *d, json_t *o, Err *err)
+{
+    const struct {
+        const char *key;
+        uint64_t value;
+    } members[] = {
+        {"areas", d->areas},
+        {"area_bytes", d->area_bytes},
+        {"read_bytes", d->read_bytes},
+        {"unchanged_blocks", d->audit.unchanged},
+        {"checked_blocks", d->audit.checked},
+        {"wrong_blocks", d->audit.wrong},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(members); i++)
+        if (members[i].value > 0 && !codec_json_set_u64(o, members[i].key, members[i].value, err))
+            return false;
+    return true;
+}
+
 static bool encode_disk(const RecordDisk *d, const HashSpec *hash, json_t *array, Err *err)
 {
     cleanup_json json_t *o = json_object();
@@ -253,8 +277,8 @@ static bool encode_disk(const RecordDisk *d, const HashSpec *hash, json_t *array
         !codec_json_set_u64(o, "image_bytes", d->image_bytes, err) ||
         !codec_json_set_u64(o, "stored_bytes", d->stored_bytes, err) ||
         !codec_json_set_u64(o, "transferred_bytes", d->transferred_bytes, err) ||
-        !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) || !set_hash(o, "root", hash, &d->root, err) ||
-        !set_hash(o, "metadata", hash, &d->metadata, err) ||
+        !codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) || !encode_tracking(d, o, err) ||
+        !set_hash(o, "root", hash, &d->root, err) || !set_hash(o, "metadata", hash, &d->metadata, err) ||
         !set_hash(o, "hashes_digest", hash, &d->hashes_digest, err))
         return false;
     return codec_json_push(array, mem_take(o), err);
@@ -347,13 +371,49 @@ static bool get_mode(json_t *o, DiskMode *ret, Err *err)
     return codec_json_text(o, "mode", 64, &s, err) && disk_mode_parse(s, ret, err);
 }
 
+static bool decode_tracking(json_t *o, RecordDisk *d, Err *err)
+{
+    bool present;
+    return codec_json_u64_opt(o, "areas", INT64_MAX, &d->areas, &present, err) &&
+        codec_json_u64_opt(o, "area_bytes", DISK_SIZE_MAX, &d->area_bytes, &present, err) &&
+        codec_json_u64_opt(o, "read_bytes", INT64_MAX, &d->read_bytes, &present, err) &&
+        codec_json_u64_opt(o, "unchanged_blocks", DISK_SIZE_MAX, &d->audit.unchanged, &present, err) &&
+        codec_json_u64_opt(o, "checked_blocks", DISK_SIZE_MAX, &d->audit.checked, &present, err) &&
+        codec_json_u64_opt(o, "wrong_blocks", DISK_SIZE_MAX, &d->audit.wrong, &present, err);
+}
+
 static bool decode_disk(json_t *o, const HashSpec *hash, RecordDisk *d, Err *err)
 {
-    static const char *const known[] = {
-        "disk_key",     "disk_id",       "disk_no",     "label",        "backing_identity",  "size",          "mode",
-        "reason",       "reason_text",   "change_id",   "tracking",     "parent_backup_id",  "image",         "hashes",
-        "backing_name", "chain_length",  "image_bytes", "stored_bytes", "transferred_bytes", "changed_bytes", "root",
-        "metadata",     "hashes_digest", NULL};
+    static const char *const known[] = {"disk_key",
+                                        "disk_id",
+                                        "disk_no",
+                                        "label",
+                                        "backing_identity",
+                                        "size",
+                                        "mode",
+                                        "reason",
+                                        "reason_text",
+                                        "change_id",
+                                        "tracking",
+                                        "parent_backup_id",
+                                        "image",
+                                        "hashes",
+                                        "backing_name",
+                                        "chain_length",
+                                        "image_bytes",
+                                        "stored_bytes",
+                                        "transferred_bytes",
+                                        "changed_bytes",
+                                        "root",
+                                        "metadata",
+                                        "hashes_digest",
+                                        "areas",
+                                        "area_bytes",
+                                        "read_bytes",
+                                        "unchanged_blocks",
+                                        "checked_blocks",
+                                        "wrong_blocks",
+                                        NULL};
     return codec_json_object(o, "disk", err) && codec_json_only(o, known, err) &&
         get_text(o, "disk_key", NAME_MAX_BYTES, &d->disk_key, err) &&
         codec_json_u64(o, "disk_id", INT64_MAX, &d->disk_id, err) &&
@@ -371,7 +431,7 @@ static bool decode_disk(json_t *o, const HashSpec *hash, RecordDisk *d, Err *err
         codec_json_u64(o, "image_bytes", INT64_MAX, &d->image_bytes, err) &&
         codec_json_u64(o, "stored_bytes", INT64_MAX, &d->stored_bytes, err) &&
         codec_json_u64(o, "transferred_bytes", INT64_MAX, &d->transferred_bytes, err) &&
-        codec_json_u64(o, "changed_bytes", INT64_MAX, &d->changed_bytes, err) &&
+        codec_json_u64(o, "changed_bytes", INT64_MAX, &d->changed_bytes, err) && decode_tracking(o, d, err) &&
         get_hash(o, "root", hash, &d->root, err) && get_hash(o, "metadata", hash, &d->metadata, err) &&
         get_hash(o, "hashes_digest", hash, &d->hashes_digest, err);
 }
@@ -394,11 +454,11 @@ static bool decode_disks(json_t *o, const HashSpec *hash, Record *r, Err *err)
 
 static bool decode_members(json_t *o, const HashSpec *hash, Record *r, Err *err)
 {
-    static const char *const known[] = {
-        "format",         "backup_id",      "vm_id",   "vm_name",          "source_type", "repository_uuid",
-        "context",        "sequence",       "type",    "parent_backup_id", "reason",      "consistency",
-        "requested_type", "consistency_detail", "partial", "left_out",     "created_at",  "completed_at",
-        "disks",          NULL};
+    static const char *const known[] = {"format",         "backup_id",          "vm_id",   "vm_name",
+                                        "source_type",    "repository_uuid",    "context", "sequence",
+                                        "type",           "parent_backup_id",   "reason",  "consistency",
+                                        "requested_type", "consistency_detail", "partial", "left_out",
+                                        "created_at",     "completed_at",       "disks",   NULL};
     uint64_t format;
     if (!codec_json_u64(o, "format", INT64_MAX, &format, err))
         return false;

@@ -2,6 +2,7 @@
 // point exists (safety rule 14). And repository.json. Both are the truth that the database indexes.
 #pragma once
 
+#include "domain/audit.h"
 #include "domain/chain.h"
 #include "domain/job.h"
 #include "image/hash.h"
@@ -28,6 +29,9 @@ typedef struct RecordDisk {
     char *backing_name;     // the parent's image file name; NULL for full
     unsigned chain_length;  // images in this disk's chain, this one included
     uint64_t image_bytes, stored_bytes, transferred_bytes, changed_bytes;
+    uint64_t areas, area_bytes; // that the tracking named; 0: not told
+    uint64_t read_bytes;        // from the source, audit and comparison included; 0: not told
+    AuditFigures audit;         // of its unchanged blocks, or all 0
     Hash root, metadata, hashes_digest;
 } RecordDisk;
 
@@ -41,11 +45,11 @@ typedef struct Record {
     char *parent_backup_id; // NULL: none
     uint64_t sequence;      // of the VM in this repository; the newest point has the highest
     BackupType requested_type, type;
-    ChainReason reason; // why the job is not incremental
-    char *consistency;  // "application" (frozen by the agent), "crash", "inconsistent"
+    ChainReason reason;       // why the job is not incremental
+    char *consistency;        // "application" (frozen by the agent), "crash", "inconsistent"
     char *consistency_detail; // what limits it; NULL
-    bool partial;       // a disk was left out
-    char *left_out;     // keys of disks that were left out, comma-separated; "" if none
+    bool partial;             // a disk was left out
+    char *left_out;           // keys of disks that were left out, comma-separated; "" if none
     int64_t created_us, completed_us;
     RecordDisk *disks;
     size_t disks_len;

@@ -43,7 +43,7 @@ bool writer_write(Writer *w, const void *p, uint64_t offset, uint32_t length, Er
 bool writer_zero(Writer *w, uint64_t offset, uint64_t length, Err *err) must_check;
 // The range's clusters, whole (or up to the disk's end), are what this image shows already; they count as arrived. Held
 // ones of an interrupted run are read back and hashed: not what they were, ERR_DAMAGED, and the writer is broken, its
-// journal gone. Others only in a comparison, and ERR_INVALID where something else was stored meanwhile.
+// journal gone. Others not in a full, and in a comparison ERR_INVALID where something else was stored meanwhile.
 bool writer_same(Writer *w, uint64_t offset, uint64_t length, Err *err) must_check;
 // The leaves of a group as the image shows it now. Thread-safe.
 bool writer_leaves(Writer *w, uint64_t group, Hash *ret_leaves, Err *err) must_check;

@@ -406,7 +406,8 @@ static bool same_in_group(Writer *w, WriterGroup *g, uint64_t first, uint64_t en
             writer_journal_end(w); // the next run starts over
             return writer_break(w, err);
         }
-        if (w->mode != DISK_COMPARE || g->entries[k] != 0)
+        // a tracked disk is looked at again, as it is by now, where its audit failed
+        if (w->mode != DISK_TRACKED && (w->mode != DISK_COMPARE || g->entries[k] != 0))
             return err_set(err, ERR_INVALID, "the cluster at %llu is not what anybody was told of",
                            (unsigned long long)(i << w->cluster_bits));
     }
@@ -443,7 +444,7 @@ bool writer_same(Writer *w, uint64_t offset, uint64_t length, Err *err)
     if (length == 0)
         return true;
     WriterRange range = range_of(w, offset, length);
-    if ((w->mode != DISK_COMPARE && !w->held) || !holds(w, range.first, offset, offset + length) ||
+    if ((w->mode == DISK_FULL && !w->held) || !holds(w, range.first, offset, offset + length) ||
         !holds(w, range.end - 1, offset, offset + length))
         return err_set(err, ERR_INVALID, "only whole clusters that are known can be the same");
     if (!writer_range_lock(w, &range, err))

@@ -478,6 +478,7 @@ bool mover_copy(const MoverSpec *spec, MoverResult *ret, Err *err)
     }
     report(&m, true);
     m.total.done_bytes = spec->size;
-    *ret = (MoverResult){.total = m.total, .coverage = m.plan.coverage};
+    *ret = (MoverResult){
+        .total = m.total, .coverage = m.plan.coverage, .areas = m.plan.areas, .area_bytes = m.plan.area_bytes};
     return true;
 }

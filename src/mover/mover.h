@@ -45,11 +45,14 @@ typedef struct MoverSpec {
     const atomic_bool *cancel;                           // looked at at least every 100 ms
     void (*progress)(void *ctx, const MoverProgress *p); // at most every 100 ms, and once at the end; may be NULL
     void *progress_ctx;
+    void (*planned)(void *ctx, uint64_t offset, uint64_t length); // what is sent, ascending; may be NULL
+    void *planned_ctx;
 } MoverSpec;
 
 typedef struct MoverResult {
     MoverProgress total;
-    Coverage coverage; // ended; what was sent
+    Coverage coverage;          // ended; what was sent
+    uint64_t areas, area_bytes; // that the source called changed; 0 unless it was asked
 } MoverResult;
 
 // Copies, then flushes `to`. False: the first error; whatever was in flight has been completed or aborted, so the

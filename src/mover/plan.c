@@ -14,6 +14,8 @@ void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes)
     *p = (Plan){.from = spec->from,
                 .to = spec->to,
                 .resume = spec->resume,
+                .on_taken = spec->planned,
+                .on_taken_ctx = spec->planned_ctx,
                 .size = spec->size,
                 .cluster_size = spec->cluster_size,
                 .request_bytes = request_bytes,
@@ -43,6 +45,17 @@ static bool check_map(const ExtentVec *v, const char *what, uint64_t offset, uin
     return true;
 }
 
+// What the source said, before anything is made of it.
+static void count_areas(Plan *p, const ExtentVec *changed)
+{
+    for (size_t i = 0; i < changed->len; i++) {
+        const Extent *e = &changed->items[i];
+        p->areas += p->areas == 0 || e->offset != p->area_end;
+        p->area_bytes += e->length;
+        p->area_end = e->offset + e->length;
+    }
+}
+
 static bool window_map(Plan *p, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
 {
     if (!p->from->ops->extents) {
@@ -56,7 +69,11 @@ static bool window_map(Plan *p, uint64_t length, ExtentVec *changed, ExtentVec *
         if (!extent_vec_push(changed, (Extent){.offset = p->planned, .length = length}, err))
             return false;
     }
-    return check_map(changed, "changed", p->planned, length, err) && check_map(zeros, "zero", p->planned, length, err);
+    if (!check_map(changed, "changed", p->planned, length, err) || !check_map(zeros, "zero", p->planned, length, err))
+        return false;
+    if (p->tracked)
+        count_areas(p, changed);
+    return true;
 }
 
 // What the sink holds of an interrupted copy: all of the window that its map does not call zero.
@@ -163,6 +180,8 @@ bool plan_take(Plan *p, const Extent *e, Err *err)
 {
     if (!coverage_add(&p->coverage, e->offset, e->length, err))
         return false;
+    if (p->on_taken)
+        p->on_taken(p->on_taken_ctx, e->offset, e->length);
     p->taken += e->length;
     if (p->taken == p->items.items[p->next].length) {
         p->next++;

@@ -10,6 +10,8 @@ typedef struct Plan {
     Blocks *from;              // borrowed
     Blocks *to;                // borrowed; whose map says what is held of an interrupted copy
     const MoverResume *resume; // borrowed; NULL: nothing is
+    void (*on_taken)(void *ctx, uint64_t offset, uint64_t length);
+    void *on_taken_ctx;
     uint64_t size;
     uint64_t cluster_size;
     uint32_t request_bytes; // data is cut at multiples of it
@@ -23,6 +25,7 @@ typedef struct Plan {
     size_t next;       // first item that is not wholly taken
     uint64_t taken;    // bytes of it that are
     Coverage coverage; // of everything taken
+    uint64_t areas, area_bytes, area_end; // that the source called changed, joined where a window cuts them
 } Plan;
 
 void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes);

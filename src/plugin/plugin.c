@@ -310,7 +310,7 @@ static int plugin_can_extents(void *handle)
 
 static int plugin_can_cache(void *handle)
 {
-    bool known = engine.writer && (engine.config.mode == DISK_COMPARE || writer_is_resumed(engine.writer));
+    bool known = engine.writer && (engine.parent || writer_is_resumed(engine.writer));
     return known && handle == &disk_export ? NBDKIT_CACHE_NATIVE : NBDKIT_CACHE_NONE;
 }
 

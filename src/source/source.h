@@ -4,6 +4,7 @@
 #pragma once
 
 #include "base/secret.h"
+#include "domain/chain.h"
 #include "wire/blocks.h"
 
 #include <jansson.h>
@@ -49,12 +50,13 @@ typedef struct SourceDisk {
     char *key;        // stable name of the disk; joined by nothing else
     uint64_t disk_id; // the hypervisor's number, or 0: the hub gives one
     char *label;
-    uint64_t size;            // bytes, exact
-    char *backing_identity;   // "" if unknown
-    char *change_id;          // of this instant
-    const char *tracking;     // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
-    char *base_change_id;     // the change set is computed from this one; NULL: there is none
-    char *lost;               // why there is none, for people; NULL when there is, or no parent
+    uint64_t size;          // bytes, exact
+    char *backing_identity; // "" if unknown
+    char *change_id;        // of this instant
+    const char *tracking;   // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
+    char *base_change_id;   // the change set is computed from this one; NULL: there is none
+    char *lost;             // why there is none, for people; NULL when there is, or no parent
+    ChainReason lost_code;  // the same, for programs: one of chain_reason_is_loss(); CHAIN_NONE: nothing more is known
     uint64_t allocated_bytes; // data that a full would move; size if unknown
     uint64_t estimated_bytes; // dirty bytes since base_change_id; without one, allocated_bytes
     char *token;              // by which a later run can tell what changed since this instant; NULL: none can

@@ -297,8 +297,23 @@ bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
 
 bool store_backup_set_suspect(Store *s, const char *id, bool suspect, bool damaged, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET suspect = ?, damaged = ? WHERE id = ?",
+    return store_run(s,
+                     "UPDATE backup_jobs SET suspect = CASE WHEN doubted <> 0 THEN 1 ELSE ? END, damaged = ?"
+                     " WHERE id = ?",
                      DB_ARGS(DB_N(suspect), DB_N(damaged), DB_T(id)), NULL, err);
+}
+
+bool store_backup_set_doubted(Store *s, const char *id, Err *err)
+{
+    return store_run(s, "UPDATE backup_jobs SET suspect = 1, doubted = 1 WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
+}
+
+bool store_backup_give_reason(Store *s, const char *id, const char *reason, const char *text, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_jobs SET reason = ?, reason_text = ?"
+                     " WHERE id = ? AND (reason IS NULL OR reason = '')",
+                     DB_ARGS(DB_T(reason), DB_T(text), DB_T(id)), NULL, err);
 }
 
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err)
@@ -378,11 +393,22 @@ bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
 {
     return store_run(s,
                      "UPDATE backup_disks SET change_id = ?, tracking = ?, transferred_bytes = ?, done_bytes = size,"
-                     " stored_bytes = ?, image_bytes = ?, root = ?, metadata = ?, hashes_digest = ?"
-                     " WHERE backup_id = ? AND disk_key = ?",
+                     " stored_bytes = ?, image_bytes = ?, areas = ?, area_bytes = ?, read_bytes = ?, root = ?,"
+                     " metadata = ?, hashes_digest = ? WHERE backup_id = ? AND disk_key = ?",
                      DB_ARGS(DB_T(d->change_id), DB_T(d->tracking), DB_N(d->transferred_bytes), DB_N(d->stored_bytes),
-                             DB_N(d->image_bytes), DB_T(d->root), DB_T(d->metadata), DB_T(d->hashes_digest),
-                             DB_T(d->backup_id), DB_T(d->disk_key)),
+                             DB_N(d->image_bytes), DB_N(d->areas), DB_N(d->area_bytes), DB_N(d->read_bytes),
+                             DB_T(d->root), DB_T(d->metadata), DB_T(d->hashes_digest), DB_T(d->backup_id),
+                             DB_T(d->disk_key)),
+                     NULL, err);
+}
+
+bool store_disk_set_audit(Store *s, const StoreDisk *d, Err *err)
+{
+    return store_run(s,
+                     "UPDATE backup_disks SET unchanged_blocks = ?, checked_blocks = ?, wrong_blocks = ?, mode = ?,"
+                     " reason = ?, reason_text = ? WHERE backup_id = ? AND disk_key = ?",
+                     DB_ARGS(DB_N(d->unchanged_blocks), DB_N(d->checked_blocks), DB_N(d->wrong_blocks), DB_T(d->mode),
+                             DB_T(d->reason), DB_T(d->reason_text), DB_T(d->backup_id), DB_T(d->disk_key)),
                      NULL, err);
 }
 

@@ -107,9 +107,12 @@ bool store_vm_list(Store *s, StoreVm **ret, size_t *ret_len, Err *err)
 
 bool store_vm_update(Store *s, const StoreVm *v, Err *err)
 {
-    return store_run(s, "UPDATE vms SET name = ?, source = ?, excluded_disks = ?, source_id = ? WHERE id = ?",
-                     DB_ARGS(DB_T(v->name), DB_T(v->source), DB_T(v->excluded), DB_T(v->source_id), DB_T(v->id)), NULL,
-                     err);
+    return store_run(s,
+                     "UPDATE vms SET name = ?, source = ?, excluded_disks = ?, source_id = ?, audit_blocks = ?"
+                     " WHERE id = ?",
+                     DB_ARGS(DB_T(v->name), DB_T(v->source), DB_T(v->excluded), DB_T(v->source_id),
+                             DB_N(v->audit_blocks), DB_T(v->id)),
+                     NULL, err);
 }
 
 bool store_vm_remove(Store *s, const char *id, Err *err)

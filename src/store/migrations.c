@@ -66,6 +66,14 @@ static const char *const steps[] = {
     " address VARCHAR(300) NOT NULL, user_name VARCHAR(255) NOT NULL, secret TEXT NOT NULL, thumbprint VARCHAR(95),"
     " ca_pem TEXT, created_at VARCHAR(32) NOT NULL)",
     /* 18 */ "ALTER TABLE vms ADD COLUMN source_id VARCHAR(36) REFERENCES sources (id)",
+    /* 19 */ "ALTER TABLE vms ADD COLUMN audit_blocks BIGINT NOT NULL DEFAULT -1",
+    /* 20 */ "ALTER TABLE backup_jobs ADD COLUMN doubted INTEGER NOT NULL DEFAULT 0",
+    /* 21 */ "ALTER TABLE backup_disks ADD COLUMN areas BIGINT NOT NULL DEFAULT 0",
+    /* 22 */ "ALTER TABLE backup_disks ADD COLUMN area_bytes BIGINT NOT NULL DEFAULT 0",
+    /* 23 */ "ALTER TABLE backup_disks ADD COLUMN read_bytes BIGINT NOT NULL DEFAULT 0",
+    /* 24 */ "ALTER TABLE backup_disks ADD COLUMN unchanged_blocks BIGINT NOT NULL DEFAULT 0",
+    /* 25 */ "ALTER TABLE backup_disks ADD COLUMN checked_blocks BIGINT NOT NULL DEFAULT 0",
+    /* 26 */ "ALTER TABLE backup_disks ADD COLUMN wrong_blocks BIGINT NOT NULL DEFAULT 0",
 };
 
 static bool run_step(Db *db, unsigned version, Err *err)

@@ -54,6 +54,7 @@ void store_source_clear(StoreSource *source);
 typedef struct StoreVm {
     char *id, *name, *source, *excluded; // source, excluded: JSON text
     char *source_id;                     // of the registered source that it is read through; NULL: none
+    int64_t audit_blocks;                // of each tracked disk, however long it takes; -1: as the hub has it
     int64_t created_us;
 } StoreVm;
 bool store_vm_add(Store *s, const StoreVm *v, Err *err) must_check;                      // name or id taken: ERR_EXISTS
@@ -94,6 +95,7 @@ typedef struct StoreBackup {
     uint64_t sequence;
     char *reason, *reason_text, *left_out; // left_out: JSON list of disk keys
     bool partial, suspect, cancel_requested, start_client;
+    bool doubted;  // a later point's audit found its tracking wrong; suspect for good
     bool damaged;  // damage was met in what it rests on, and no verify found it right since; suspect then, too
     bool deleting; // its files are being removed: no parent, not exported
     char *consistency, *consistency_detail;
@@ -126,6 +128,9 @@ typedef struct StoreDisk {
     char *token;                          // by which the source knows this instant; NULL: it would not
     bool resumed;                         // it goes on from the interrupted job's image
     uint64_t kept_bytes;                  // of that, and neither read nor sent again
+    uint64_t areas, area_bytes;           // that the tracking named
+    uint64_t read_bytes;                  // from the source, audit and comparison included
+    uint64_t unchanged_blocks, checked_blocks, wrong_blocks; // of its audit
 } StoreDisk;
 
 typedef struct StoreBackupFilter {
@@ -182,7 +187,11 @@ bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; /
 bool store_backup_request_cancel(Store *s, const char *id, Err *err) must_check;
 bool store_backup_complete(Store *s, const StoreBackup *b, Err *err)
     must_check; // everything a completed job has; status too
+// One that is doubted stays suspect.
 bool store_backup_set_suspect(Store *s, const char *id, bool suspect, bool damaged, Err *err) must_check;
+bool store_backup_set_doubted(Store *s, const char *id, Err *err) must_check; // and suspect
+bool store_backup_give_reason(Store *s, const char *id, const char *reason, const char *text, Err *err)
+    must_check; // where it has none
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err) must_check;
 bool store_backup_set_deleting(Store *s, const char *id, bool deleting, Err *err) must_check;
 bool store_backup_forget_deleting(Store *s, Err *err) must_check; // whoever deleted is gone
@@ -198,7 +207,8 @@ bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)
 // Only while the job is running: from committing on the rows are what the commit record is made of.
 bool store_disk_set_progress(Store *s, const StoreDisk *d, Err *err) must_check;
 bool store_disk_set_sealed(Store *s, const StoreDisk *d, Err *err)
-    must_check; // change_id, tracking, bytes, root, digests
+    must_check; // change_id, tracking, bytes, areas, root, digests
+bool store_disk_set_audit(Store *s, const StoreDisk *d, Err *err) must_check; // blocks, mode, reason, reason_text
 bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err) must_check;
 void store_disk_clear(StoreDisk *d);
 

@@ -48,6 +48,7 @@ static const DbColumn vm_columns[] = {
     C(source, "source", DB_TEXT),
     C(excluded, "excluded_disks", DB_TEXT),
     C(source_id, "source_id", DB_TEXT),
+    C(audit_blocks, "audit_blocks", DB_I64),
     C(created_us, "created_at", DB_TIME),
 };
 #undef C
@@ -91,6 +92,7 @@ static const DbColumn backup_columns[] = {
     C(partial, "partial", DB_BOOL),
     C(suspect, "suspect", DB_BOOL),
     C(damaged, "damaged", DB_BOOL),
+    C(doubted, "doubted", DB_BOOL),
     C(deleting, "deleting", DB_BOOL),
     C(cancel_requested, "cancel_requested", DB_BOOL),
     C(start_client, "start_client", DB_BOOL),
@@ -160,6 +162,12 @@ static const DbColumn disk_columns[] = {
     C(token, "token", DB_TEXT),
     C(resumed, "resumed", DB_BOOL),
     C(kept_bytes, "kept_bytes", DB_U64),
+    C(areas, "areas", DB_U64),
+    C(area_bytes, "area_bytes", DB_U64),
+    C(read_bytes, "read_bytes", DB_U64),
+    C(unchanged_blocks, "unchanged_blocks", DB_U64),
+    C(checked_blocks, "checked_blocks", DB_U64),
+    C(wrong_blocks, "wrong_blocks", DB_U64),
 };
 #undef C
 const DbTable tables_disk = {"backup_disks", disk_columns, ARRAY_LEN(disk_columns), sizeof(StoreDisk)};

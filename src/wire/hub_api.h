@@ -41,6 +41,7 @@ bool hub_api_claim(HubApi *h, const char *job_id, const char *claim_uuid, WorkOr
 bool hub_api_announce(HubApi *h, const char *job_id, const Announce *a, AnnounceAnswer *ret, Err *err) must_check;
 bool hub_api_progress(HubApi *h, const char *job_id, const WorkProgress *p, WorkProgressAnswer *ret, Err *err)
     must_check;
+bool hub_api_audit(HubApi *h, const char *job_id, const WorkAudit *a, Err *err) must_check;
 bool hub_api_fail(HubApi *h, const char *job_id, const WorkFailure *f, Err *err) must_check;
 // 200 is success; for any other status the details are "SHA API returned status 404: <body>".
 bool hub_api_complete(HubApi *h, const char *job_id, const Completion *c, Err *err) must_check;

@@ -42,6 +42,13 @@ bool hub_api_progress(HubApi *h, const char *job_id, const WorkProgress *p, Work
     return work_progress_answer_decode(a.body, a.body_len, ret, err) || bad_answer(err, "progress");
 }
 
+bool hub_api_audit(HubApi *h, const char *job_id, const WorkAudit *audit, Err *err)
+{
+    cleanup_free char *body = NULL;
+    cleanup(http_answer_clear) HttpAnswer a = {0};
+    return work_audit_encode(audit, &body, err) && post(h, job_id, "audit", body, &a, err);
+}
+
 bool hub_api_fail(HubApi *h, const char *job_id, const WorkFailure *f, Err *err)
 {
     cleanup_free char *body = NULL;

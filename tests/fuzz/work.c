@@ -20,6 +20,11 @@ static void nothing(const WorkProgressAnswer *unused)
     (void)unused;
 }
 
+static void nothing_of_an_audit(const WorkAudit *unused)
+{
+    (void)unused;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     claim((const char *)data, n);
@@ -28,6 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     fuzz_round_trip(AnnounceAnswer, data, n, announce_answer_decode, announce_answer_encode, announce_answer_clear);
     fuzz_round_trip(WorkProgress, data, n, work_progress_decode, work_progress_encode, work_progress_clear);
     fuzz_round_trip(WorkProgressAnswer, data, n, work_progress_answer_decode, work_progress_answer_encode, nothing);
+    fuzz_round_trip(WorkAudit, data, n, work_audit_decode, work_audit_encode, nothing_of_an_audit);
     fuzz_round_trip(WorkFailure, data, n, work_failure_decode, work_failure_encode, work_failure_clear);
     fuzz_round_trip(Completion, data, n, completion_decode, completion_encode, completion_clear);
     fuzz_round_trip(ChangeIdReport, data, n, changeid_report_decode, changeid_report_encode, changeid_report_clear);

@@ -142,9 +142,10 @@ def test_tracking_is_not_switched_on_beside_snapshots(make_hub, place):
         history.check_everything(history.random)
 
 
-@pytest.mark.parametrize("loss, word", [("lose_cbt", "FileFault"), ("reset_cbt", "epoch"), ("replace", "replaced"),
-                                        ("resize", "bytes")])
-def test_lost_tracking_is_said_and_compared(history, place, loss, word):
+@pytest.mark.parametrize("loss, reason, word", [
+    ("lose_cbt", "id_refused", "FileFault"), ("reset_cbt", "epoch_changed", "epoch"),
+    ("replace", "backing_replaced", "replaced"), ("resize", "disk_resized", "size")])
+def test_lost_tracking_is_said_and_compared(history, place, loss, reason, word):
     history.register().guest_writes(10)
     history.point()
     if loss == "replace":
@@ -159,11 +160,11 @@ def test_lost_tracking_is_said_and_compared(history, place, loss, word):
     history.guest_writes()
     later = history.point()
     disk, = [d for d in later["disks"] if d["disk_key"] == "2000"]
-    assert disk["mode"] == "compare" and disk["reason"] in ("tracking_lost", "disk_resized"), disk
-    assert loss == "resize" or word in disk["reason_text"], disk
+    assert (disk["mode"], disk["reason"]) == ("compare", reason), disk
+    assert word in disk["reason_text"], disk
     history.guest_writes()
     # a tracking file that is gone stays so until somebody switches tracking off and on
-    again = {("tracked", "")} if loss != "lose_cbt" else {("tracked", ""), ("compare", "tracking_lost")}
+    again = {("tracked", "")} if loss != "lose_cbt" else {("tracked", ""), ("compare", "id_refused")}
     assert set(modes(history.point()).values()) == again
     history.check_everything(history.random)
 
@@ -176,7 +177,7 @@ def test_answers_that_cannot_be_right_are_not_believed(history, lie):
     references = history.references_now()
     history.sim("lie", vm=WEB, disk=2000, kind=lie)
     backup = history.backup("main", references)
-    assert modes(backup)["2000"] == ("compare", "tracking_lost"), backup
+    assert modes(backup)["2000"] == ("compare", "id_refused"), backup
     history.sim("lie", vm=WEB, disk=2000, kind="none")
     history.check_everything(history.random)
 

@@ -132,6 +132,7 @@ static bool fill_announce(const Job *j, AnnounceDisk *disks, Announce *ret, Err 
                                   .tracking = d->tracking,
                                   .base_change_id = d->base_change_id,
                                   .lost = d->lost,
+                                  .lost_code = d->lost_code,
                                   .estimated_bytes = d->estimated_bytes,
                                   .allocated_bytes = d->allocated_bytes,
                                   .token = d->token,
@@ -217,6 +218,7 @@ static bool announce(Job *j, Err *err)
 
 static bool move(Job *j, Err *err)
 {
+    int64_t began = clock_mono_ms();
     job_phase(j, "opening");
     if (!heartbeat_start(j, err) || !open_source(j, err) || !job_goes_on(j, err))
         return false;
@@ -225,6 +227,7 @@ static bool move(Job *j, Err *err)
     if (!announce(j, err) || !job_goes_on(j, err))
         return false;
     job_phase(j, "copying");
+    j->opening_ms = clock_mono_ms() - began;
     if (!copy_disks(j, err))
         return false;
     if (!j->source->ops->intact(j->source, err))

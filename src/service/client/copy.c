@@ -1,4 +1,5 @@
 // Copies the disks of a job, some at a time, each with a pipeline and a thread of its own.
+#include "base/clock.h"
 #include "base/log.h"
 #include "service/client/job.h"
 #include "wire/nbd.h"
@@ -8,9 +9,10 @@
 typedef struct Copy {
     Job *job;
     JobDisk *disk;
-    Blocks *from, *to;  // owned
-    MoverKnown known;   // its leaves, owned; NULL: everything travels
-    MoverResume resume; // its end, owned; NULL: nothing changed since
+    Blocks *from, *to;    // owned
+    MoverKnown known;     // its leaves, owned; NULL: everything travels
+    MoverResume resume;   // its end, owned; NULL: nothing changed since
+    MoverProgress before; // of a first pass, where this is a second
     pthread_t thread;
     bool started;
 } Copy;
@@ -20,6 +22,9 @@ static void on_progress(void *ctx, const MoverProgress *p)
     Copy *c = ctx;
     pthread_mutex_lock(&c->job->lock);
     c->disk->progress = *p;
+    c->disk->progress.transferred_bytes += c->before.transferred_bytes;
+    c->disk->progress.zero_bytes += c->before.zero_bytes;
+    c->disk->progress.changed_bytes += c->before.changed_bytes;
     pthread_mutex_unlock(&c->job->lock);
 }
 
@@ -39,25 +44,77 @@ static void close_ends(Copy *c)
     blocks_cleanup(&c->from);
 }
 
+static void log_wrong(const Copy *c, const MoverResult *missed)
+{
+    log_error("ALARM: change tracking had missed changes; the disk was compared", LOG_STR("job", c->job->spec->job_id),
+              LOG_STR("disk", c->disk->source->key), LOG_NUM("missed_bytes", missed->total.transferred_bytes));
+}
+
+// Everything is read and held against what the image shows by now; what differs is what tracking missed.
+static bool compare_all(Copy *c, const MoverSpec *tracked, MoverResult *result, Err *err)
+{
+    MoverSpec spec = *tracked;
+    MoverResult all;
+    c->before = result->total;
+    spec.plan = MOVER_ALL;
+    spec.known = &c->known;
+    spec.resume = NULL;
+    spec.planned = NULL;
+    if (!mover_copy(&spec, &all, err))
+        return err_context(err, "comparing the disk, since its audit failed");
+    log_wrong(c, &all);
+    result->total.transferred_bytes += all.total.transferred_bytes;
+    result->total.changed_bytes += all.total.changed_bytes;
+    result->coverage = all.coverage;
+    return true;
+}
+
+static bool copy_audited(Copy *c, MoverSpec *spec, MoverResult *ret, uint64_t *ret_audited, Err *err)
+{
+    AuditSpec a = {.size = spec->size, .cluster_size = spec->cluster_size, .blocks = c->job->order.audit_blocks};
+    Audit *audit = NULL;
+    AuditResult found;
+    int64_t began = clock_mono_ms();
+    if (!audit_new(&a, &audit, err))
+        return false;
+    spec->planned = audit_planned;
+    spec->planned_ctx = audit;
+    bool fine = mover_copy(spec, ret, err) &&
+        audit_disk(c->job, c->disk, audit, c->from, &c->known, clock_mono_ms() - began, &found, err) &&
+        (found.figures.wrong == 0 || compare_all(c, spec, ret, err));
+    audit_free(audit);
+    *ret_audited = fine ? found.read_bytes : 0;
+    return fine;
+}
+
+// Is some of what tracking calls unchanged looked at? The parent's hashes are needed for it.
+static bool is_audited(const Copy *c)
+{
+    return c->disk->answer->mode == DISK_TRACKED && c->job->order.audit_blocks > 0 && c->disk->answer->leaves_uri;
+}
+
 static void *copy_thread(void *ctx)
 {
     Copy *c = ctx;
     Job *j = c->job;
     MoverResult result;
+    uint64_t audited_bytes = 0;
     Err err = ERR_INIT;
+    bool tracked = c->disk->answer->mode == DISK_TRACKED;
     MoverSpec spec = {
         .from = c->from,
         .to = c->to,
         .size = c->disk->source->size,
         .cluster_size = j->order.cluster_size,
-        .plan = c->disk->answer->mode == DISK_TRACKED ? MOVER_TRACKED : MOVER_ALL,
-        .known = c->known.leaves ? &c->known : NULL,
+        .plan = tracked ? MOVER_TRACKED : MOVER_ALL,
+        .known = c->known.leaves && !tracked ? &c->known : NULL,
         .resume = c->disk->answer->resume ? &c->resume : NULL,
         .cancel = j->spec->stop,
         .progress = on_progress,
         .progress_ctx = c,
     };
-    bool fine = mover_copy(&spec, &result, &err);
+    bool fine =
+        is_audited(c) ? copy_audited(c, &spec, &result, &audited_bytes, &err) : mover_copy(&spec, &result, &err);
     close_ends(c);
     if (fine) {
         log_copied(c, &result);
@@ -68,6 +125,7 @@ static void *copy_thread(void *ctx)
     pthread_mutex_lock(&j->lock);
     if (fine)
         c->disk->result = result;
+    c->disk->audited_bytes = audited_bytes;
     c->disk->copied = fine;
     j->copying--;
     pthread_cond_broadcast(&j->changed);
@@ -75,12 +133,12 @@ static void *copy_thread(void *ctx)
     return NULL;
 }
 
-// What the parent holds: in a comparison only what differs travels.
+// What the parent holds: in a comparison only what differs travels; an audit looks there.
 static bool open_leaves(Copy *c, Err *err)
 {
     const AnnounceAnswerDisk *a = c->disk->answer;
     NbdSpec nbd = {.uri = a->leaves_uri, .connections = 1, .read_only = true, .timeout_ms = CONNECT_MS};
-    if (a->mode != DISK_COMPARE || !a->leaves_uri)
+    if (!a->leaves_uri || !(a->mode == DISK_COMPARE || is_audited(c)))
         return true;
     c->known.hash.seed = a->hash_seed;
     return hash_algorithm_parse(a->hash_algorithm, &c->known.hash.algorithm, err) &&

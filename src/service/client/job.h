@@ -4,18 +4,20 @@
 // copied. `lock` guards what is marked; nothing is called with it held.
 #pragma once
 
-#include "mover/mover.h"
+#include "mover/audit.h"
 #include "service/client/client.h"
 #include "source/source.h"
 #include "wire/hub_api.h"
 
 #include <pthread.h>
+#include <stdint.h>
 
 typedef struct JobDisk {
     const SourceDisk *source;         // borrowed from the Source
     const AnnounceAnswerDisk *answer; // borrowed from the job
     MoverProgress progress;           // lock
     MoverResult result;               // lock; valid once `copied`
+    uint64_t audited_bytes;           // lock; the same
     bool copied;                      // lock
 } JobDisk;
 
@@ -25,7 +27,8 @@ typedef struct Job {
     WorkOrder order;
     Source *source;
     AnnounceAnswer answer;
-    JobDisk *disks; // all of them are known before the first is copied
+    int64_t opening_ms; // from the claim to the first copy
+    JobDisk *disks;     // all of them are known before the first is copied
     size_t disks_len;
 
     pthread_mutex_t lock;
@@ -53,6 +56,11 @@ bool job_pause(const Job *j, int ms);
 // ---- heartbeat.c
 bool heartbeat_start(Job *j, Err *err) must_check;
 void heartbeat_stop(Job *j); // fine if it never started
+
+// ---- audit.c: some of the blocks that a tracked disk's copy did not send, drawn by `audit` while it ran; the hub is
+// told what was found. copied_ms: how long the copy took. Called by the disk's thread.
+bool audit_disk(Job *j, const JobDisk *d, Audit *audit, Blocks *from, const MoverKnown *known, int64_t copied_ms,
+                AuditResult *ret, Err *err) must_check;
 
 // ---- copy.c: all disks, spec->parallel at a time. Opens and frees both ends of each.
 bool copy_disks(Job *j, Err *err) must_check;

@@ -88,7 +88,10 @@ static bool record_backup(Job *j, bool *ret_unknown, Err *err)
                                     .have_coverage = true,
                                     .extents = sent->extents,
                                     .covered_bytes = sent->bytes,
-                                    .digest = sent->digest};
+                                    .digest = sent->digest,
+                                    .areas = d->result.areas,
+                                    .area_bytes = d->result.area_bytes,
+                                    .read_bytes = d->result.total.changed_bytes + d->audited_bytes};
         c.bytes_transferred += d->result.total.transferred_bytes;
     }
     Call call = {.completion = &c};

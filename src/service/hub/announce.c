@@ -113,13 +113,14 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, cons
         .base_change_id = a->base_change_id,
         .parent_change_id = parent ? parent->change_id : NULL,
         .parent_tracking = parent && parent->tracking && strcmp(parent->tracking, "none") != 0,
+        .lost = a->lost_code,
     };
     d->chain_length = 1;
     DiskMode mode = chain_decide(&in, &reason);
-    const char *why = damage.code != ERR_NONE      ? damage.details
-        : reason == CHAIN_TRACKING_LOST && a->lost ? a->lost
-        : reason == CHAIN_NONE                     ? ""
-                                                   : chain_reason_text(reason);
+    const char *why = damage.code != ERR_NONE     ? damage.details
+        : chain_reason_is_loss(reason) && a->lost ? a->lost
+        : reason == CHAIN_NONE                    ? ""
+                                                  : chain_reason_text(reason);
     bool ok = mem_replace(&d->mode, disk_mode_name(mode), err) &&
         mem_replace(&d->reason, chain_reason_name(reason), err) && mem_replace(&d->reason_text, why, err);
     if (ok && mode != DISK_FULL) {
@@ -343,9 +344,9 @@ static bool answer_disk(const Plan *p, const StoreDisk *d, AnnounceAnswer *answe
     if (!disk_mode_parse(d->mode, &a->mode, err) || !chain_reason_parse(d->reason, &a->reason, err) ||
         !mem_replace(&a->disk_key, d->disk_key, err) || !(a->uri = exporter_uri(d->socket, d->export_name, err)))
         return false;
-    if (a->mode != DISK_COMPARE)
+    if (a->mode == DISK_FULL)
         return true;
-    // everything is read: what equals the parent need not travel
+    // everything is read: what equals the parent need not travel; of a tracked disk some is, for its audit
     cleanup_free char *leaves = mem_printf(err, "%s" ENGINE_LEAVES, d->export_name);
     a->hash_seed = p->repo.info.hash.seed;
     return leaves && (a->leaves_uri = exporter_uri(d->socket, leaves, err)) &&

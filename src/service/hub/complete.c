@@ -34,6 +34,11 @@ static bool take_change_ids(const Completion *c, StoreDisk *disks, size_t n, Err
         if (!mem_replace(&disks[i].change_id, id, err) ||
             (said && said->tracking && !mem_replace(&disks[i].tracking, said->tracking, err)))
             return false;
+        if (said) {
+            disks[i].areas = said->areas;
+            disks[i].area_bytes = said->area_bytes;
+            disks[i].read_bytes = MIN(said->read_bytes, HUB_BYTES_MAX);
+        }
         if (said && said->bytes_transferred)
             disks[i].transferred_bytes = MIN(said->bytes_transferred, HUB_BYTES_MAX);
         else if (n == 1 && c->bytes_transferred)
@@ -71,7 +76,12 @@ static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, const at
 {
     for (size_t i = 0; i < n; i++) {
         EngineAnswer a;
-        if (!seal(&disks[i], said_of(c, disks[i].disk_id), stop, &a, err))
+        const CompletionDisk *said = said_of(c, disks[i].disk_id);
+        // to its exporter a disk whose audit failed is a tracked one still
+        if (disks[i].wrong_blocks > 0 && !(said && said->have_coverage && said->covered_bytes == disks[i].size))
+            return err_set(err, ERR_CONFLICT, "disk %s: its audit failed, and not all of it was sent",
+                           disks[i].disk_key);
+        if (!seal(&disks[i], said, stop, &a, err))
             return err_context(err, "disk %s", disks[i].disk_key);
         disks[i].image_bytes = a.image_bytes;
         disks[i].stored_bytes = a.image_bytes;

@@ -120,6 +120,7 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     h->export_idle_s = config->export_idle_s;
     h->keep_hours = config->keep_hours;
     h->checkpoint_bytes = (uint64_t)config->checkpoint_mib << 20;
+    h->audit_blocks = config->audit_blocks;
     pthread_condattr_t attr;
     (void)pthread_condattr_init(&attr); // cannot fail on Linux
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -22,6 +22,7 @@ typedef struct HubConfig {
     unsigned export_idle_s;  // an export that nobody reads from ends after this
     unsigned keep_hours;     // partial images of failed jobs are kept, for the next job to go on from; 0: none is
     unsigned checkpoint_mib; // stored between two points of time from which an interrupted backup goes on
+    unsigned audit_blocks;   // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
 } HubConfig;
 
 typedef struct Hub Hub;
@@ -78,6 +79,7 @@ bool hub_job_check_token(Hub *h, const char *id, const Secret *token, bool requi
 bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Err *err) must_check;
 bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer *ret, Err *err) must_check;
 bool hub_job_progress(Hub *h, const char *id, const WorkProgress *p, WorkProgressAnswer *ret, Err *err) must_check;
+bool hub_job_audit(Hub *h, const char *id, const WorkAudit *a, json_t **ret, Err *err) must_check;
 bool hub_job_fail(Hub *h, const char *id, const WorkFailure *f, json_t **ret, Err *err) must_check;
 bool hub_job_complete(Hub *h, const char *id, const Completion *c, json_t **ret, Err *err) must_check;
 

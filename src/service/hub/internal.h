@@ -31,6 +31,7 @@ struct Hub {
     unsigned max_jobs, chain_limit, lease_s, claim_s, export_idle_s;
     unsigned keep_hours; // partial images of failed jobs, to go on from; 0: none
     uint64_t checkpoint_bytes;
+    unsigned audit_blocks;
     int lock_fd, run_lock_fd;
     pthread_mutex_t lock; // of the members below
     pthread_cond_t changed;
@@ -126,6 +127,11 @@ bool hub_mark_damaged_in(Hub *h, const StoreBackup *layer, const char *disk_key,
 // A point that comes to be is as damaged as what it stands on.
 bool hub_inherit_damage(Hub *h, const char *id, const StoreDisk *disks, size_t n, Err *err) must_check;
 bool hub_engine_layers(const RepoChain *chain, EngineConfig *config, Err *err) must_check;
+
+// ---- audit.c
+// A disk's audit failed: the points that it rests on by tracking alone are suspect. first_id: the disk's parent. Their
+// IDs are added to ids (may be NULL). The caller has a transaction open.
+bool hub_doubt(Hub *h, const char *first_id, const char *disk_key, json_t *ids, Err *err) must_check;
 
 // ---- sources.c
 // ERR_UNAVAILABLE titled "key file not usable".

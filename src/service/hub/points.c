@@ -33,7 +33,11 @@ static bool record_disk_from_row(const StoreDisk *d, const HashSpec *hash, Recor
                     .image_bytes = d->image_bytes,
                     .stored_bytes = d->stored_bytes,
                     .transferred_bytes = d->transferred_bytes,
-                    .changed_bytes = d->changed_bytes};
+                    .changed_bytes = d->changed_bytes,
+                    .areas = d->areas,
+                    .area_bytes = d->area_bytes,
+                    .read_bytes = d->read_bytes,
+                    .audit = {d->unchanged_blocks, d->checked_blocks, d->wrong_blocks}};
     bool ok = mem_replace(&r.disk_key, d->disk_key, err) && mem_replace(&r.label, d->label ? d->label : "", err) &&
         mem_replace(&r.backing_identity, d->backing_identity ? d->backing_identity : "", err) &&
         mem_replace(&r.reason_text, d->reason_text ? d->reason_text : "", err) &&
@@ -146,6 +150,12 @@ static bool row_from_record_disk(const Record *rec, const RecordDisk *d, const H
                    .chain_length = d->chain_length,
                    .transferred_bytes = d->transferred_bytes,
                    .changed_bytes = d->changed_bytes,
+                   .areas = d->areas,
+                   .area_bytes = d->area_bytes,
+                   .read_bytes = d->read_bytes,
+                   .unchanged_blocks = d->audit.unchanged,
+                   .checked_blocks = d->audit.checked,
+                   .wrong_blocks = d->audit.wrong,
                    .done_bytes = d->size,
                    .stored_bytes = d->stored_bytes,
                    .image_bytes = d->image_bytes};

@@ -139,6 +139,18 @@ static bool add_points(Hub *h, const StoreRepository *repository, const Repo *re
     return true;
 }
 
+// Audits are in the records: a catalogue that is made anew knows what they found.
+static bool mark_doubted(Hub *h, const RepoScan *scan, Err *err)
+{
+    for (size_t i = 0; i < scan->len; i++)
+        for (size_t k = 0; k < scan->records[i].disks_len; k++) {
+            const RecordDisk *d = &scan->records[i].disks[k];
+            if (d->audit.wrong > 0 && !hub_doubt(h, d->parent_backup_id, d->disk_key, NULL, err))
+                return false;
+        }
+    return true;
+}
+
 // Points that the catalogue lists and the repository does not hold: they stay listed, as suspect, and are named.
 static bool mark_missing(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
                          json_t *missing, Err *err)
@@ -194,7 +206,7 @@ static bool update_catalogue(Hub *h, const StoreRepository *repository, const Re
 {
     StoreRepository cleanup_repository still = {0};
     return store_repository_get(h->store, repository->id, &still, err) && // not removed since the scan began
-        add_points(h, repository, repo, scan, counts, err) &&
+        add_points(h, repository, repo, scan, counts, err) && mark_doubted(h, scan, err) &&
         mark_missing(h, repository, repo, scan, counts->missing, err) && mark_broken(h, repository, scan, err);
 }
 

@@ -18,6 +18,23 @@ bool hub_view_strings(const char *json_list, json_t **ret, Err *err)
     return codec_json_parse(json_list, strlen(json_list), 1u << 20, ret, err);
 }
 
+static bool view_audit(const StoreDisk *d, json_t *disk, Err *err)
+{
+    AuditFigures figures = {d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
+    json_t *o = figures.unchanged > 0 ? json_object() : json_null();
+    if (!o)
+        return err_no_memory(err);
+    if (json_is_object(o) &&
+        (!codec_json_set_u64(o, "unchanged_blocks", figures.unchanged, err) ||
+         !codec_json_set_u64(o, "checked_blocks", figures.checked, err) ||
+         !codec_json_set_u64(o, "wrong_blocks", figures.wrong, err) ||
+         !codec_json_set_u64(o, "at_most_ppm", audit_at_most_ppm(&figures), err))) {
+        json_decref(o);
+        return false;
+    }
+    return codec_json_set(disk, "audit", o, err);
+}
+
 static bool view_disk(const StoreDisk *d, const StoreBackup *b, const StoreRepository *repository, json_t **ret,
                       Err *err)
 {
@@ -42,7 +59,9 @@ static bool view_disk(const StoreDisk *d, const StoreBackup *b, const StoreRepos
         codec_json_set_u64(o, "changed_bytes", d->changed_bytes, err) &&
         codec_json_set_u64(o, "stored_bytes", d->stored_bytes, err) &&
         codec_json_set_u64(o, "done_bytes", d->done_bytes, err) &&
-        codec_json_set_u64(o, "kept_bytes", d->kept_bytes, err) &&
+        codec_json_set_u64(o, "kept_bytes", d->kept_bytes, err) && codec_json_set_u64(o, "areas", d->areas, err) &&
+        codec_json_set_u64(o, "area_bytes", d->area_bytes, err) &&
+        codec_json_set_u64(o, "read_bytes", d->read_bytes, err) && view_audit(d, o, err) &&
         codec_json_set_text(o, "image", done ? image : NULL, err) && codec_json_set_text(o, "root", d->root, err);
     if (!ok) {
         json_decref(o);
@@ -77,6 +96,12 @@ static bool view_disks(Hub *h, const StoreBackup *b, json_t *o, Err *err)
 static bool view_state(const StoreBackup *b, json_t *o, Err *err)
 {
     return codec_json_set_bool(o, "partial", b->partial, err) && codec_json_set_bool(o, "suspect", b->suspect, err) &&
+        codec_json_set_text(o, "suspect_because",
+                            b->damaged       ? "damage"
+                                : b->doubted ? "audit"
+                                : b->suspect ? "unreadable"
+                                             : NULL,
+                            err) &&
         codec_json_set_bool(o, "deleting", b->deleting, err) &&
         codec_json_set_time(o, "verified_at", b->verified_us, err) &&
         codec_json_set_text(o, "verify_result", b->verify_result, err) &&

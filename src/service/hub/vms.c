@@ -89,6 +89,23 @@ static bool read_excluded(const json_t *body, char **ret_text, Err *err)
     return codec_json_dump(list, ret_text, err);
 }
 
+// null: as the hub has it.
+static bool read_audit(const json_t *body, int64_t *ret, Err *err)
+{
+    uint64_t blocks;
+    bool present;
+    if (!codec_json_u64_opt(body, "audit_blocks", AUDIT_BLOCKS_MAX, &blocks, &present, err))
+        return false;
+    *ret = present ? (int64_t)blocks : -1;
+    return true;
+}
+
+static bool view_audit(const StoreVm *v, bool registered, json_t *o, Err *err)
+{
+    return registered && v->audit_blocks >= 0 ? codec_json_set_u64(o, "audit_blocks", (uint64_t)v->audit_blocks, err)
+                                              : codec_json_set_text(o, "audit_blocks", NULL, err);
+}
+
 static bool view(Hub *h, const StoreVm *v, bool registered, json_t **ret, Err *err)
 {
     uint64_t points, total;
@@ -110,7 +127,8 @@ static bool view(Hub *h, const StoreVm *v, bool registered, json_t **ret, Err *e
     STORE_LIST_FREE(last, last_len, store_backup_clear);
     ok = ok && codec_json_set_text(o, "vm_id", v->id, err) && codec_json_set_text(o, "name", v->name, err) &&
         codec_json_set_time(o, "created_at", v->created_us, err) &&
-        codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", points, err);
+        codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", points, err) &&
+        view_audit(v, registered, o, err);
     if (ok)
         ok = codec_json_set(o, "source", source ? mem_take(source) : json_null(), err);
     if (ok)
@@ -158,7 +176,7 @@ bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     char id[UUID_TEXT];
     if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
         !codec_json_text_opt(body, "adopt", NAME_MAX_BYTES, &adopt, err) || !read_excluded(body, &v.excluded, err) ||
-        !mem_replace(&v.name, name, err))
+        !read_audit(body, &v.audit_blocks, err) || !mem_replace(&v.name, name, err))
         return false;
     Err missing = ERR_INIT;
     if (store_vm_find(h->store, name, &taken, &missing)) {
@@ -247,6 +265,8 @@ static bool change(Hub *h, const char *vm, const json_t *body, const char *sourc
         if (!read_excluded(body, &v->excluded, err))
             return false;
     }
+    if (json_object_get(body, "audit_blocks") && !read_audit(body, &v->audit_blocks, err))
+        return false;
     return store_vm_update(h->store, v, err);
 }
 

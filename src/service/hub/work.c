@@ -3,6 +3,8 @@
 #include "base/log.h"
 #include "service/hub/internal.h"
 
+#define AUDIT_PERCENT 3 // of a disk's time
+
 bool hub_job_check_token(Hub *h, const char *id, const Secret *token, bool required, Err *err)
 {
     if (!secret_is_set(token) && required)
@@ -70,6 +72,8 @@ static bool order(Hub *h, const StoreBackup *b, WorkOrder *ret, Err *err)
         excluded_disks(vm.excluded, &w, err) && (!b->parent_id || parent_disks(h, b->parent_id, &w, err)) &&
         hub_resume_order(h, b, &w, err) && (!vm.source_id || hub_source_order(h, vm.source_id, &w.vcenter, err));
     w.cluster_size = (uint32_t)repository.cluster_size;
+    w.audit_blocks = vm.audit_blocks >= 0 ? (uint64_t)vm.audit_blocks : h->audit_blocks;
+    w.audit_percent = vm.audit_blocks >= 0 ? 0 : AUDIT_PERCENT; // asked for, it is done
     if (!ok) {
         work_order_clear(&w);
         return false;

@@ -40,24 +40,28 @@ static bool same_epoch(const char *a, const char *b)
 
 // Is what was recorded then of this very disk, and does the vCenter say what changed since? Why not: in why.
 static bool follows(VsphereSource *v, const VimDisk *d, const char *change_id, const char *uuid, uint64_t size,
-                    uint64_t *ret_bytes, char why[256], Err *err)
+                    uint64_t *ret_bytes, char why[256], ChainReason *ret_code, Err *err)
 {
     Err refused = ERR_INIT;
     why[0] = '\0';
+    *ret_code = CHAIN_NONE;
     if (!v->tracks || !d->change_id[0])
         (void)snprintf(why, 256, "%s", v->tracks ? "nothing tracks this disk's changes" : v->why_not);
     else if (size != d->capacity)
         (void)snprintf(why, 256, "the disk had %" PRIu64 " bytes, and has %" PRIu64, size, d->capacity);
-    else if (uuid && uuid[0] && d->uuid[0] && !str_eq(uuid, d->uuid))
+    else if (uuid && uuid[0] && d->uuid[0] && !str_eq(uuid, d->uuid)) {
+        *ret_code = CHAIN_REPLACED;
         (void)snprintf(why, 256, "the disk was replaced: its backing has another UUID");
-    else if (!same_epoch(change_id, d->change_id))
+    } else if (!same_epoch(change_id, d->change_id)) {
+        *ret_code = CHAIN_EPOCH_CHANGED;
         (void)snprintf(why, 256, "tracking began anew since then: the change ID has another epoch");
-    else if (!vsphere_areas_probe(v, d, change_id, ret_bytes, &refused)) {
+    } else if (!vsphere_areas_probe(v, d, change_id, ret_bytes, &refused)) {
         if (refused.code != ERR_CONFLICT && refused.code != ERR_PROTOCOL && refused.code != ERR_INVALID &&
             refused.code != ERR_UNSUPPORTED) {
             *err = refused; // says nothing of tracking
             return false;
         }
+        *ret_code = CHAIN_ID_REFUSED;
         (void)snprintf(why, 256, "%.255s", refused.details);
     }
     return true;
@@ -72,6 +76,7 @@ static bool describe(VsphereSource *v, size_t i, Err *err)
     const SourceInterrupted *before = source_interrupted(v->req, out->key);
     char why[256] = "";
     uint64_t dirty = 0, ignored;
+    ChainReason of_resume;
     Err odd = ERR_INIT; // then it is of no use to anybody
     bool tracked = v->tracks && d->change_id[0] && changeid_check(d->change_id, &odd);
     out->disk_id = (uint64_t)d->key;
@@ -84,7 +89,7 @@ static bool describe(VsphereSource *v, size_t i, Err *err)
                  : !source_mint(&out->change_id, err)))
         return false;
     if (parent && parent->tracking &&
-        !follows(v, d, parent->change_id, parent->backing_identity, parent->size, &dirty, why, err))
+        !follows(v, d, parent->change_id, parent->backing_identity, parent->size, &dirty, why, &out->lost_code, err))
         return false;
     if (parent && !parent->tracking)
         (void)snprintf(why, sizeof(why), "the previous backup was not tracked");
@@ -98,7 +103,7 @@ static bool describe(VsphereSource *v, size_t i, Err *err)
     }
     if (!before || !tracked)
         return true;
-    if (!follows(v, d, before->token, NULL, before->size, &ignored, why, err))
+    if (!follows(v, d, before->token, NULL, before->size, &ignored, why, &of_resume, err))
         return false;
     out->resumes = !why[0];
     return why[0] || mem_replace(&state->since, before->token, err);

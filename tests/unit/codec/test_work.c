@@ -5,7 +5,8 @@
 
 #define UUID "0b0c4a4e-7d5f-4a57-9d6e-0a3f5d5f2a10"
 #define ORDER                                                                                               \
-    "{\"backup_type\":\"incremental\",\"cluster_size\":65536,\"excluded_disks\":[\"d2\"],"                  \
+    "{\"audit_blocks\":3000,\"audit_percent\":3,\"backup_type\":\"incremental\",\"cluster_size\":65536,"    \
+    "\"excluded_disks\":[\"d2\"],"                                                                          \
     "\"interrupted_backup_id\":\"backup-a-9\",\"interrupted_disks\":[{\"disk_key\":\"d1\",\"size\":512,"    \
     "\"token\":\"t\"}],\"job_id\":\"backup-a-1\",\"lease_seconds\":30,\"parent_backup_id\":\"backup-a-0\"," \
     "\"parent_disks\":[{\"backing_identity\":\"\",\"change_id\":\"u/1\",\"disk_id\":2000,"                  \
@@ -21,6 +22,7 @@
     "{\"consistency\":\"crash\",\"consistency_detail\":null,\"disks\":[{\"allocated_bytes\":8,"  \
     "\"backing_identity\":\"b\",\"base_change_id\":null,\"change_id\":\"u/2\",\"disk_id\":2000," \
     "\"disk_key\":\"d1\",\"estimated_bytes\":7,\"label\":\"\",\"lost\":\"bitmap is gone\","      \
+    "\"lost_code\":\"id_refused\","                                                              \
     "\"resumes\":true,\"size\":512,\"token\":\"t\",\"tracking\":\"bitmap\"}],\"left_out\":[\"d2\"]}"
 #define ANSWER                                                                              \
     "{\"disks\":[{\"disk_id\":2000,\"disk_key\":\"d1\",\"disk_no\":0,\"mode\":\"compare\"," \
@@ -33,10 +35,11 @@
 #define PROGRESS                                                                                        \
     "{\"disks\":[{\"changed_bytes\":1,\"disk_id\":2000,\"done_bytes\":2,\"kept_bytes\":5,\"size\":512," \
     "\"transferred_bytes\":3,\"zero_bytes\":4}],\"phase\":\"copying\"}"
-#define COMPLETION                                                                                  \
-    "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"bytes_transferred\":9,"           \
-    "\"change_id\":\"u/2\",\"covered_bytes\":512,\"digest\":\"00000000000000ff\",\"disk_id\":2000," \
-    "\"extents\":1,\"tracking\":\"none\"}]}"
+#define COMPLETION                                                                                                     \
+    "{\"bytes_transferred\":9,\"change_id\":\"u/2\",\"disks\":[{\"area_bytes\":3,\"areas\":2,\"bytes_transferred\":9," \
+    "\"change_id\":\"u/2\",\"covered_bytes\":512,\"digest\":\"00000000000000ff\",\"disk_id\":2000,"                    \
+    "\"extents\":1,\"read_bytes\":4,\"tracking\":\"none\"}]}"
+#define AUDIT "{\"checked_blocks\":3,\"disk_id\":2000,\"unchanged_blocks\":4,\"wrong_at\":65536,\"wrong_blocks\":1}"
 
 // Decoding and encoding gives the text back; with any one member missing it fails or still round-trips to a text; every
 // truncation fails. T: type, f: prefix of its functions.
@@ -72,23 +75,6 @@ static void everything_round_trips(void **state)
     round_trip(ChangeIdReport, changeid_report, "{\"change_id\":\"u/2\"}");
 }
 
-static void claim_and_answer_to_progress(void **state)
-{
-    (void)state;
-    Err err = ERR_INIT;
-    cleanup_free char *text = NULL, *answer = NULL;
-    char uuid[37];
-    WorkProgressAnswer a = {0};
-    assert_ok(work_claim_encode(UUID, &text, &err), &err);
-    assert_ok(work_claim_decode(text, strlen(text), uuid, &err), &err);
-    assert_string_equal(uuid, UUID);
-    assert_fails(work_claim_decode("{\"claim\":\"x\"}", 13, uuid, &err), &err, ERR_INVALID);
-    assert_ok(work_progress_answer_encode(&(WorkProgressAnswer){.cancel = true, .status = JOB_RUNNING}, &answer, &err),
-              &err);
-    assert_ok(work_progress_answer_decode(answer, strlen(answer), &a, &err), &err);
-    assert_true(a.cancel && a.status == JOB_RUNNING);
-}
-
 // text with its first `what` replaced by `with`
 static char *edited(const char *text, const char *what, const char *with)
 {
@@ -108,6 +94,38 @@ static char *edited(const char *text, const char *what, const char *with)
         assert_fails(f##_decode(s_, strlen(s_), &v_, &e_), &e_, ERR_INVALID); \
     } while (0)
 
+static void audits(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    cleanup_free char *again = NULL;
+    WorkAudit a;
+    assert_ok(work_audit_decode(AUDIT, strlen(AUDIT), &a, &err), &err);
+    assert_ok(work_audit_encode(&a, &again, &err), &err);
+    assert_string_equal(again, AUDIT);
+    refuses(WorkAudit, work_audit, AUDIT, ":4", ":2"); // more checked than there are
+    refuses(WorkAudit, work_audit, AUDIT, "\"wrong_blocks\":1", "\"wrong_blocks\":4");
+    refuses(WorkAudit, work_audit, AUDIT, "disk_id", "disk");
+    refuses(WorkAudit, work_audit, AUDIT, ":3", ":-3");
+}
+
+static void claim_and_answer_to_progress(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    cleanup_free char *text = NULL, *answer = NULL;
+    char uuid[37];
+    WorkProgressAnswer a = {0};
+    assert_ok(work_claim_encode(UUID, &text, &err), &err);
+    assert_ok(work_claim_decode(text, strlen(text), uuid, &err), &err);
+    assert_string_equal(uuid, UUID);
+    assert_fails(work_claim_decode("{\"claim\":\"x\"}", 13, uuid, &err), &err, ERR_INVALID);
+    assert_ok(work_progress_answer_encode(&(WorkProgressAnswer){.cancel = true, .status = JOB_RUNNING}, &answer, &err),
+              &err);
+    assert_ok(work_progress_answer_decode(answer, strlen(answer), &a, &err), &err);
+    assert_true(a.cancel && a.status == JOB_RUNNING);
+}
+
 static void bad_values_are_refused(void **state)
 {
     (void)state;
@@ -123,6 +141,8 @@ static void bad_values_are_refused(void **state)
     refuses(WorkOrder, work_order, VCENTER_ORDER, "\"ca_pem\":null", "\"ca_pem\":\"x\"");
     refuses(WorkOrder, work_order, VCENTER_ORDER, "\"vc:443\"", "\"\"");
     refuses(WorkOrder, work_order, VCENTER_ORDER, "\"password\":\"p\\n\",", "");
+    refuses(WorkOrder, work_order, ORDER, ":3000", ":3000000");
+    refuses(Announce, announce, ANNOUNCE, "id_refused", "chain_limit"); // no loss
     refuses(Announce, announce, ANNOUNCE, ":512", ":0");
     refuses(Announce, announce, ANNOUNCE, ":512", ":-512");
     refuses(Announce, announce, ANNOUNCE, ":512", ":512.0");
@@ -237,13 +257,10 @@ static void long_failures_are_cut_between_characters(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(everything_round_trips),
-        cmocka_unit_test(claim_and_answer_to_progress),
-        cmocka_unit_test(bad_values_are_refused),
-        cmocka_unit_test(the_same_disk_twice_is_refused),
-        cmocka_unit_test(completion_says_what_the_contract_says),
-        cmocka_unit_test(completion_keeps_the_change_id),
-        cmocka_unit_test(long_failures_are_cut_between_characters),
+        cmocka_unit_test(everything_round_trips),         cmocka_unit_test(audits),
+        cmocka_unit_test(claim_and_answer_to_progress),   cmocka_unit_test(bad_values_are_refused),
+        cmocka_unit_test(the_same_disk_twice_is_refused), cmocka_unit_test(completion_says_what_the_contract_says),
+        cmocka_unit_test(completion_keeps_the_change_id), cmocka_unit_test(long_failures_are_cut_between_characters),
     };
     return cmocka_run_group_tests_name("work", tests, NULL, NULL);
 }

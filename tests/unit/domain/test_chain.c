@@ -26,8 +26,8 @@ static void expect(const ChainInput *in, DiskMode mode, ChainReason reason)
     ChainReason r = CHAIN_REASONS;
     DiskMode m = chain_decide(in, &r);
     if (m != mode || r != reason)
-        fail_msg("%s (%s) instead of %s (%s)", disk_mode_name(m), chain_reason_name(r),
-                 disk_mode_name(mode), chain_reason_name(reason));
+        fail_msg("%s (%s) instead of %s (%s)", disk_mode_name(m), chain_reason_name(r), disk_mode_name(mode),
+                 chain_reason_name(reason));
 }
 
 static void test_each_rule(void **state)
@@ -91,14 +91,32 @@ static void test_base_and_parent_never_differ(void **state)
     in.base_change_id = in.parent_change_id = NULL;
     expect(&in, DISK_COMPARE, CHAIN_TRACKING_LOST);
     in = fine(), in.parent_tracking = false; // a minted ID is never a hypervisor's
-    expect(&in, DISK_COMPARE, CHAIN_TRACKING_LOST);
+    expect(&in, DISK_COMPARE, CHAIN_NEVER_TRACKED);
+}
+
+// What the source says of its loss is the reason; what is no loss cannot be said to be one.
+static void test_loss_by_its_name(void **state)
+{
+    (void)state;
+    unsigned losses = 0;
+    for (ChainReason r = CHAIN_NONE; r < CHAIN_REASONS; r++) {
+        ChainInput in = fine();
+        in.lost = r;
+        expect(&in, DISK_TRACKED, CHAIN_NONE); // nothing is lost
+        in.base_change_id = NULL;
+        expect(&in, DISK_COMPARE, chain_reason_is_loss(r) ? r : CHAIN_TRACKING_LOST);
+        losses += chain_reason_is_loss(r);
+        in = fine(), in.lost = r, in.base_change_id = "another/1"; // the source is wrong about itself
+        expect(&in, DISK_COMPARE, CHAIN_TRACKING_LOST);
+    }
+    assert_int_equal(losses, 5);
 }
 
 // Of all combinations of faults: the first rule of the enum wins, and only the faultless one is tracked.
 static void test_first_rule_wins(void **state)
 {
     (void)state;
-    for (unsigned bits = 0; bits < 512; bits++) {
+    for (unsigned bits = 0; bits < 1024; bits++) {
         ChainInput in = fine();
         in.full_requested = bits & 1;
         in.have_parent_point = !(bits & 2);
@@ -108,11 +126,12 @@ static void test_first_rule_wins(void **state)
         in.parent_suspect = bits & 32;
         in.parent_size = bits & 64 ? 512 : in.size;
         in.source_tracks = !(bits & 128);
-        in.base_change_id = bits & 256 ? NULL : ID;
-        ChainReason want = bits ? (ChainReason)(CHAIN_REQUESTED + __builtin_ctz(bits)) : CHAIN_NONE;
-        DiskMode mode = bits == 0          ? DISK_TRACKED
-            : want <= CHAIN_PARENT_DAMAGED ? DISK_FULL
-                                           : DISK_COMPARE;
+        in.parent_tracking = !(bits & 256);
+        in.base_change_id = bits & 512 ? NULL : ID;
+        ChainReason want = bits == 512 ? CHAIN_TRACKING_LOST
+            : bits                     ? (ChainReason)(CHAIN_REQUESTED + __builtin_ctz(bits))
+                                       : CHAIN_NONE;
+        DiskMode mode = bits == 0 ? DISK_TRACKED : want <= CHAIN_PARENT_DAMAGED ? DISK_FULL : DISK_COMPARE;
         expect(&in, mode, want);
     }
 }
@@ -150,6 +169,7 @@ int main(void)
         cmocka_unit_test(test_each_rule),
         cmocka_unit_test(test_limit),
         cmocka_unit_test(test_base_and_parent_never_differ),
+        cmocka_unit_test(test_loss_by_its_name),
         cmocka_unit_test(test_first_rule_wins),
         cmocka_unit_test(test_names),
     };

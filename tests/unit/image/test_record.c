@@ -69,6 +69,10 @@ static Record sample(const HashSpec *spec)
         .stored_bytes = 65536,
         .transferred_bytes = 65536,
         .changed_bytes = 4096,
+        .areas = 7,
+        .area_bytes = 4097,
+        .read_bytes = 70000,
+        .audit = {.unchanged = 15, .checked = 14},
         .root = some_hash(spec, "root"),
         .metadata = some_hash(spec, "metadata"),
         .hashes_digest = some_hash(spec, "digest"),
@@ -115,6 +119,9 @@ static void round_trip(void **state)
         assert_string_equal(back.disks[0].label, "Platte\n1");
         assert_true(back.disks[0].tracking);
         assert_int_equal(back.disks[0].mode, DISK_TRACKED);
+        assert_true(back.disks[0].areas == 7 && back.disks[0].area_bytes == 4097 && back.disks[0].read_bytes == 70000);
+        assert_true(back.disks[0].audit.unchanged == 15 && back.disks[0].audit.checked == 14);
+        assert_true(back.disks[1].audit.unchanged == 0 && back.disks[1].areas == 0);
         assert_string_equal(back.disks[0].backing_name, r.disks[0].backing_name);
         assert_true(hash_equal(&back.disks[0].root, &r.disks[0].root));
         assert_true(back.disks[1].size == DISK_SIZE_MAX);
@@ -314,6 +321,10 @@ static void hostile_members(void **state)
         {0, "backing_name", "\"backup-B-ro--1--52d0eb97-1700000060-incr.qcow2\""},
         {0, "backing_name", "null"},
         {0, "change_id", "\"\""},
+        {0, "wrong_blocks", "1"}, // then it were compared
+        {0, "checked_blocks", "16"},
+        {0, "areas", "-1"},
+        {1, "unchanged_blocks", "1"}, // a full has no audit
         {0, "root", "\"00\""},
         {0, "root", "\"zz\""},
         {0, "metadata", NULL},

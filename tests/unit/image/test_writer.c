@@ -319,6 +319,31 @@ static void test_same(void **state)
     model_clear(&m);
 }
 
+// A tracked disk whose audit failed is looked at once more: what has come shows its own leaf, the rest the parent's.
+static void test_same_again_where_an_audit_failed(void **state)
+{
+    Err err = ERR_INIT;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    uint64_t size = 20 * 65536 + 100;
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_fill(&m, m.points[0].bytes, size);
+    model_cover(&m, w);
+    model_end(&m, w);
+
+    w = model_begin(&m, DISK_TRACKED, size);
+    m.points[1].bytes[3 * 65536] ^= 1;
+    model_write(&m, w, 3 * 65536, 65536); // what tracking named
+    assert_ok(writer_same(w, 0, 7 * 65536, &err), &err);
+    m.points[1].bytes[7 * 65536] ^= 1;
+    model_write(&m, w, 7 * 65536, 65536); // what it missed
+    assert_ok(writer_same(w, 8 * 65536, size - 8 * 65536, &err), &err);
+    memset(m.arrived, 1, size);
+    model_end(&m, w);
+    assert_int_equal(m.points[1].summary.stored_clusters, 2);
+    assert_int_equal(m.points[1].summary.covered_bytes, size);
+    model_clear(&m);
+}
+
 // Safety rule 6.
 static void test_coverage(void **state)
 {
@@ -483,6 +508,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         in_folder(test_same),
+        in_folder(test_same_again_where_an_audit_failed),
         in_folder(test_full_random),
         in_folder(test_compression),
         in_folder(test_odd_sizes),

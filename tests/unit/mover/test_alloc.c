@@ -4,7 +4,7 @@
 #include "mem_blocks.h"
 
 #include "base/file.h"
-#include "mover/mover.h"
+#include "mover/audit.h"
 #include "mover/sink_file.h"
 #include "mover/sink_hasher.h"
 #include "mover/sink_image.h"
@@ -14,7 +14,7 @@
 
 typedef struct Copy {
     UnitRandom random;
-    MemBlocks *from;
+    MemBlocks *from, *leaves;
     HashGeometry geo;
     char path[600];
     Hash root;
@@ -111,6 +111,38 @@ static void hashed(void *ctx, bool ok)
     end_copy(c);
 }
 
+static bool audited(void *ctx, Err *err)
+{
+    Copy *c = ctx;
+    AuditSpec spec = {.size = SIZE, .cluster_size = CLUSTER, .blocks = 3};
+    MoverKnown known = {.leaves = &c->leaves->blocks, .hash = c->geo.spec};
+    AuditRun run = {.from = &c->from->blocks, .known = &known};
+    AuditResult result;
+    Audit *a = NULL;
+    bool ok = audit_new(&spec, &a, err) && audit_run(a, &run, &result, err);
+    if (ok)
+        assert_true(result.figures.wrong > 0 && result.figures.unchanged == 5); // the hashes are none of this disk's
+    audit_free(a);
+    return ok;
+}
+
+static void begin_audit(void *ctx)
+{
+    Copy *c = ctx;
+    begin_copy(c);
+    c->from->zeros.len = 0; // every block may be looked at
+    c->leaves = mem_new(5 * 32, 32, true, &c->random);
+}
+
+static void end_audit(void *ctx, bool ok)
+{
+    Copy *c = ctx;
+    (void)ok;
+    assert_int_equal(c->leaves->pending_len, 0);
+    c->leaves->blocks.ops->free(&c->leaves->blocks);
+    end_copy(c);
+}
+
 static void copies(void **state)
 {
     Err err = ERR_INIT;
@@ -120,6 +152,7 @@ static void copies(void **state)
     alloc_every(&(AllocStory){"to a file", begin_copy, to_file, filed, 2}, &c);
     alloc_every(&(AllocStory){"to an image", begin_copy, to_image, imaged, 2}, &c);
     alloc_every(&(AllocStory){"to a hasher", begin_copy, to_hasher, hashed, 0}, &c);
+    alloc_every(&(AllocStory){"audited", begin_audit, audited, end_audit, 0}, &c);
 }
 
 int main(void)

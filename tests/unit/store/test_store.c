@@ -290,6 +290,13 @@ static void test_migration_copies_an_older_database(void **state)
         "DROP TABLE sources",
         "CREATE TABLE vms (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, source TEXT NOT NULL,"
         " excluded_disks TEXT NOT NULL, created_at VARCHAR(32) NOT NULL)",
+        "ALTER TABLE backup_jobs DROP COLUMN doubted",
+        "ALTER TABLE backup_disks DROP COLUMN areas",
+        "ALTER TABLE backup_disks DROP COLUMN area_bytes",
+        "ALTER TABLE backup_disks DROP COLUMN read_bytes",
+        "ALTER TABLE backup_disks DROP COLUMN unchanged_blocks",
+        "ALTER TABLE backup_disks DROP COLUMN checked_blocks",
+        "ALTER TABLE backup_disks DROP COLUMN wrong_blocks",
         "INSERT INTO vms VALUES ('i', 'old', '{}', '[]', '2026-01-02T03:04:05.000006Z')",
     };
     for (size_t i = 0; i < ARRAY_LEN(back); i++)
@@ -305,6 +312,7 @@ static void test_migration_copies_an_older_database(void **state)
     StoreVm vm = {0};
     assert_ok(store_vm_find(fx.store, "old", &vm, &err), &err);
     assert_null(vm.source_id);
+    assert_int_equal(vm.audit_blocks, -1);
     store_vm_clear(&vm);
     assert_ok(db_sqlite_open(copy, &db, &err), &err);
     int64_t rows;

@@ -1,0 +1,346 @@
+"""Audited increments: a hypervisor whose change tracking lies is found out, and no point that it made is trusted.
+docs/internals/audit.md.
+"""
+
+import random
+import re
+
+import pytest
+
+from lib.cli import Cli
+from lib.history import wait_for
+from lib.job import change_id, coverage, disk, qemu_io
+from lib.stage import QemuStage
+from lib.vm import our_bitmaps
+from lib.world import CLUSTER, World
+from test_source_vsphere import SIZES, WEB, VsphereHistory, modes
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+BLOCKS = SIZE // CLUSTER
+
+
+# ---- the hub's side, a client played by hand
+
+@pytest.fixture
+def world(make_hub, place):
+    made = World(make_hub(), place)
+    made.add_repository()
+    yield made
+    made.close()
+
+
+class Line:
+    """A VM whose disk one writes by hand: a full, and tracked increments on it."""
+
+    def __init__(self, world):
+        self.world = world
+        _, (self.image,) = world.add_vm(sizes=(SIZE,))
+        self.job = self.full()
+
+    def full(self):
+        job = self.world.job(backup_type="full")
+        job.claim()
+        job.change = change_id()
+        job.announce([disk("disk-0", SIZE, job.change, tracking="bitmap")])
+        qemu_io(job.disks["disk-0"]["uri"], f"write -P 1 0 {SIZE}", "flush")
+        job.complete(job.change, self.world.done(job, SIZE, tracking="bitmap")).expect(200)
+        return job
+
+    def announced(self):
+        job = self.world.job(backup_type="incremental")
+        job.claim()
+        job.change = change_id()
+        job.announce([disk("disk-0", SIZE, job.change, tracking="bitmap", base_change_id=self.job.change)])
+        return job
+
+    def audit(self, job, unchanged=BLOCKS, checked=BLOCKS, wrong=0, wrong_at=0):
+        return job.call("audit", {"disk_id": job.disks["disk-0"]["disk_id"], "unchanged_blocks": unchanged,
+                                  "checked_blocks": checked, "wrong_blocks": wrong, "wrong_at": wrong_at})
+
+    def end(self, job, sent):
+        numbers = {"disk_id": job.disks["disk-0"]["disk_id"], "change_id": job.change, "tracking": "bitmap",
+                   "areas": 3, "area_bytes": 4096, "read_bytes": 70000, **coverage(sent)}
+        return job.complete(job.change, [numbers])
+
+    def point(self, **audit):
+        """An increment of nothing; its audit, if there is one."""
+        job = self.announced()
+        assert job.disks["disk-0"]["mode"] == "tracked", job.disks
+        if audit:
+            self.audit(job, **audit).expect(200)
+        self.end(job, []).expect(200)
+        self.job = job
+        return job.id
+
+    def suspects(self):
+        return [b["backup_id"] for b in self.world.api.get("/backups?limit=1000").expect(200)["backups"]
+                if b["suspect"]]
+
+
+def test_figures_are_on_record(world):
+    line = Line(world)
+    job = line.announced()
+    line.audit(job, unchanged=50, checked=30).expect(200)
+    answer = line.audit(job, unchanged=50, checked=40).expect(200)      # the last word counts
+    assert answer == {"backup_id": job.id, "mode": "tracked", "suspect": []}
+    line.end(job, []).expect(200)
+    one, = world.show(job.id)["disks"]
+    assert one["audit"] == {"unchanged_blocks": 50, "checked_blocks": 40, "wrong_blocks": 0, "at_most_ppm": 74894}
+    assert (one["areas"], one["area_bytes"], one["read_bytes"]) == (3, 4096, 70000)
+    full, = world.show(line.job.id)["disks"]
+    assert full["audit"] is None
+    line.job = job
+    assert world.show(line.point())["disks"][0]["audit"] is None        # none was made
+    assert world.show(line.point(checked=BLOCKS))["disks"][0]["audit"]["at_most_ppm"] == 0
+
+
+def test_calls_that_are_refused(world):
+    line = Line(world)
+    job = line.announced()
+    for bad in ({"checked": BLOCKS + 1}, {"checked": 3, "wrong": 4}, {"wrong_at": -1}):
+        line.audit(job, **bad).expect(400, "invalid request body")
+    disk_id = job.disks["disk-0"]["disk_id"]
+    body = {"disk_id": disk_id + 1, "unchanged_blocks": 1, "checked_blocks": 1, "wrong_blocks": 0, "wrong_at": 0}
+    job.call("audit", body).expect(400)
+    job.open.post(f"{job.path}/audit", {**body, "disk_id": disk_id}).expect(401)
+    job.api.with_token("wrong").post(f"{job.path}/audit", {**body, "disk_id": disk_id}).expect(403)
+    job.api.post("/backups/backup-none-1/audit", body).expect(404)
+    line.audit(job, wrong=1).expect(200)
+    line.audit(job, wrong=1).expect(200)                                # its answer was lost on the way
+    line.audit(job).expect(409)                                         # what was found is not taken back
+    line.end(job, [(0, SIZE)]).expect(409)                              # the engine has not got all of it
+    qemu_io(job.disks["disk-0"]["uri"], f"write -P 2 0 {SIZE}", "flush")
+    line.end(job, [(0, SIZE - CLUSTER)]).expect(409)
+    line.end(job, [(0, SIZE)]).expect(200)
+    line.audit(job, wrong=1).expect(409)                                # it is over
+    full = world.job(backup_type="full")
+    full.claim()
+    full.announce([disk("disk-0", SIZE, change_id(), tracking="bitmap")])
+    line.audit(full).expect(409)                                        # nothing was tracked
+
+
+def test_what_a_failed_audit_makes_suspect(world):
+    """Up to the last clean audit; a verify does not take it away, and the records remember it."""
+    line = Line(world)
+    alone = line.point()
+    clean = line.point(checked=BLOCKS)
+    weak = line.point(checked=5)        # no time: no evidence
+    after = line.point()
+    job = line.announced()
+    answer = line.audit(job, checked=40, wrong=1, wrong_at=3 * CLUSTER).expect(200)
+    assert answer == {"backup_id": job.id, "mode": "compare", "suspect": [after, weak]}
+    assert sorted(line.suspects()) == sorted([weak, after])             # at once: the job may die
+    qemu_io(job.disks["disk-0"]["uri"], f"write -P 2 0 {SIZE}", "flush")
+    line.end(job, [(0, SIZE)]).expect(200)
+    line.job = job
+    made = world.show(job.id)
+    assert not made["suspect"] and made["reason"] == "audit_failed"
+    assert (made["disks"][0]["mode"], made["disks"][0]["reason"]) == ("compare", "audit_failed")
+    assert "1 of 40 blocks" in made["disks"][0]["reason_text"]
+    assert f"offset {3 * CLUSTER}" in made["disks"][0]["reason_text"]
+    shown = world.show(after)
+    assert shown["suspect"] and shown["suspect_because"] == "audit"
+    assert world.show(clean)["suspect_because"] is None and not world.show(alone)["suspect"]
+    cli = Cli(world.hub.url, cwd=world.folder)
+    assert cli.run("verify", after).status == 0
+    assert world.show(after)["suspect"]                                 # its files are what was sent
+    restored = cli.run("restore", after, "--disk", "0", "--to", world.folder / "restored.raw")
+    assert restored.status == 0 and "suspect" in restored.err and "change tracking" in restored.err
+    assert line.point(checked=BLOCKS)                                   # on a good one: tracked again
+
+    # another hub, which has the folder alone
+    world.hub.stop()
+    world.hub.database.unlink()
+    world.hub.start()
+    world.api = world.hub.api
+    cli = Cli(world.hub.url, cwd=world.folder)
+    cli.ok("repo", "add", "main", "--path", world.repository["path"])
+    cli.ok("repo", "scan", "main")
+    assert sorted(line.suspects()) == sorted([weak, after])
+    assert world.show(after)["suspect_because"] == "audit"
+    assert world.show(job.id)["disks"][0]["audit"]["wrong_blocks"] == 1
+
+
+def test_the_next_backup_on_a_doubted_point_compares(world):
+    line = Line(world)
+    parent = line.point()
+    job = line.announced()
+    line.audit(job, wrong=1).expect(200)
+    job.call("fail", {"error": "x", "details": "x"}).expect(200)
+    assert line.suspects() == [parent]
+    again = line.announced()
+    assert (again.disks["disk-0"]["mode"], again.disks["disk-0"]["reason"]) == ("compare", "parent_suspect")
+
+
+def test_what_is_asked_of_the_client(make_hub, place):
+    """The hub's setting within a share of the time, a VM's own in full, and none."""
+    world = World(make_hub(options=["--audit-blocks=77"]), place)
+    world.add_repository()
+    vm, _ = world.add_vm()
+    assert vm["audit_blocks"] is None
+
+    def order():
+        job = world.job()
+        asked = job.claim()
+        job.call("fail", {"error": "x", "details": "x"}).expect(200)
+        return asked.get("audit_blocks"), asked.get("audit_percent")
+
+    assert order() == (77, 3)
+    cli = Cli(world.hub.url, cwd=place)
+    cli.ok("vm", "change", "pgtest1", "--audit-blocks", "500")
+    assert world.api.get("/vms/pgtest1").expect(200)["audit_blocks"] == 500
+    assert "500 blocks" in cli.ok("vm", "show", "pgtest1")
+    assert order() == (500, 0)
+    cli.ok("vm", "change", "pgtest1", "--audit-blocks", "0")
+    assert order() == (None, None)
+    cli.ok("vm", "change", "pgtest1", "--audit-blocks", "default")
+    assert order() == (77, 3)
+    for bad in ("-1", "1000001", "x", ""):
+        assert cli.run("vm", "change", "pgtest1", "--audit-blocks", bad).status == 2
+    world.api.patch("/vms/pgtest1", {"audit_blocks": 1000001}).expect(400)
+    world.api.patch("/vms/pgtest1", {"audit_blocks": "3"}).expect(400)
+
+
+# ---- the real thing: a vCenter that lies
+
+def lie(history, key, clusters):
+    """The guest changes clusters of a disk, and the vCenter does not say so."""
+    size = SIZES[key]
+    chosen = history.random.sample(range(size // CLUSTER), clusters)
+    for cluster in chosen:
+        history.sim.write(WEB, cluster * CLUSTER + 512, history.random.randbytes(4096), disk=key)
+    history.sim("lie", vm=WEB, disk=key, kind="omit", areas=[[c * CLUSTER, CLUSTER] for c in chosen])
+
+
+def alarmed(history, references):
+    """A backup whose audit finds a lie."""
+    result = history.cli.run("backup", "web", "--repo", "main", use_json=True)
+    assert result.status == 5 and "ALARM" in result.err, result
+    backup = history.note("main", history.show(result.json["backup_id"]), references)
+    history.check_nothing_left()
+    assert not [n for n in history.snapshots() if n.startswith("sendense.")]
+    return backup
+
+
+@pytest.fixture
+def lying(make_hub, place):
+    with VsphereHistory(make_hub, place) as made:
+        made.register().guest_writes(20)
+        made.api.patch("/vms/web", {"audit_blocks": 1000}).expect(200)      # every block of these small disks
+        yield made
+
+
+def test_a_vcenter_that_lies_is_found_out(lying):
+    lying.point()
+    lying.guest_writes()
+    honest = lying.point()
+    for d in honest["disks"]:
+        audit = d["audit"]
+        assert audit["checked_blocks"] == audit["unchanged_blocks"] > 0 and audit["at_most_ppm"] == 0, d
+        assert d["areas"] > 0 and d["area_bytes"] >= d["areas"] * CLUSTER
+        assert d["read_bytes"] == d["size"], d          # what changed, and all of the rest
+    lying.guest_writes(2)
+    lie(lying, 2000, 3)
+    found = alarmed(lying, lying.references_now())
+    assert modes(found) == {"2000": ("compare", "audit_failed"), "2016": ("tracked", "")}
+    assert found["reason"] == "audit_failed"
+    audit = found["disks"][0]["audit"]
+    assert audit["wrong_blocks"] >= 1 and audit["at_most_ppm"] == 1000000
+    assert found["disks"][0]["read_bytes"] > SIZES[2000]
+    assert not lying.show(honest["backup_id"])["suspect"]       # its own audit was clean
+    missed = re.search(r"ALARM.*missed_bytes=(\d+)", lying.client_log())
+    assert missed and int(missed[1]) == 3 * CLUSTER, lying.client_log()
+    assert "ALARM" in lying.hub.log
+    shown = lying.cli.ok("show", found["backup_id"])
+    assert "WRONG" in shown and "2016:" in shown and "95 % confidence" in shown
+    lying.sim("lie", vm=WEB, disk=2000, kind="none")
+    lying.guest_writes(2)
+    assert set(modes(lying.point()).values()) == {("tracked", "")}
+    lying.check_everything(lying.random)
+
+
+def test_without_audits_the_lie_would_be_believed(lying):
+    """That it is the audit that finds it: without one the point is wrong, and the next audit makes it suspect."""
+    lying.point()
+    lying.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)
+    lie(lying, 2000, 1)
+    result = lying.cli.run("backup", "web", "--repo", "main", use_json=True)
+    assert result.status == 0
+    believed = lying.show(result.json["backup_id"])
+    assert modes(believed)["2000"] == ("tracked", "") and believed["disks"][0]["audit"] is None
+    lying.sim("lie", vm=WEB, disk=2000, kind="none")            # from here on it tells the truth
+    lying.api.patch("/vms/web", {"audit_blocks": 1000}).expect(200)
+    lying.guest_writes(1)
+    found = alarmed(lying, lying.references_now())
+    assert modes(found)["2000"] == ("compare", "audit_failed")
+    suspect = lying.show(believed["backup_id"])
+    assert suspect["suspect"] and suspect["suspect_because"] == "audit"
+    lying.check_point(found["backup_id"])
+    assert set(modes(lying.point()).values()) == {("tracked", "")}
+
+
+def test_a_client_that_dies_in_the_comparison(lying):
+    """The alarm was raised before: the marks stand, and the next backup compares by itself."""
+    lying.point()
+    lying.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)
+    lying.guest_writes(1)
+    parent = lying.point()
+    lying.api.patch("/vms/web", {"audit_blocks": 1000}).expect(200)
+    lie(lying, 2000, 2)
+    lying.sim("fault", call="read", kind="delay", ms=200, times=100000, skip=SIZES[2000] // CLUSTER + 64)
+    backup_id = lying.start("main")
+    wait_for(lambda: [d for d in lying.show(backup_id)["disks"] if d["reason"] == "audit_failed"], "the alarm")
+    lying.world.api.post(f"/backups/{backup_id}/cancel").expect(202)
+    assert lying.wait_final(backup_id)["status"] == "cancelled"
+    lying.sim("heal")
+    lying.check_nothing_left()
+    assert lying.show(parent["backup_id"])["suspect_because"] == "audit"
+    lying.sim("lie", vm=WEB, disk=2000, kind="none")
+    again = lying.point()
+    assert modes(again) == {"2000": ("compare", "parent_suspect"), "2016": ("compare", "parent_suspect")}
+    lying.check_point(again["backup_id"])
+
+
+# ---- a QEMU whose bitmap somebody clears
+
+def test_a_bitmap_that_was_cleared_is_found_out(make_hub, place):
+    with QemuStage(make_hub, place) as stage:
+        stage.api.patch(f"/vms/{stage.vm_name}", {"audit_blocks": 1000}).expect(200)
+        stage.first()
+        stage.change()
+        honest = stage.backup("main", stage.references_now())
+        assert all(d["audit"]["at_most_ppm"] == 0 for d in honest["disks"])
+        stage.change()
+        vm = stage.vm
+        for name in (n for n in our_bitmaps(vm, 0) if not n.endswith(".0")):    # that one tells of a resize
+            vm.qmp("block-dirty-bitmap-clear", node=vm.inserted(0)["node-name"], name=name)
+        references = stage.references_now()
+        result = stage.cli.run("backup", stage.vm_name, "--repo", "main", use_json=True)
+        assert result.status == 5, result
+        found = stage.note("main", stage.show(result.json["backup_id"]), references)
+        by_key = {d["disk_key"]: (d["mode"], d["reason"]) for d in found["disks"]}
+        assert by_key[vm.disks[0].id] == ("compare", "audit_failed")
+        assert by_key[vm.disks[1].id] == ("tracked", "")
+        stage.change()
+        later = stage.backup("main", stage.references_now())
+        assert {d["mode"] for d in later["disks"]} == {"tracked"}
+        stage.prove()
+
+
+# ---- time
+
+def test_an_audit_keeps_to_its_share_of_the_time(lying):
+    """A slow source: a VM without a number of its own is audited for 3 % of its time, and the record says so."""
+    lying.point()
+    lying.api.patch("/vms/web", {"audit_blocks": None}).expect(200)
+    lying.guest_writes(2)
+    lying.sim("set", read_latency_ms=400)
+    backup = lying.point()
+    lying.sim("set", read_latency_ms=0)
+    for d in backup["disks"]:
+        assert d["audit"]["checked_blocks"] < d["audit"]["unchanged_blocks"], d
+        assert d["audit"]["at_most_ppm"] > 0 and d["audit"]["wrong_blocks"] == 0
+    lying.check_everything(random.Random(3))
+
+
