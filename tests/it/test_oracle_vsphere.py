@@ -35,6 +35,7 @@ SIZES = (SECTOR, CLUSTER, 3 * CLUSTER + SECTOR, MIB, 2 * MIB + 5 * SECTOR, 5 * M
 KEYS = ("2000", "2001", "2016", "2017")
 WEB = "DC0/vm/web"
 LARGE = SIZES[-1]       # one disk at least, so that there is a middle of a copy
+TRACKED = ("tracked", "")
 UNKNOWN = "unknown"     # of an epoch: tracking began anew while a backup ran
 PAGES = ({"max_areas": 2000, "max_length": 0}, {"max_areas": 1, "max_length": 0}, {"max_areas": 2, "max_length": 0},
          {"max_areas": 2000, "max_length": 3 * CLUSTER + SECTOR}, {"max_areas": 2000, "max_length": 100 * SECTOR})
@@ -92,8 +93,8 @@ class VcenterHistory(History):
         for name in ("main", "other"):
             self.add_repository(name)
         self.api.post("/sources", self.sim.source()).expect(201)
-        self.api.post("/vms", {"name": self.vm_name, "source": {"type": "vsphere", "source": "vc-1", "vm": f"/{WEB}"}}
-                      ).expect(201)
+        self.api.post("/vms", {"name": self.vm_name, "source": {"type": "vsphere", "source": "vc-1", "vm": f"/{WEB}"},
+                               "audit_blocks": 0}).expect(201)
 
     def own_processes(self):
         return {self.sim.process.pid}
@@ -328,6 +329,50 @@ class VcenterHistory(History):
         self.disks[key].lie = kind
         return True
 
+    def lie_by_omission(self):
+        """What only an audit can see: changes that the answers leave out. It compares, and doubts what was believed."""
+        key = self.largest()
+        if self.excluded or any(disk.lie for disk in self.disks.values()):
+            return False
+        if self.expected("main", None)[key] != {TRACKED}:
+            self.good_backup("main")
+        if self.expected("main", None)[key] != {TRACKED}:
+            return False
+        clusters = self.rng.sample(range(len(self.disks[key].content) // CLUSTER), self.rng.randrange(1, 5))
+        self.say(f"  {key}: answers about changes leave clusters {clusters} out")
+        for cluster in clusters:
+            self.put(key, cluster * CLUSTER + SECTOR, self.rng.randbytes(4096))
+        self.tell("lie", key, kind="omit", areas=[[cluster * CLUSTER, CLUSTER] for cluster in clusters])
+        self.audit_blocks(1000)         # all there are
+        before, doubted = self.epochs_now(), self.believed(key)
+        result = self.cli.run("backup", self.vm_name, "--repo", "main", use_json=True)
+        assert result.status == 5, (result, self.client_log())
+        backup = self.note("main", self.show(result.json["backup_id"]), self.references_now())
+        self.check_clean()
+        self.completed("main", backup, before)
+        reasons = {d["disk_key"]: d["reason"] for d in backup["disks"]}
+        assert backup["status"] == "completed" and reasons[key] == "audit_failed", backup
+        assert "audit_failed" not in [reason for k, reason in reasons.items() if k != key], backup
+        self.doubted |= doubted
+        self.check_listed()
+        self.tell("lie", key, kind="none")
+        self.audit_blocks(0)
+        self.check_point(backup["backup_id"])
+        return True
+
+    def audit_blocks(self, n):
+        self.api.patch("/vms/oracle%20vm", {"audit_blocks": n}).expect(200)
+
+    def believed(self, key):
+        """The points from the newest down whose disk rests on tracking alone, which no clean audit vouches for."""
+        found = set()
+        for backup_id in reversed(self.order["main"]):
+            disk = next((d for d in self.shown[backup_id]["disks"] if d["disk_key"] == key), None)
+            if not disk or disk["mode"] != "tracked" or disk["audit"]:
+                break
+            found.add(backup_id)
+        return found
+
     # ---- what happens to points and programs
 
     def delete_point(self):
@@ -531,6 +576,7 @@ class VcenterHistory(History):
         parent = self.shown.get(self.newest(repository))
         before = {d["disk_key"]: d for d in parent["disks"]} if parent else {}
         longest = max((d["chain_length"] for d in before.values()), default=0)
+        doubted = parent and self.show(parent["backup_id"])["suspect"]
         found = {}
         for key in set(self.disks) - self.excluded:
             if kind == "full":
@@ -541,6 +587,8 @@ class VcenterHistory(History):
                 found[key] = {("full", "chain_limit")}
             elif key not in before:
                 found[key] = {("full", "new_disk")}
+            elif doubted:
+                found[key] = {("compare", "parent_suspect")}
             elif before[key]["size"] != len(self.disks[key].content):
                 found[key] = {("compare", "disk_resized")}
             else:
@@ -548,17 +596,20 @@ class VcenterHistory(History):
         return found
 
     def expected_tracking(self, key, before, then):
-        tracked, lost, off = ("tracked", ""), ("compare", "tracking_lost"), ("compare", "not_tracked")
+        off, never, refused = (("compare", why) for why in ("not_tracked", "never_tracked", "id_refused"))
+        anew = {("compare", "epoch_changed"), ("compare", "backing_replaced")}
         vm, now = self.sim.vm(WEB), self.epochs_now()[key]
-        if vm["cbt"] != "on":       # we switch it on where nobody's snapshot forbids that
-            return {off} if self.others else {lost}
-        if now is None:             # it takes effect with the next snapshot that is made, or removed
-            return {lost, off}
-        if before["tracking"] != "cbt" or self.is_lost(key) or self.disks[key].lie:
-            return {lost}
+        if vm["cbt"] != "on" and self.others:       # else we switch it on
+            return {off}
+        if vm["cbt"] != "on" or now is None:        # it takes effect with the next snapshot that is made, or removed
+            return {off, never, *anew}
+        if before["tracking"] != "cbt":
+            return {never}
         if then == UNKNOWN:
-            return {lost, tracked}
-        return {tracked} if then == now else {lost}
+            return {TRACKED, refused, *anew}
+        if then != now:
+            return anew
+        return {refused, *anew} if self.is_lost(key) or self.disks[key].lie else {TRACKED}
 
     def good_backup(self, repository, kind=None):
         """One that must complete, unless an answer that cannot be right comes in the middle of the copy."""
@@ -582,9 +633,12 @@ class VcenterHistory(History):
             assert actual[key] in right, f"{key}: {actual[key]}, expected {right}: {backup}\n{self.client_log()}"
         assert set(backup["left_out"]) == self.excluded & set(self.disks), backup
         self.tell_truth()
+        self.check_clean()
+        return backup
+
+    def check_clean(self):
         self.check_nothing_left()       # the client closes its source after the point is there
         assert [s["name"] for s in self.sim.vm(WEB)["snapshots"]] == self.others
-        return backup
 
     def written_during(self, repository, kind):
         """The guest writes while the backup copies: the point is the instant of the snapshot all the same."""
@@ -619,12 +673,9 @@ class VcenterHistory(History):
     HAPPENINGS = (
         "grow", "grow_and_shrink_back", "shrink", "replace", "add_disk", "remove_disk", "exclude", "include",
         "others_snapshot", "others_snapshot_goes", "reset_cbt", "lose_cbt", "tracking_off", "tracking_off_and_on",
-        "says_too_much", "lie", "delete_point", "ask_for_a_full", "restart_hub", "kill_client", "kill_exporter",
-        "kill_reader", "kill_hub", "cancel", "restart_vcenter", "expire_sessions", "our_snapshot_is_removed",
-        "faulty_vcenter", "failing_task", "vcenter_away", "killed_in_the_copy")
-
-    # Answers that leave changes out go here, as one more happening, when increments are audited: until then no backup
-    # can tell them from the truth.
+        "says_too_much", "lie", "lie_by_omission", "delete_point", "ask_for_a_full", "restart_hub", "kill_client",
+        "kill_exporter", "kill_reader", "kill_hub", "cancel", "restart_vcenter", "expire_sessions",
+        "our_snapshot_is_removed", "faulty_vcenter", "failing_task", "vcenter_away", "killed_in_the_copy")
 
     ALSO = ("noise", "zeros", "the same again", "what was there before", "trim", "written during a backup",
             "snapshot looked at", "tracked", "compare", "full", "resumed", "completed", "failed")
