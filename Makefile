@@ -51,7 +51,7 @@ coverage:
 bench:
 	tools/install-deps build run guest bench
 	$(MAKE) build
-	ninja -C $(BUILD) bench/one-at-a-time
+	ninja -C $(BUILD) bench/one-at-a-time tests/vsphere/vsphere-simulator tests/vsphere/lib64/libvixDiskLib.so.8
 	bench/bench
 
 lint:

@@ -38,7 +38,7 @@ def _cpu_of(pid):
 
 
 def descendants(pid):
-    """{pid: name}, also of those that have ended and were not waited for yet."""
+    """{pid: name}, also of those that have ended and were not waited for yet; a child's child: "child/name"."""
     parents, names = {}, {}
     for entry in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError):
@@ -46,12 +46,12 @@ def descendants(pid):
             with open(f"/proc/{entry}/comm", encoding="utf-8") as f:
                 names[int(entry)] = f.read().strip()
             parents[int(entry)] = parent
-    found, todo = {}, [pid]
+    found, todo = {}, [(pid, "")]
     while todo:
-        of = todo.pop()
+        of, path = todo.pop()
         for child in [c for c, p in parents.items() if p == of]:
-            found[child] = names[child]
-            todo.append(child)
+            found[child] = path + names[child]
+            todo.append((child, found[child] + "/"))
     return found
 
 

@@ -19,9 +19,9 @@ from lib.hub import Hub         # noqa: E402
 class Ours:
     """A hub with its repositories. A backup's cost counts CLI, hub, client, exporter, and the source's server."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, environment=None):
         start = time.monotonic()
-        self.hub = Hub(folder, environment={"SENDENSE_LOG": "info"}).start()
+        self.hub = Hub(folder, environment={"SENDENSE_LOG": "info", **(environment or {})}).start()
         self.start_seconds = time.monotonic() - start
         self.cli = Cli(self.hub.url, cwd=folder)
 
@@ -51,10 +51,10 @@ class Ours:
     def delete(self, backup):
         self.cli.ok("delete", backup, "--with-dependents")
 
-    def peak_memory(self, vm, repository):
-        """{name of the process: MiB} of a full backup."""
+    def peak_memory(self, action):
+        """{name of the process: MiB} of the hub's children, while the action runs."""
         with Peaks(self.pid) as peaks:
-            self.full(vm, repository)
+            action()
         return peaks.mib
 
     def restore(self, backup, path):

@@ -86,14 +86,13 @@ bool chain_hashes_group(ChainHashes *c, uint64_t group, Hash *ret_leaves, uint8_
     uint32_t n = c->geo.leaves;
     cleanup_free uint8_t *marks = mem_calloc(n, 1, err);
     cleanup_free Hash *leaves = mem_calloc(n, sizeof(Hash), err);
-    cleanup_free Hash *flat_leaves = mem_calloc(n, sizeof(Hash), err);
     cleanup_free uint8_t *deciders = mem_calloc(n, 1, err);
-    if (!marks || !leaves || !flat_leaves || !deciders)
+    if (!marks || !leaves || !deciders)
         return false;
-    Flat flat = {.leaves = flat_leaves, .deciders = deciders, .open = n};
+    Flat flat = {.leaves = ret_leaves, .deciders = deciders, .open = n};
     memset(deciders, NOT_YET, n);
     for (uint32_t i = 0; i < n; i++)
-        flat_leaves[i] = c->geo.zero_leaf;
+        ret_leaves[i] = c->geo.zero_leaf;
     for (size_t layer = 0; layer < c->len && flat.open > 0; layer++)
         if (!add_layer(c, layer, group, marks, leaves, &flat, err))
             return false;
@@ -102,11 +101,10 @@ bool chain_hashes_group(ChainHashes *c, uint64_t group, Hash *ret_leaves, uint8_
             deciders[i] = NOT_YET;
     // The tip says what all of it together must give: layers that do not belong together are seen here.
     Hash node;
-    hash_node(&c->geo, flat_leaves, &node);
+    hash_node(&c->geo, ret_leaves, &node);
     if (!hash_equal(&node, chain_hashes_node(c, group)))
         return err_set(err, ERR_DAMAGED, "the layers' hashes of group %llu do not give the point's node",
                        (unsigned long long)group);
-    memcpy(ret_leaves, flat_leaves, n * sizeof(Hash));
     if (ret_layers)
         memcpy(ret_layers, deciders, n);
     return true;

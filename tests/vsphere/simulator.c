@@ -81,7 +81,8 @@ void sim_wait(int64_t ms)
 {
     int64_t until = clock_mono_ms() + ms;
     struct timespec t = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
-    while (!sim.stopping && pthread_cond_timedwait(&sim.changed, &sim.lock, &t) == 0)
+    uint64_t healed = sim.healed;
+    while (!sim.stopping && healed == sim.healed && pthread_cond_timedwait(&sim.changed, &sim.lock, &t) == 0)
         ;
 }
 

@@ -305,6 +305,7 @@ typedef struct Sim {
     size_t n_tasks;
     Session **sessions;
     size_t n_sessions;
+    uint64_t healed; // how often
     Injection *injections;
     size_t n_injections;
     Plan *plans;
@@ -327,7 +328,7 @@ void *sim_more(void *array, size_t n, size_t size);
 char *sim_strdup(const char *s);
 char *sim_printf(const char *fmt, ...) printf_like(1, 2);
 void sim_count(const char *name);
-void sim_wait(int64_t ms); // gives the lock away for that time, or until the simulator stops
+void sim_wait(int64_t ms); // gives the lock away for that time, or until the simulator heals or stops
 void sim_new_uuid(char out[UUID_TEXT]);
 bool sim_lacks(const char *privilege);
 

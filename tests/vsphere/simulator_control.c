@@ -361,6 +361,7 @@ static bool do_heal(const json_t *c, json_t *reply, Err *err)
     (void)err;
     sim.n_injections = 0;
     sim.n_plans = 0;
+    sim.healed++;
     return true;
 }
 

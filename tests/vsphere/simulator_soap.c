@@ -419,7 +419,7 @@ static void put_lies(FILE *out, Lie lie, uint64_t start, uint64_t length, uint64
         put_area(out, start + g, g);
     } else if (lie == LIE_PAST_END) {
         put_area(out, start + length - MIN(length, g), 2 * g + capacity);
-    } else if (lie == LIE_BEFORE && start >= g) {
+    } else if (lie == LIE_BEFORE) {
         put_area(out, start - g, g);
     }
 }
@@ -456,9 +456,12 @@ static bool query_changed_disk_areas(Call *c)
     fprintf(c->out, "<returnval><startOffset>%ju</startOffset><length>%ju</length>",
             (uintmax_t)(lie == LIE_START ? start + sim.granule : start),
             (uintmax_t)(lie == LIE_ZERO_LENGTH ? 0 : length));
-    for (at = start; n > 0 && lie < LIE_UNORDERED && next_area(&areas, hidden, &at, end, &from); n--)
+    // An answer without areas would be a lie that nobody can see: where there is nothing before it, this one is true.
+    bool lies = lie >= LIE_UNORDERED && !(lie == LIE_BEFORE && start < sim.granule);
+    for (at = start; n > 0 && !lies && next_area(&areas, hidden, &at, end, &from); n--)
         put_area(c->out, from, at - from);
-    put_lies(c->out, lie, start, length, layer->capacity);
+    if (lies)
+        put_lies(c->out, lie, start, length, layer->capacity);
     fputs("</returnval>", c->out);
     free(areas.words);
     return true;

@@ -155,7 +155,8 @@ bool state_add_disk(Vm *vm, const json_t *from, Disk **ret_disk, Err *err)
         disk->sharing = sim_strdup(text_of(from, "sharing", NULL));
     disk->compatibility = sim_strdup(text_of(from, "compatibility", "virtualMode"));
     disk->star = sim_strdup(text_of(from, "star", "allocated"));
-    disk->path = sim_printf("%s/%s-%d-%s.raw", sim.folder, vm->entity->id, disk->key, disk->uuid);
+    static unsigned made; // a copy has the UUID of the disk that it replaces
+    disk->path = sim_printf("%s/%s-%d-%u.raw", sim.folder, vm->entity->id, disk->key, made++);
     disk->allocated.n = (disk->capacity + sim.granule - 1) / sim.granule;
     const char *content = text_of(from, "content", NULL);
     if (content && symlink(content, disk->path) != 0)

@@ -78,6 +78,7 @@ class History:
         self.repositories = {}  # name: path
         self.points = {}
         self.order = {}         # repository: IDs of its points, oldest first
+        self.doubted = set()    # points that a later audit must have made suspect
         self.count = 0
 
     def add_repository(self, name, **more):
@@ -149,7 +150,7 @@ class History:
                                   f"&repository_id={repository}").expect(200)["backups"]
             assert [b["backup_id"] for b in reversed(listed)] == order
             for backup in listed:
-                assert not backup["suspect"], backup
+                assert backup["suspect"] == (backup["backup_id"] in self.doubted), backup
 
     def check_point(self, backup_id, fmt="raw"):
         """Restores all its disks with the CLI, and compares."""

@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 
 from lib.history import wait_for
+from lib.job import Job, coverage, disk, qemu_io
 
 ROOT = Path(__file__).resolve().parents[3]
 BENCH = ROOT / "build" / "tests" / "vsphere"
@@ -50,6 +51,27 @@ def plugin():
         pytest.skip(f"nbdkit's vddk plugin cannot be had: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def hub_environment():
+    """Of a hub whose clients read through the stand-in library; the test is skipped where the plugin cannot be had."""
+    return {"SENDENSE_VDDK_LIBDIR": str(LIBDIR), "SENDENSE_VDDK_PLUGIN": plugin()}
+
+
+def full_of_nothing(api, sim, vm_name, path, repository, key=2000):
+    """A full backup of a VM's only disk, which holds nothing yet, by hand: ours reads every byte of it."""
+    found, = [d for d in sim.vm(path)["disks"] if d["key"] == key]
+    sim("remove_snapshot", vm=path, snapshot=sim("snapshot", vm=path)["snapshot"])
+    job = Job(api, vm_name, repository)
+    job.claim()
+    announced = job.announce([disk(str(key), found["size"], found["change_id"], tracking="cbt", disk_id=key,
+                                   backing_identity=found["uuid"], allocated_bytes=0)])[str(key)]
+    step = 1 << 30
+    qemu_io(announced["uri"], *[f"write -z {at} {min(step, found['size'] - at)}"
+                                for at in range(0, found["size"], step)], "flush")
+    job.complete(found["change_id"], [{"disk_id": key, "change_id": found["change_id"], "tracking": "cbt",
+                                       **coverage([(0, found["size"])])}]).expect(200)
+    return job.id
 
 
 def cpu_seconds(pid):
@@ -144,6 +166,11 @@ class Simulator:
     @property
     def url(self):
         return f"https://127.0.0.1:{self.port}/sdk"
+
+    def source(self, name="vc-1"):
+        """As it is registered."""
+        return {"name": name, "type": "vsphere", "vcenter": f"127.0.0.1:{self.port}", "user": USER,
+                "password": self.state["password"], "thumbprint": self.certificate.thumbprint("sha256")}
 
     # ---- commands
 
