@@ -61,7 +61,7 @@ typedef struct SourceDisk {
     char *base_change_id;   // the change set is computed from this one; NULL: there is none
     char *lost;             // why there is none, for people; NULL when there is, or no parent
     ChainReason lost_code;  // the same, for programs: one of chain_reason_is_loss(); CHAIN_NONE: nothing more is known
-    uint64_t allocated_bytes; // data that a full would move; size if unknown
+    uint64_t allocated_bytes; // data that a full would move; size, or 0, if unknown
     uint64_t estimated_bytes; // dirty bytes since base_change_id; without one, allocated_bytes
     char *token;              // by which a later run can tell what changed since this instant; NULL: none can
     bool resumes;             // since() works: the interrupted run's token is one that can be compared with

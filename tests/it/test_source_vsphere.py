@@ -256,3 +256,18 @@ def test_a_vcenter_that_is_away_or_has_another_password(history):
     history.sim("up")
     history.guest_writes(3)
     history.point()
+
+
+def test_a_large_disk_that_holds_little(make_hub, place):
+    """A full of a thin disk was refused for want of room for all of its size."""
+    room = os.statvfs(place)
+    size = (2 * room.f_bavail * room.f_frsize // MIB + 1) * MIB
+    vms = [{"path": WEB, "cbt": True, "disks": [{"key": 2000, "size": size}]}]
+    with VsphereHistory(make_hub, place, vms=vms) as history:
+        history.register()
+        history.sim.write(WEB, 0, os.urandom(4096), disk=2000)
+        backup_id = history.start("main")
+        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        history.api.post(f"/backups/{backup_id}/cancel").expect(202)
+        assert history.wait_final(backup_id)["status"] == "cancelled"
+        history.check_nothing_left()
