@@ -271,25 +271,3 @@ def test_a_large_disk_that_holds_little(make_hub, place):
         history.api.post(f"/backups/{backup_id}/cancel").expect(202)
         assert history.wait_final(backup_id)["status"] == "cancelled"
         history.check_nothing_left()
-
-
-@pytest.mark.parametrize("star, unallocated, all_is_read", [
-    ("allocated", "zero", False), ("allocated", "read", True), ("whole", "zero", True), ("fault", "zero", True)])
-def test_what_is_not_in_use(make_hub, place, star, unallocated, all_is_read):
-    """Read, unless the VM is registered with the word that it is zero, and the vCenter names what is in use."""
-    vms = [{"path": WEB, "cbt": True, "disks": [{"key": key, "size": size, "star": star}
-                                                for key, size in SIZES.items()]}]
-    with VsphereHistory(make_hub, place, vms=vms, max_areas=2) as history:
-        history.register(unallocated=unallocated)
-        history.sim.write(WEB, 3 * MIB + 512, os.urandom(4096), disk=2000)
-        history.sim.write(WEB, 7 * MIB, os.urandom(65536), disk=2000)
-        history.sim.write(WEB, SIZES[2016] - 512, os.urandom(512), disk=2016)
-        full = history.point()
-        read = sum(d["read_bytes"] for d in full["disks"])
-        assert read == (sum(SIZES.values()) if all_is_read else 3 * CLUSTER)
-        history.guest_writes()
-        assert set(modes(history.point()).values()) == {("tracked", "")}
-        history.sim("reset_cbt", vm=WEB, disk=2000)
-        history.guest_writes()
-        assert modes(history.point())["2000"] == ("compare", "epoch_changed")
-        history.check_everything(history.random)
