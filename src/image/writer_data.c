@@ -395,12 +395,28 @@ static bool check_held(Writer *w, const WriterGroup *g, uint32_t k, uint8_t *buf
                 (unsigned long long)((g->number * w->geo.leaves + k) << w->cluster_bits));
 }
 
-// Clusters [first, end) of a group, which are locked: are they what the client was told, held ones and the parent's?
+static bool has_arrived(Writer *w, uint64_t cluster)
+{
+    pthread_mutex_lock(&w->account_lock);
+    bool has = covered_has_cluster(w->covered, cluster);
+    pthread_mutex_unlock(&w->account_lock);
+    return has;
+}
+
+// A cluster that an interrupted run left: held, or, in a comparison, of the run before it, which did not confirm it.
+// Not held it is read by the client, which then finds its leaf, and may say that it is the same.
+static bool is_left(Writer *w, const WriterGroup *g, uint32_t k, uint64_t cluster)
+{
+    return writer_journal_is_held(w, cluster) ||
+        (w->held && w->mode == DISK_COMPARE && g->entries[k] != 0 && !has_arrived(w, cluster));
+}
+
+// Clusters [first, end) of a group, which are locked: are they what the client was told, those left and the parent's?
 static bool same_in_group(Writer *w, WriterGroup *g, uint64_t first, uint64_t end, uint8_t *buffer, Err *err)
 {
     for (uint64_t i = first; i < end; i++) {
         uint32_t k = (uint32_t)(i % w->geo.leaves);
-        if (writer_journal_is_held(w, i)) {
+        if (is_left(w, g, k, i)) {
             if (check_held(w, g, k, buffer, err))
                 continue;
             writer_journal_end(w); // the next run starts over

@@ -12,9 +12,9 @@ typedef struct DbOps {
     const char *name; // "sqlite"
     void (*close)(Db *db);
     bool (*exec)(Db *db, const char *sql, Err *err); // one statement, no parameters
-    // One statement that changes the schema, in SQLite's words. Where that is no part of a transaction, fine if it was
-    // done before.
-    bool (*define)(Db *db, const char *sql, Err *err);
+    // One statement that changes the schema, in SQLite's words. again: it may have been done before, where such a
+    // statement is no part of a transaction.
+    bool (*define)(Db *db, const char *sql, bool again, Err *err);
     bool (*prepare)(Db *db, const char *sql, DbStmt **ret, Err *err);
     // Parameters and columns count from 0. NULL text binds NULL; text is copied.
     bool (*bind_text)(DbStmt *s, unsigned i, const char *text, Err *err);

@@ -48,10 +48,11 @@ static DbMariadb *self(Db *db)
 
 // ---- errors
 
+// Whatever the client's side says is of the connection, but for a lack of memory.
 static bool is_lost(unsigned code)
 {
-    return code == CR_SERVER_GONE_ERROR || code == CR_SERVER_LOST || code == CR_CONNECTION_ERROR ||
-        code == CR_CONN_HOST_ERROR || code == ER_SERVER_SHUTDOWN || code == ER_CONNECTION_KILLED;
+    return (code >= CR_MIN_ERROR && code <= CR_MAX_ERROR && code != CR_OUT_OF_MEMORY) || code == ER_SERVER_SHUTDOWN ||
+        code == ER_CONNECTION_KILLED || (code >= ER_NET_READ_ERROR && code <= ER_NET_WRITE_INTERRUPTED);
 }
 
 static ErrCode code_of(unsigned code)
@@ -69,6 +70,8 @@ static ErrCode code_of(unsigned code)
     case ER_SPECIFIC_ACCESS_DENIED_ERROR: return ERR_FORBIDDEN;
     case ER_BAD_DB_ERROR: return ERR_NOT_FOUND;
     case CR_OUT_OF_MEMORY: return ERR_NO_MEMORY;
+    case ER_DATA_TOO_LONG: return ERR_INVALID;
+    case ER_QUERY_INTERRUPTED:
     case ER_LOCK_WAIT_TIMEOUT:
     case ER_LOCK_DEADLOCK:
     case ER_OPTION_PREVENTS_STATEMENT: // read-only for a while
@@ -81,7 +84,7 @@ static ErrCode code_of(unsigned code)
 static bool fail(DbMariadb *db, const char *what, unsigned code, const char *text, Err *err)
 {
     db->lost = db->lost || is_lost(code);
-    return err_set(err, code_of(code), "database: %s: %s (%u)", what, text, code);
+    return err_set(err, code_of(code), "database: %s (%u): %.200s", text, code, what);
 }
 
 static bool fail_stmt(DbStmt *s, const char *what, Err *err)
@@ -111,12 +114,15 @@ static void disconnect(DbMariadb *db)
 // that ended a moment ago may hold it for another one.
 static bool take_hold(DbMariadb *db, Err *err)
 {
-    static const char sql[] = "SELECT GET_LOCK(CONCAT('sendense.', DATABASE()), 3)";
-    if (mysql_real_query(db->handle, sql, sizeof(sql) - 1) != 0)
+    static const char sql[] = "SELECT GET_LOCK(CONCAT('sendense.', SHA1(DATABASE())), 3)"; // a name has 64 characters
+    MYSQL_RES *rows = NULL;
+    MYSQL_ROW row = NULL;
+    if (mysql_real_query(db->handle, sql, sizeof(sql) - 1) != 0 || !(rows = mysql_store_result(db->handle)) ||
+        !(row = mysql_fetch_row(rows)) || !row[0]) {
+        mysql_free_result(rows);
         return fail(db, "lock", mysql_errno(db->handle), mysql_error(db->handle), err);
-    MYSQL_RES *rows = mysql_store_result(db->handle);
-    MYSQL_ROW row = rows ? mysql_fetch_row(rows) : NULL;
-    bool ours = row && row[0] && str_eq(row[0], "1");
+    }
+    bool ours = str_eq(row[0], "1");
     mysql_free_result(rows);
     return ours ||
         err_set(err, ERR_BUSY, "another hub uses the database %s; several hubs on one database are not built yet",
@@ -135,8 +141,19 @@ static bool set_options(MYSQL *m, bool socket)
         mysql_optionsv(m, MYSQL_SET_CHARSET_NAME, (void *)"utf8mb4") == 0;
 }
 
+// A server that was not told of our end keeps the old connection, and its lock, for long.
+static void end_before(DbMariadb *db, unsigned long thread)
+{
+    char sql[48];
+    Err gone = ERR_INIT; // as it should be
+    (void)snprintf(sql, sizeof(sql), "KILL CONNECTION %lu", thread);
+    if (thread != 0)
+        (void)!query(db, sql, &gone);
+}
+
 static bool connect_now(DbMariadb *db, Err *err)
 {
+    unsigned long before = db->handle ? mysql_thread_id(db->handle) : 0;
     bool socket = db->host[0] == '/';
     disconnect(db);
     db->handle = mysql_init(NULL);
@@ -151,12 +168,17 @@ static bool connect_now(DbMariadb *db, Err *err)
     ok = ok &&
         query(db,
               "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,"
-              " innodb_lock_wait_timeout = 10, foreign_key_checks = 1",
+              " innodb_lock_wait_timeout = 10, foreign_key_checks = 1, wait_timeout = 60",
               err) &&
-        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err) && take_hold(db, err);
+        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err);
+    db->lost = !ok;
+    if (ok) {
+        end_before(db, before);
+        ok = take_hold(db, err);
+        db->lost = !ok;
+    }
     if (!ok)
         disconnect(db);
-    db->lost = !ok;
     return ok;
 }
 
@@ -167,7 +189,12 @@ static bool be_connected(DbMariadb *db, Err *err)
         return true;
     if (db->in_transaction)
         return err_set(err, ERR_UNAVAILABLE, "database: the connection was lost within a transaction");
-    return connect_now(db, err);
+    Err why = ERR_INIT;
+    if (connect_now(db, &why))
+        return true;
+    *err = why;
+    err->code = ERR_UNAVAILABLE; // whatever it is: it was fine before, and nobody's job ends for it
+    return false;
 }
 
 static void db_close(Db *base)
@@ -208,14 +235,14 @@ static bool add_replaced(StrBuf *out, const char *sql, const char *from, const c
     return str_add(out, sql, err);
 }
 
-// A step that was cut off after it took effect is run again: DDL is no part of a transaction.
+// A step that was cut off after it took effect is run again: DDL is no part of a transaction. Only the first can be.
 static bool is_there_already(unsigned code)
 {
     return code == ER_TABLE_EXISTS_ERROR || code == ER_DUP_FIELDNAME || code == ER_DUP_KEYNAME;
 }
 
 // From the words that SQLite takes to MariaDB's.
-static bool db_define(Db *base, const char *sql, Err *err)
+static bool db_define(Db *base, const char *sql, bool again, Err *err)
 {
     DbMariadb *db = self(base);
     StrBuf ids = STR_BUF(SQL_MAX), all = STR_BUF(SQL_MAX);
@@ -225,7 +252,7 @@ static bool db_define(Db *base, const char *sql, Err *err)
         add_replaced(&ids, sql, "INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT PRIMARY KEY AUTO_INCREMENT", err) &&
         add_replaced(&all, ids.s, " TEXT", " MEDIUMTEXT", err) &&
         (!table || str_add(&all, " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", err));
-    if (ok && !query(db, all.s, &failed) && !is_there_already(mysql_errno(db->handle))) {
+    if (ok && !query(db, all.s, &failed) && !(again && is_there_already(mysql_errno(db->handle)))) {
         *err = failed;
         ok = false;
     }
@@ -435,8 +462,8 @@ static void db_rollback(Db *base)
 {
     DbMariadb *db = self(base);
     Err ignored = ERR_INIT; // with the connection its transaction is gone as well
-    if (db->in_transaction && !db->lost)
-        (void)!query(db, "ROLLBACK", &ignored);
+    if (db->in_transaction && !db->lost && !query(db, "ROLLBACK", &ignored))
+        db->lost = true; // else the next transaction would commit this one
     db->in_transaction = false;
 }
 

@@ -56,6 +56,12 @@ static bool db_exec(Db *db, const char *sql, Err *err)
     return true;
 }
 
+static bool db_define(Db *db, const char *sql, bool again, Err *err)
+{
+    (void)again; // a part of its transaction
+    return db_exec(db, sql, err);
+}
+
 static bool db_prepare(Db *db, const char *sql, DbStmt **ret, Err *err)
 {
     DbStmt *s = mem_calloc(1, sizeof(*s), err);
@@ -167,7 +173,7 @@ static const DbOps sqlite_ops = {
     .name = "sqlite",
     .close = db_close,
     .exec = db_exec,
-    .define = db_exec,
+    .define = db_define,
     .prepare = db_prepare,
     .bind_text = db_bind_text,
     .bind_int = db_bind_int,

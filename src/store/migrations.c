@@ -78,13 +78,13 @@ static const char *const steps[] = {
     /* 28 */ "ALTER TABLE backup_disks ADD COLUMN refuted INTEGER NOT NULL DEFAULT 0",
 };
 
-static bool run_step(Db *db, unsigned version, Err *err)
+static bool run_step(Db *db, unsigned version, bool first, Err *err)
 {
     char now[CLOCK_TEXT];
     clock_format(clock_utc_us(), now);
     if (!db->ops->begin(db, err))
         return false;
-    if (!db->ops->define(db, steps[version - 1], err) ||
+    if (!db->ops->define(db, steps[version - 1], first, err) ||
         !db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (?, ?)",
                 DB_ARGS(DB_N(version), DB_T(now)), NULL, err)) {
         db->ops->rollback(db);
@@ -99,7 +99,7 @@ bool db_migrate(Db *db, const char *copy_path_prefix, Err *err)
     if (!db->ops->define(db,
                          "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY,"
                          " applied_at VARCHAR(32) NOT NULL)",
-                         err) ||
+                         false, err) ||
         !db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &version, err))
         return false;
     if (version > (int64_t)ARRAY_LEN(steps))
@@ -112,7 +112,7 @@ bool db_migrate(Db *db, const char *copy_path_prefix, Err *err)
             return false;
     }
     for (unsigned v = (unsigned)version + 1; v <= ARRAY_LEN(steps); v++)
-        if (!run_step(db, v, err))
+        if (!run_step(db, v, v == (unsigned)version + 1, err))
             return false;
     return true;
 }

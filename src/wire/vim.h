@@ -182,6 +182,8 @@ bool vim_set_cbt(Vim *v, const char *moref, bool on, int timeout_ms, Err *err) m
 // later: it is to be looked for by its name.
 bool vim_snapshot_create(Vim *v, const char *moref, const char *name, const char *description, bool quiesce,
                          int timeout_ms, char **ret_moref, Err *err) must_check;
+// Waits until what runs on the VM has ended, whatever became of it: a task that was cancelled may go on.
+bool vim_settle(Vim *v, const char *moref, int timeout_ms, Err *err) must_check;
 // That one alone, its children stay; disks are consolidated. True as well if it is gone already.
 bool vim_snapshot_remove(Vim *v, const char *snapshot, int timeout_ms, Err *err) must_check;
 

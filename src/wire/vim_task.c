@@ -335,21 +335,32 @@ static bool create_once(Vim *v, const Wish *w, bool *ret_started, char **ret, Er
     return vim_task_wait(v, task, w->deadline, ret, err);
 }
 
-// After a call without an answer. Whatever runs on the VM is awaited first: the snapshot may be in the making.
-static bool look_again(Vim *v, const Wish *w, char **ret, Err *err)
+static bool settle(Vim *v, const char *moref, int64_t deadline, Err *err)
 {
-    cleanup(look_clear) Look before = {0}, after = {0};
-    if (!look(v, w->moref, &before, err))
+    cleanup(look_clear) Look now = {0};
+    if (!look(v, moref, &now, err))
         return false;
-    for (size_t i = 0; i < before.tasks_len; i++) {
+    for (size_t i = 0; i < now.tasks_len; i++) {
         Err ignored = ERR_INIT; // another task's failure is not ours
-        if (!vim_task_wait(v, before.tasks[i], w->deadline, NULL, &ignored) &&
+        if (!vim_task_wait(v, now.tasks[i], deadline, NULL, &ignored) &&
             (ignored.code == ERR_CANCELLED || ignored.code == ERR_TIMEOUT)) {
             *err = ignored;
             return false;
         }
     }
-    if (!look(v, w->moref, &after, err))
+    return true;
+}
+
+bool vim_settle(Vim *v, const char *moref, int timeout_ms, Err *err)
+{
+    return settle(v, moref, clock_mono_ms() + timeout_ms, err);
+}
+
+// After a call without an answer. Whatever runs on the VM is awaited first: the snapshot may be in the making.
+static bool look_again(Vim *v, const Wish *w, char **ret, Err *err)
+{
+    cleanup(look_clear) Look after = {0};
+    if (!settle(v, w->moref, w->deadline, err) || !look(v, w->moref, &after, err))
         return false;
     const char *found = find_snapshot(&after, w->name);
     return mem_replace(ret, found ? found : "", err);

@@ -432,6 +432,36 @@ def test_what_is_kept_of_an_interrupted_backup_is_audited(lying, kind):
     lying.check_point(found["backup_id"])
 
 
+def test_a_full_whose_audit_failed_is_not_gone_on_from(lying):
+    """It has no parent at which anything could be noted; its image has what the audit found wrong."""
+    lying.guest_writes(100)
+    cut(lying, 4)
+    hide(lying, 2000, range(8))
+    lying.sim("fault", call="read", kind="delay", ms=200, times=100000, skip=SIZES[2000] // CLUSTER + 64)
+    backup_id = lying.start("main")
+    wait_for(lambda: [d for d in lying.show(backup_id)["disks"] if d["reason"] == "audit_failed"], "the alarm")
+    os.kill(client_pid(lying.world, backup_id), 9)
+    assert lying.wait_final(backup_id)["status"] == "failed"
+    lying.sim("heal")
+    lying.sim("lie", vm=WEB, disk=2000, kind="none")
+    lying.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)
+    full = lying.backup("main", lying.references_now())
+    assert [d["kept_bytes"] for d in full["disks"] if d["disk_key"] == "2000"] == [0]
+    lying.check_point(full["backup_id"])
+
+
+def test_an_alarm_of_a_job_that_failed_of_something_else(world):
+    """Another disk's error, or a cancel, came first: the next backup compares all the same."""
+    line = Line(world)
+    parent = line.point()
+    job = line.announced()
+    job.call("fail", {"error": "x", "details": "another disk"}).expect(200)
+    line.audit(job).expect(409)                                 # of no interest any more
+    assert line.audit(job, wrong=1).expect(200)["suspect"] == [parent]
+    again = line.announced()
+    assert (again.disks["disk-0"]["mode"], again.disks["disk-0"]["reason"]) == ("compare", "audit_failed")
+
+
 def test_a_full_that_kept_something_unseen_is_doubted_later(lying):
     lying.guest_writes(100)
     lying.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)

@@ -182,6 +182,19 @@ def test_cut_again_and_again(files):
     files.prove()
 
 
+def test_a_comparison_that_is_cut_again_and_again(files):
+    """What the first left and the second did not confirm, the third found by its hash, and was refused for ever."""
+    files.first()
+    files.contents[0][:DATA] = files.random.randbytes(DATA)
+    files.write_out()
+    ids = []
+    for limit in (DATA // 2, 2 * MIB, 2 * MIB):
+        ids.append(interrupt(files, "client", limit=limit)["backup_id"])
+    later = next_one(files)
+    assert later["resumed_from"] in ids and later["backup_type"] == "incremental"
+    files.prove()
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("RESUME_SEEDS", "1"))))
 def test_random_cuts(make_hub, place, seed):
     """Of a running VM, which is written to, and of everything that can be killed."""

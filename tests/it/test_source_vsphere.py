@@ -271,3 +271,22 @@ def test_a_large_disk_that_holds_little(make_hub, place):
         history.api.post(f"/backups/{backup_id}/cancel").expect(202)
         assert history.wait_final(backup_id)["status"] == "cancelled"
         history.check_nothing_left()
+
+
+@pytest.mark.parametrize("cbt", [True, False])
+def test_a_snapshot_that_was_in_the_making_when_its_job_was_cancelled(make_hub, place, cbt):
+    """vCenter cannot stop it: it appears after the cancel, and grew until the next backup."""
+    vms = [{"path": WEB, "cbt": cbt, "disks": [{"key": key, "size": size} for key, size in SIZES.items()]}]
+    with VsphereHistory(make_hub, place, vms=vms) as history:
+        history.register()
+        history.sim("task", call="CreateSnapshot_Task", hold=True)
+        backup_id = history.start("main")
+        history.sim("wait_call", call="CreateSnapshot_Task", count=1)
+        history.api.post(f"/backups/{backup_id}/cancel").expect(202)
+        history.sim("wait_call", call="CancelTask", count=1)
+        history.sim("release")
+        assert history.wait_final(backup_id)["status"] == "cancelled"
+        history.check_nothing_left()
+        wait_for(lambda: not history.snapshots(), "no snapshot is left")
+        history.sim("heal")
+        history.point()

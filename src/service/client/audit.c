@@ -3,9 +3,12 @@
 #include "base/log.h"
 #include "service/client/job.h"
 
+#include <poll.h>
+
 #define TIMEOUT_MS 15000
 #define REPORT_UNTIL_MS (10 * 60000) // a hub that is away for so long loses the job
 #define REPORT_PAUSE_MS 1000
+#define ALARM_TRIES 10 // also where the job has failed of something else, and is to end soon
 
 // What the audit of one disk may take: a share of what its copy took, and of its part of the job's opening.
 static int64_t until(const Job *j, int64_t copied_ms)
@@ -19,19 +22,25 @@ static int64_t until(const Job *j, int64_t copied_ms)
 static bool report(Job *j, const WorkAudit *a, Err *err)
 {
     HubApi *hub = NULL;
+    bool alarm = a->figures.wrong > 0;
     int64_t give_up = clock_mono_ms() + REPORT_UNTIL_MS;
     if (!hub_api_new(j->spec->hub_url, j->spec->token, &hub, err))
         return false;
     hub_api_set_timeout(hub, TIMEOUT_MS);
-    hub_api_set_cancel(hub, j->spec->stop);
+    hub_api_set_cancel(hub, alarm ? NULL : j->spec->stop);
     bool fine;
-    for (;;) {
+    for (int tries = 1;; tries++) {
         Err e = ERR_INIT;
         fine = hub_api_audit(hub, j->spec->job_id, a, &e);
         bool again = !fine && hub_api_is_unknown(hub) && e.code != ERR_CANCELLED && clock_mono_ms() < give_up;
         if (again)
             log_warn("the audit is reported again", LOG_STR("job", j->spec->job_id), LOG_ERR(&e));
-        if (!again || !job_pause(j, REPORT_PAUSE_MS)) {
+        bool goes_on = again && job_pause(j, REPORT_PAUSE_MS);
+        if (again && !goes_on && alarm && tries < ALARM_TRIES) {
+            (void)poll(NULL, 0, REPORT_PAUSE_MS); // nothing tells when the hub is there
+            goes_on = true;
+        }
+        if (!goes_on) {
             if (!fine && err->code == ERR_NONE)
                 *err = e;
             break;

@@ -142,10 +142,12 @@ static bool same_text(const char *a, const char *b)
 
 // The same disk, on the same parent, of which the source can tell what changed: then the interrupted job's image is
 // gone on from. docs/internals/resume.md. Not where an audit has found that the source cannot tell.
-static bool plan_resume(Plan *p, const AnnounceDisk *a, StoreDisk *d, EngineConfig *c, Err *err)
+static bool plan_resume(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, StoreDisk *d, EngineConfig *c,
+                        Err *err)
 {
     const StoreDisk *old = row_of(p->interrupted_disks, p->interrupted_len, a->disk_key);
-    bool doubted = str_eq(d->reason, chain_reason_name(CHAIN_AUDIT_FAILED)) ||
+    bool doubted = (old && old->wrong_blocks > 0) || (parent && parent->refuted) ||
+        str_eq(d->reason, chain_reason_name(CHAIN_AUDIT_FAILED)) ||
         str_eq(d->reason, chain_reason_name(CHAIN_PARENT_SUSPECT));
     if (doubted || !c->journal || !a->resumes || !old || !old->token || old->size != d->size ||
         !same_text(old->mode, d->mode) || old->disk_no != d->disk_no ||
@@ -197,7 +199,7 @@ static bool plan_disk(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, c
         return false;
     return c->image && c->hashes &&
         mem_replace(&c->hash_algorithm, hash_algorithm_name(p->repo.info.hash.algorithm), err) &&
-        plan_resume(p, a, d, c, err);
+        plan_resume(p, a, parent, d, c, err);
 }
 
 // What a disk will store, as far as anybody can tell before: a comparison finds that out as it goes.

@@ -2,6 +2,8 @@
 #include "base/log.h"
 #include "service/hub/internal.h"
 
+#define CHAIN_POINTS_MAX 1000
+
 static StoreDisk *disk_by_key(StoreDisk *disks, size_t n, const char *key)
 {
     for (size_t i = 0; i < n; i++)
@@ -44,7 +46,7 @@ bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *
 {
     cleanup_free char *id = mem_strdup(first_id, err);
     bool ok = id != NULL;
-    while (ok && id) {
+    for (int i = 0; ok && id && i < CHAIN_POINTS_MAX; i++) { // records that lead in a circle lead nowhere
         StoreBackup cleanup_backup b = {0};
         StoreDisk *disks = NULL;
         size_t len = 0;
@@ -66,11 +68,12 @@ bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *
 // is not to be trusted is noted at the parent: should this job fail, the next one must not use it either.
 static bool note_failed(Hub *h, const StoreBackup *b, const WorkAudit *a, StoreDisk *d, json_t *ids, Err *err)
 {
+    bool over = strcmp(b->status, "running") != 0; // it has failed of something else, meanwhile
     const char *reason = chain_reason_name(CHAIN_AUDIT_FAILED);
     cleanup_free char *text = mem_printf(
         err, "%llu of %llu blocks that change tracking calls unchanged are not (one at offset %llu)",
         (unsigned long long)a->figures.wrong, (unsigned long long)a->figures.checked, (unsigned long long)a->wrong_at);
-    if (!text || (is_tracked(d) && !mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err)) ||
+    if (!text || (is_tracked(d) && !over && !mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err)) ||
         !mem_replace(&d->reason, reason, err) || !mem_replace(&d->reason_text, text, err) ||
         !store_backup_give_reason(h->store, d->backup_id, reason, text, err))
         return false;
@@ -81,7 +84,9 @@ static bool note_failed(Hub *h, const StoreBackup *b, const WorkAudit *a, StoreD
 
 static bool check(const StoreBackup *b, const StoreDisk *d, const WorkAudit *a, Err *err)
 {
-    if (strcmp(b->status, "running") != 0)
+    bool over = strcmp(b->status, "failed") == 0 || strcmp(b->status, "cancelled") == 0;
+    // an alarm counts although its job has come to nothing: the next one would use the same change set
+    if (strcmp(b->status, "running") != 0 && !(over && a->figures.wrong > 0))
         return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", b->id, b->status);
     if (!d)
         return err_set(err, ERR_INVALID, "disk %llu is not of this job", (unsigned long long)a->disk_id);

@@ -78,7 +78,8 @@ static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, const at
         EngineAnswer a;
         const CompletionDisk *said = said_of(c, disks[i].disk_id);
         // to its exporter a disk whose audit failed is a tracked one still
-        if (disks[i].wrong_blocks > 0 && !(said && said->have_coverage && said->covered_bytes == disks[i].size))
+        if (disks[i].wrong_blocks > 0 &&
+            !(said && said->have_coverage && said->covered_bytes == disks[i].size && said->kept_bytes == 0))
             return err_set(err, ERR_CONFLICT, "disk %s: its audit failed, and not all of it was sent",
                            disks[i].disk_key);
         if (!seal(&disks[i], said, stop, &a, err))
@@ -303,6 +304,7 @@ static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
         return err_set(err, ERR_CONFLICT, "backup %s is %s with another change ID, %s; nothing was changed", b.id,
                        b.status, b.change_id ? b.change_id : "not recorded yet");
     } else if (state == JOB_COMPLETED) {
+        hub_running_stop_exporters(r); // where the answer of the last commit was lost, they still run
         return true;
     }
     if (hub_commit(h, r, err))

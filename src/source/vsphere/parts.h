@@ -27,6 +27,8 @@ typedef struct VsphereSource {
     VsphereSpec spec;         // texts borrowed from the request
     char *moref;
     char *snapshot_name; // of this run
+    char prefix[64];     // of the names of all snapshots of this VM's runs
+    bool making;         // one may be in the making
     char *snapshot;      // moref; NULL: none (any more)
     char *thumbprint;    // SHA-1, for VDDK
     char *host, *user;

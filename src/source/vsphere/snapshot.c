@@ -18,22 +18,31 @@ static bool make_name(VsphereSource *v, char **ret, Err *err)
         return false;
     str_hex(random, sizeof(random), hex);
     free(*ret);
-    *ret = mem_printf(err, PREFIX "%s.%s", v->req->vm_id, hex);
+    *ret = mem_printf(err, "%s%s", v->prefix, hex);
+    v->making = true;
     return *ret != NULL;
+}
+
+// Whatever runs of this VM made and left. *ret_any: there was something.
+static bool remove_ours(VsphereSource *v, const VimVm *vm, bool *ret_any, Err *err)
+{
+    *ret_any = false;
+    for (size_t i = 0; i < vm->snapshots_len; i++) {
+        if (!str_starts(vm->snapshots[i].name, v->prefix))
+            continue;
+        *ret_any = true;
+        if (!vim_snapshot_remove(v->vim, vm->snapshots[i].moref, TASK_MS, err))
+            return false;
+    }
+    return true;
 }
 
 static bool sweep_earlier(VsphereSource *v, VimVm *vm, Err *err)
 {
-    char prefix[64];
-    bool any = false;
-    (void)snprintf(prefix, sizeof(prefix), PREFIX "%s.", v->req->vm_id);
-    for (size_t i = 0; i < vm->snapshots_len; i++) {
-        if (!str_starts(vm->snapshots[i].name, prefix))
-            continue;
-        any = true;
-        if (!vim_snapshot_remove(v->vim, vm->snapshots[i].moref, TASK_MS, err))
-            return err_context(err, "removing the snapshot that an earlier backup left");
-    }
+    bool any;
+    (void)snprintf(v->prefix, sizeof(v->prefix), PREFIX "%s.", v->req->vm_id);
+    if (!remove_ours(v, vm, &any, err))
+        return err_context(err, "removing the snapshot that an earlier backup left");
     if (!any)
         return true;
     vim_vm_clear(vm);
@@ -51,10 +60,13 @@ static void no_tracking(VsphereSource *v, const char *why)
 static bool pass_a_snapshot(VsphereSource *v, Err *err)
 {
     cleanup_free char *name = NULL, *moref = NULL;
-    return make_name(v, &name, err) &&
-        vim_snapshot_create(v->vim, v->moref, name, "Sendense: switches change tracking", false, TASK_MS, &moref,
-                            err) &&
-        vim_snapshot_remove(v->vim, moref, TASK_MS, err);
+    if (!make_name(v, &name, err) ||
+        !vim_snapshot_create(v->vim, v->moref, name, "Sendense: switches change tracking", false, TASK_MS, &moref,
+                             err) ||
+        !vim_snapshot_remove(v->vim, moref, TASK_MS, err))
+        return false;
+    v->making = false;
+    return true;
 }
 
 // Switched on where it is off.
@@ -92,7 +104,10 @@ static bool create(VsphereSource *v, bool quiesce, Err *err)
     char description[256];
     (void)snprintf(description, sizeof(description), "Sendense: backup %.200s; it goes when that is over",
                    v->req->job_id);
-    return vim_snapshot_create(v->vim, v->moref, v->snapshot_name, description, quiesce, TASK_MS, &v->snapshot, err);
+    if (!vim_snapshot_create(v->vim, v->moref, v->snapshot_name, description, quiesce, TASK_MS, &v->snapshot, err))
+        return false;
+    v->making = false;
+    return true;
 }
 
 static bool freeze(VsphereSource *v, const VimVm *vm, Err *err)
@@ -189,16 +204,23 @@ bool vsphere_snapshot_stands(VsphereSource *v, Err *err)
         err_set(err, ERR_CONFLICT, "the snapshot was removed while it was read");
 }
 
+// One that was in the making when its task was cancelled, or whose removal failed, is there by its name.
+static bool remove_unclear(VsphereSource *v, Err *err)
+{
+    cleanup(vim_vm_clear) VimVm vm = {0};
+    bool any;
+    return !v->making ||
+        (vim_settle(v->vim, v->moref, TASK_MS, err) && vim_vm(v->vim, v->moref, &vm, err) &&
+         remove_ours(v, &vm, &any, err));
+}
+
 bool vsphere_snapshot_close(VsphereSource *v, Err *err)
 {
-    cleanup(vim_vm_clear) VimVm before = {0}, after = {0};
+    cleanup(vim_vm_clear) VimVm after = {0};
     vim_set_cancel(v->vim, NULL); // whatever became of the job, it goes
-    if (!v->snapshot && v->snapshot_name &&
-        (!vim_vm(v->vim, v->moref, &before, err) || !find(v, &before, &v->snapshot, err)))
-        return false;
-    if (!v->snapshot)
+    if (!v->snapshot && !v->making)
         return true;
-    if (!vim_snapshot_remove(v->vim, v->snapshot, TASK_MS, err))
+    if ((v->snapshot && !vim_snapshot_remove(v->vim, v->snapshot, TASK_MS, err)) || !remove_unclear(v, err))
         return err_context(err, "removing the snapshot; the next backup tries again");
     if (!vim_vm(v->vim, v->moref, &after, err))
         return false;

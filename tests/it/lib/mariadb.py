@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 
@@ -11,6 +12,15 @@ from lib.patience import patience
 NAME, USER, PASSWORD = "migratekit_oma", "oma_user", "oma_password"
 PATHS = os.environ["PATH"] + ":/usr/sbin"
 MISSING = [p for p in ("mariadbd", "mariadb-install-db", "mariadb") if not shutil.which(p, path=PATHS)]
+
+
+def own_host():
+    """A root may be so bare that it does not know localhost."""
+    try:
+        socket.getaddrinfo("localhost", None)
+        return "localhost"
+    except OSError:
+        return "127.0.0.1"
 
 
 class MariaDb:
@@ -24,7 +34,8 @@ class MariaDb:
 
     def __enter__(self):
         subprocess.run([shutil.which("mariadb-install-db", path=PATHS), *self._common(),
-                        "--auth-root-authentication-method=normal", "--skip-test-db"],
+                        "--auth-root-authentication-method=normal", "--skip-test-db",
+                        "--force"],     # names need not resolve
                        check=True, capture_output=True, timeout=patience(120))
         self.start()
         self.sql(f"CREATE DATABASE {NAME}; CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'; "
@@ -71,5 +82,5 @@ class MariaDb:
 
     def options(self, **other):
         """The hub's, as the contract writes them."""
-        value = {"host": "localhost", "port": self.port, "name": NAME, "user": USER, "pass": PASSWORD, **other}
+        value = {"host": own_host(), "port": self.port, "name": NAME, "user": USER, "pass": PASSWORD, **other}
         return [f"-db-{key}={v}" for key, v in value.items() if v is not None]
