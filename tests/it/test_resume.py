@@ -183,7 +183,7 @@ def test_cut_again_and_again(files):
 
 
 def test_a_comparison_that_is_cut_again_and_again(files):
-    """What the first left and the second did not confirm, the third found by its hash, and was refused for ever."""
+    """The same, where what is equal is not sent."""
     files.first()
     files.contents[0][:DATA] = files.random.randbytes(DATA)
     files.write_out()

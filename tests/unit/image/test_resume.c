@@ -260,6 +260,49 @@ static Writer *interrupted_full(Model *m, uint64_t size)
     return w;
 }
 
+// The process is gone, after a checkpoint, and another one begins with what it left.
+static Writer *begin_again(Model *m, Writer *w, const uint8_t *bytes)
+{
+    Err err = ERR_INIT;
+    ModelPoint *p = &m->points[m->len];
+    uint64_t size = p->size;
+    assert_ok(writer_checkpoint(w, &err), &err);
+    writer_free(w);
+    chain_hashes_free(m->parent);
+    free(m->arrived);
+    assert_int_equal(rename(p->image, old_image), 0);
+    assert_int_equal(rename(journal, old_journal), 0);
+    free(p->bytes);
+    return begin(m, DISK_COMPARE, size, bytes, true);
+}
+
+// A comparison that was cut, and then cut again before anything of it was confirmed: what the first run left is read by
+// the third, which finds it the same, and was refused for ever.
+static void left_by_the_run_before(void **state)
+{
+    Err err = ERR_INIT;
+    uint64_t size = 20 * 65536;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    set_paths(&m);
+    m.journal = journal;
+    (void)make_point(&m, DISK_FULL, size);
+    uint8_t *bytes = calloc(1, size);
+    assert_non_null(bytes);
+    memset(bytes, 0x5a, size);
+    m.points[m.len].size = size;
+    Writer *w = begin(&m, DISK_COMPARE, size, bytes, false);
+    model_write(&m, w, 0, 10 * 65536);
+    w = begin_again(&m, w, bytes);
+    w = begin_again(&m, w, bytes);
+    assert_ok(writer_same(w, 0, 10 * 65536, &err), &err);
+    assert_fails(writer_same(w, 0, 65536, &err), &err, ERR_INVALID); // it is this run's by now
+    memset(m.arrived, 1, 10 * 65536);
+    model_write(&m, w, 10 * 65536, 10 * 65536);
+    model_end(&m, w);
+    free(bytes);
+    model_clear(&m);
+}
+
 // Bytes that were changed behind our back are met when they are confirmed, and nobody goes on from them again.
 static void damaged_data(void **state)
 {
@@ -445,8 +488,13 @@ static void any_damage_to_a_journal(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(random_cuts),     in_folder(damaged_data),     in_folder(nothing_counts_unsaid),
-        in_folder(a_stray_cluster), in_folder(foreign_journals), in_folder(any_damage_to_a_journal),
+        in_folder(random_cuts),
+        in_folder(left_by_the_run_before),
+        in_folder(damaged_data),
+        in_folder(nothing_counts_unsaid),
+        in_folder(a_stray_cluster),
+        in_folder(foreign_journals),
+        in_folder(any_damage_to_a_journal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
