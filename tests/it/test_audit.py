@@ -367,7 +367,7 @@ def die_in_the_comparison(lying):
 
 def cut(lying, reads):
     """A backup whose client is killed after some reads; what arrived is durable."""
-    lying.sim("fault", call="read", kind="delay", ms=1500, times=100000, skip=reads)
+    lying.sim("fault", call="read", kind="delay", ms=30000, times=100000, skip=reads)
     backup_id = lying.start("main")
     wait_for(lambda: sum(d["transferred_bytes"] for d in lying.show(backup_id)["disks"]) > 0, "some of it was sent")
     os.kill(client_pid(lying.world, backup_id), 9)

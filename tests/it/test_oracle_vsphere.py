@@ -364,13 +364,16 @@ class VcenterHistory(History):
         self.api.patch("/vms/oracle%20vm", {"audit_blocks": n}).expect(200)
 
     def believed(self, key):
-        """The points from the newest down whose disk rests on tracking alone, which no clean audit vouches for."""
+        """The points, down to the last full or clean audit, whose disk rests on tracking, if only for what it kept."""
         found = set()
         for backup_id in reversed(self.order["main"]):
             disk = next((d for d in self.shown[backup_id]["disks"] if d["disk_key"] == key), None)
-            if not disk or disk["mode"] != "tracked" or disk["audit"]:
+            if not disk or (disk["audit"] and disk["audit"]["at_most_ppm"] <= 10000):
                 break
-            found.add(backup_id)
+            if disk["mode"] == "tracked" or disk["kept_bytes"]:
+                found.add(backup_id)
+            if disk["mode"] == "full":
+                break
         return found
 
     # ---- what happens to points and programs
