@@ -80,6 +80,17 @@ class Line:
                 if b["suspect"]]
 
 
+def lose_the_database(world):
+    """Another hub, which has the repository's folder alone."""
+    world.hub.stop()
+    world.hub.database.unlink()
+    world.hub.start()
+    world.api = world.hub.api
+    cli = Cli(world.hub.url, cwd=world.folder)
+    cli.ok("repo", "add", "main", "--path", world.repository["path"])
+    cli.ok("repo", "scan", "main")
+
+
 def test_figures_are_on_record(world):
     line = Line(world)
     job = line.announced()
@@ -150,14 +161,7 @@ def test_what_a_failed_audit_makes_suspect(world):
     assert restored.status == 0 and "suspect" in restored.err and "change tracking" in restored.err
     assert line.point(checked=BLOCKS)                                   # on a good one: tracked again
 
-    # another hub, which has the folder alone
-    world.hub.stop()
-    world.hub.database.unlink()
-    world.hub.start()
-    world.api = world.hub.api
-    cli = Cli(world.hub.url, cwd=world.folder)
-    cli.ok("repo", "add", "main", "--path", world.repository["path"])
-    cli.ok("repo", "scan", "main")
+    lose_the_database(world)
     assert sorted(line.suspects()) == sorted([weak, after])
     assert world.show(after)["suspect_because"] == "audit"
     assert world.show(job.id)["disks"][0]["audit"]["wrong_blocks"] == 1
@@ -192,13 +196,7 @@ def test_a_job_that_fails_after_its_alarm(world, parent):
     doubted = line.suspects()
     assert line.point()                                         # on a point that was read whole
     # its record says why it was compared, and so a catalogue that is made anew doubts the same points
-    world.hub.stop()
-    world.hub.database.unlink()
-    world.hub.start()
-    world.api = world.hub.api
-    cli = Cli(world.hub.url, cwd=world.folder)
-    cli.ok("repo", "add", "main", "--path", world.repository["path"])
-    cli.ok("repo", "scan", "main")
+    lose_the_database(world)
     assert line.suspects() == doubted
 
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from lib.history import wait_for
 from lib.hub import BIN
 from lib.images import CLUSTER
 from lib.line import Line
@@ -86,6 +87,27 @@ def test_a_server_that_restarts_costs_no_job(server, make_hub, place, end):
         assert stage.api.get("/backups").status == 503      # clear, and it passes
         assert stage.hub.process.poll() is None
         server.start()
+        stage.go()
+        assert stage.wait_final(backup_id)["status"] == "completed"
+        stage.note("main", stage.show(backup_id), stage.references_now())
+        stage.prove()
+
+
+def test_whatever_keeps_it_from_connecting_again_ends_no_job(server, make_hub, place):
+    """A refused password was 403, which tells a client that its job is over; it passes like any other absence."""
+    with Stage(make_hub, place, options=server.options()) as stage:
+        sources = stage.own_processes
+        stage.own_processes = lambda: sources() | {server.process.pid}
+        stage.first()
+        stage.change()
+        backup_id = stage.at_half_done()
+        server.sql(f"ALTER USER {USER}@'%' IDENTIFIED BY 'another'")
+        (thread,), = server.sql(f"SELECT id FROM information_schema.processlist WHERE user = '{USER}'")
+        server.sql(f"KILL {thread}")
+        refused = stage.api.get("/backups").expect(503)
+        assert "Access denied" in refused["details"]
+        wait_for(lambda: "heartbeat not delivered" in stage.client_log(), "the client was not heard")
+        server.sql(f"ALTER USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'")
         stage.go()
         assert stage.wait_final(backup_id)["status"] == "completed"
         stage.note("main", stage.show(backup_id), stage.references_now())
