@@ -160,6 +160,7 @@ typedef struct Task {
     Vm *vm;
     TaskState state;
     bool held;
+    bool stubborn; // cannot be cancelled
     int64_t due_ms;
     int64_t queued_us;
     int64_t done_us;
@@ -260,6 +261,7 @@ typedef struct Plan {
     uint64_t times;
     int64_t ms;
     bool held;
+    bool stubborn; // cannot be cancelled
     Fault fault;
 } Plan;
 

@@ -19,6 +19,7 @@ Task *task_new(const char *method, Vm *vm)
             plan->times--;
             task->due_ms += plan->ms;
             task->held = plan->held;
+            task->stubborn = plan->stubborn;
             task->fault = plan->fault;
             break;
         }
