@@ -48,6 +48,15 @@ def coverage(extents):
     return {"extents": len(extents), "bytes": sum(n for _, n in extents), "digest": f"{digest:016x}"}
 
 
+def ask(control, op, **more):
+    """An engine, on its control socket."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(60)
+        s.connect(str(control))
+        s.sendall(json.dumps({"op": op, **more}).encode() + b"\n")
+        return json.loads(s.makefile().readline())
+
+
 class Engine:
     """One nbdkit with the plugin, on a unix socket that we bind and pass on."""
 
@@ -93,11 +102,7 @@ class Engine:
         return f"nbd+unix:///{self.name}?socket={self.nbd}"
 
     def ask(self, op, **more):
-        with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(60)
-            s.connect(str(self.control_path))
-            s.sendall(json.dumps({"op": op, **more}).encode() + b"\n")
-            return json.loads(s.makefile().readline())
+        return ask(self.control_path, op, **more)
 
     def stop(self, how="stop"):
         if self.process and self.process.poll() is None:

@@ -11,6 +11,7 @@ import subprocess
 
 from lib import faults
 from lib.cli import Cli
+from lib.engine import ask
 from lib.gate import Gate
 from lib.history import History, partial_files, wait_for
 from lib.hub import BIN
@@ -22,6 +23,9 @@ from lib.world import World
 MIB = 1 << 20
 SIZE = 6 * MIB + 512
 DATA = 4 * MIB          # of noise, at the start of the first disk
+
+
+JOURNAL_ITEM = 40       # bytes of a cluster in an engine's journal, with a hash of 16
 
 
 class NbdServer:
@@ -58,6 +62,7 @@ class Stage(History):
     """One VM of two disks, read over NBD, the first one slowly. Use as a context manager."""
 
     data = DATA     # of the first disk, that change() changes
+    client_options = ""
 
     def __init__(self, make_hub, place, seed=1, options=(), prefix=(), filters=()):
         self.random = random.Random(seed)
@@ -84,7 +89,7 @@ class Stage(History):
         self.world = World(self.hub, self.folder)
         self.gate = Gate(self.hub.port).__enter__()
         self.write_wrapper(f"[ -e '{self.flag}' ] && kill -STOP $$\n"
-                           f"SHA_API_URL={self.gate.url} exec {BIN}/sendense-backup-client \"$@\"\n")
+                           f"SHA_API_URL={self.gate.url} exec {BIN}/sendense-backup-client {self.client_options} \"$@\"\n")
         try:
             self.prepare()
         except BaseException:       # whoever fails to enter does not exit
@@ -225,6 +230,16 @@ class Stage(History):
         self.gate.open()
         self.nbd_gate.wait_held()
         return backup_id
+
+    def wait_received(self, backup_id, least):
+        """The first disk's exporter has answered for so much data: a job that is killed before has nothing to keep."""
+        row, = self.world.sql("SELECT control FROM backup_disks WHERE backup_id = ? AND disk_no = 0", backup_id)
+        wait_for(lambda: ask(row["control"], "status")["received_data"] >= least, f"{least} bytes arrived")
+
+    def wait_journal(self, least):
+        """So many of the first disk's clusters are durable, and noted as that."""
+        journal, = [p for p in partial_files(self.repositories["main"]) if "disk-0" in p.parts and ".journal." in p.name]
+        wait_for(lambda: journal.stat().st_size >= least * JOURNAL_ITEM, f"{least} clusters are durable")
 
     def at_written(self, least):
         """The source is held once it has given so many bytes."""
