@@ -80,27 +80,28 @@ const Command command_table[] = {
     {.name = "vm add",
      .usage =
          "NAME (--file IMAGE [--file IMAGE ...] [--format FORMAT] [--inconsistent] | --qmp SOCKET [--agent SOCKET] "
-         "[--freeze HOW] [--scratch DIR] | --source SOURCE --vm PATH|MOREF [--quiesce HOW] [--disks-unsupported WHAT]) "
+         "[--freeze HOW] [--scratch DIR] | --source SOURCE --vm PATH|MOREF [--quiesce HOW] [--disks-unsupported WHAT] "
+         "[--unallocated WHAT]) "
          "[--exclude KEY ...] [--audit-blocks N] [--adopt VM]",
      .summary = "register a VM: disk images in the order given, a running QEMU, or a VM of a source",
      .min_words = 1,
      .max_words = 1,
      .options = {"file", "format", "inconsistent", "qmp", "agent", "freeze", "scratch", "source", "vm", "quiesce",
-                 "disks-unsupported", "exclude", "audit-blocks", "adopt"},
+                 "disks-unsupported", "unallocated", "exclude", "audit-blocks", "adopt"},
      .run = command_vm_add},
     {.name = "vm list", .usage = "[--all]", .summary = "the VMs", .options = {"all"}, .run = command_vm_list},
     {.name = "vm show", .usage = "NAME", .summary = "one VM", .min_words = 1, .max_words = 1, .run = command_vm_show},
     {.name = "vm change",
      .usage = "NAME [--name NEW] [--file IMAGE ... | --qmp SOCKET | --source SOURCE --vm PATH|MOREF] [--format FORMAT] "
               "[--inconsistent] [--agent SOCKET] [--freeze HOW] [--scratch DIR] [--quiesce HOW] "
-              "[--disks-unsupported WHAT] [--exclude KEY ...] [--audit-blocks N]",
+              "[--disks-unsupported WHAT] [--unallocated WHAT] [--exclude KEY ...] [--audit-blocks N]",
      .summary = "change a VM's name, source, excluded disks or audits",
      .notes = "--file, --qmp or --source describe the whole source anew.\n"
               "--exclude gives the whole list; --exclude= empties it.",
      .min_words = 1,
      .max_words = 1,
      .options = {"name", "file", "format", "inconsistent", "qmp", "agent", "freeze", "scratch", "source", "vm",
-                 "quiesce", "disks-unsupported", "exclude", "audit-blocks"},
+                 "quiesce", "disks-unsupported", "unallocated", "exclude", "audit-blocks"},
      .run = command_vm_change},
     {.name = "vm remove",
      .usage = "NAME",

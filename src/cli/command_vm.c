@@ -55,15 +55,18 @@ static bool build_vsphere(const CliValues *v, json_t *source, Err *err)
     return codec_json_set_text(source, "type", "vsphere", err) &&
         codec_json_set_text(source, "source", v->source, err) && codec_json_set_text(source, "vm", v->vm, err) &&
         (!v->quiesce || codec_json_set_text(source, "quiesce", v->quiesce, err)) &&
-        (!v->disks_unsupported || codec_json_set_text(source, "disks_unsupported", v->disks_unsupported, err));
+        (!v->disks_unsupported || codec_json_set_text(source, "disks_unsupported", v->disks_unsupported, err)) &&
+        (!v->unallocated || codec_json_set_text(source, "unallocated", v->unallocated, err));
 }
 
 static bool check_vsphere(const CliValues *v, Err *err)
 {
     if (!v->source != !v->vm)
         return err_set(err, ERR_USAGE, "--source and --vm go together");
-    if (!v->source && (v->quiesce || v->disks_unsupported))
-        return err_set(err, ERR_USAGE, "--quiesce and --disks-unsupported go with --source");
+    if (!v->source && (v->quiesce || v->disks_unsupported || v->unallocated))
+        return err_set(err, ERR_USAGE, "--quiesce, --disks-unsupported and --unallocated go with --source");
+    if (v->unallocated && !str_eq(v->unallocated, "read") && !str_eq(v->unallocated, "zero"))
+        return err_set(err, ERR_USAGE, "--unallocated is read or zero");
     if (v->quiesce && !str_eq(v->quiesce, "auto") && !str_eq(v->quiesce, "off") && !str_eq(v->quiesce, "require"))
         return err_set(err, ERR_USAGE, "--quiesce is auto, off or require");
     if (v->disks_unsupported && !str_eq(v->disks_unsupported, "skip") && !str_eq(v->disks_unsupported, "fail"))
@@ -156,6 +159,7 @@ static void print_vm(const json_t *vm)
     cli_show("moref", cli_text(source, "moref"));
     cli_show("quiesce", cli_text(source, "quiesce"));
     cli_show("odd disks", cli_text(source, "disks_unsupported"));
+    cli_show("unallocated", cli_text(source, "unallocated"));
     cli_show("qmp", cli_text(source, "qmp"));
     cli_show("agent", cli_text(source, "agent"));
     cli_show("freeze", cli_text(source, "freeze"));

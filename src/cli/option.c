@@ -32,6 +32,8 @@ const Option option_table[] = {
     {"pin", OPT_FLAG, AT(pin), .help = "look at the server's certificate, show it, and trust it from now on"},
     {"yes", OPT_FLAG, AT(yes), .help = "trust the certificate that is shown without asking"},
     {"source", OPT_TEXT, AT(source), .value = "SOURCE", .help = "the source that the VM is read through"},
+    {"unallocated", OPT_TEXT, AT(unallocated), .value = "WHAT",
+     .help = "with what the vCenter calls not in use: read (the default), or zero"},
     {"audit-blocks", OPT_TEXT, AT(audit_blocks), .value = "N",
      .help = "of each increment to look at though they are called unchanged; 0: none; default: the hub's"},
     {"quiesce", OPT_TEXT, AT(quiesce), .value = "HOW", .help = "the guest, before its snapshot: auto, off or require"},

@@ -113,7 +113,7 @@ typedef struct AnnounceAnswerDisk {
     DiskMode mode;
     ChainReason reason;
     char *uri;
-    char *leaves_uri; // hashes of what the export holds already, cluster by cluster; NULL: it holds nothing that helps
+    char *leaves_uri; // hashes of what the export holds, cluster by cluster; NULL: it does not say
     char *hash_algorithm;
     uint64_t hash_seed;
     bool resume; // the export holds part of the interrupted run

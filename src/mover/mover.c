@@ -449,7 +449,7 @@ static void abort_end(Blocks *b)
 static bool check_account(const Mover *m, Err *err)
 {
     uint64_t sent = m->total.transferred_bytes + m->total.zero_bytes + m->total.same_bytes + m->total.kept_bytes;
-    if (sent != m->plan.coverage.bytes || (m->spec->plan == MOVER_ALL && sent != m->spec->size))
+    if (sent != m->plan.coverage.bytes || (m->spec->plan != MOVER_TRACKED && sent != m->spec->size))
         return err_set(err, ERR_INTERNAL, "%" PRIu64 " bytes were sent of %" PRIu64 " planned", sent,
                        m->plan.coverage.bytes);
     return true;

@@ -10,6 +10,7 @@
 typedef enum MoverPlan {
     MOVER_ALL,     // the whole disk: zeros said, the rest read
     MOVER_TRACKED, // clusters with a dirty byte, and every ZERO extent besides (safety rule 6)
+    MOVER_READ,    // the whole disk, and all of it read: the source's map is not asked
 } MoverPlan;
 
 typedef struct MoverProgress {
@@ -45,8 +46,8 @@ typedef struct MoverSpec {
     const atomic_bool *cancel;                           // looked at at least every 100 ms
     void (*progress)(void *ctx, const MoverProgress *p); // at most every 100 ms, and once at the end; may be NULL
     void *progress_ctx;
-    void (*planned)(void *ctx, uint64_t offset,
-                    uint64_t length); // what is read or said to be zero, ascending; may be NULL
+    // What is read or said to be zero, but for zeros on the hypervisor's word; ascending. May be NULL.
+    void (*planned)(void *ctx, uint64_t offset, uint64_t length);
     void *planned_ctx;
 } MoverSpec;
 

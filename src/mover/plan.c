@@ -19,7 +19,7 @@ void plan_init(Plan *p, const MoverSpec *spec, uint32_t request_bytes)
                 .size = spec->size,
                 .cluster_size = spec->cluster_size,
                 .request_bytes = request_bytes,
-                .tracked = spec->plan == MOVER_TRACKED,
+                .kind = spec->plan,
                 .window = WINDOW_FIRST};
 }
 
@@ -58,20 +58,19 @@ static void count_areas(Plan *p, const ExtentVec *changed)
 
 static bool window_map(Plan *p, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
 {
-    if (!p->from->ops->extents) {
-        if (p->tracked)
-            return err_set(err, ERR_UNSUPPORTED, "the source %s cannot say what changed", p->from->ops->name);
-    } else if (!p->from->ops->extents(p->from, p->planned, length, changed, zeros, err)) {
+    if (!p->from->ops->extents && p->kind == MOVER_TRACKED)
+        return err_set(err, ERR_UNSUPPORTED, "the source %s cannot say what changed", p->from->ops->name);
+    if (p->from->ops->extents && p->kind != MOVER_READ &&
+        !p->from->ops->extents(p->from, p->planned, length, changed, zeros, err))
         return err_context(err, "map of the source at offset %" PRIu64, p->planned);
-    }
-    if (!p->tracked) { // every cluster is wanted, whatever a change set says
+    if (p->kind != MOVER_TRACKED) { // every cluster is wanted, whatever a change set says
         changed->len = 0;
         if (!extent_vec_push(changed, (Extent){.offset = p->planned, .length = length}, err))
             return false;
     }
     if (!check_map(changed, "changed", p->planned, length, err) || !check_map(zeros, "zero", p->planned, length, err))
         return false;
-    if (p->tracked)
+    if (p->kind == MOVER_TRACKED)
         count_areas(p, changed);
     return true;
 }
@@ -180,7 +179,8 @@ bool plan_take(Plan *p, const Extent *e, PlanKind kind, Err *err)
 {
     if (!coverage_add(&p->coverage, e->offset, e->length, err))
         return false;
-    if (p->on_taken && kind != PLAN_KEEP)
+    bool on_word = kind == PLAN_KEEP || (kind == PLAN_ZERO && p->from->zeros_on_word);
+    if (p->on_taken && !on_word)
         p->on_taken(p->on_taken_ctx, e->offset, e->length);
     p->taken += e->length;
     if (p->taken == p->items.items[p->next].length) {

@@ -15,7 +15,7 @@ typedef struct Plan {
     uint64_t size;
     uint64_t cluster_size;
     uint32_t request_bytes; // data is cut at multiples of it
-    bool tracked;
+    MoverPlan kind;
     // private
     uint64_t window;   // bytes of the next window: multiple of the cluster size, grows while maps are short
     uint64_t planned;  // everything below was planned

@@ -204,7 +204,8 @@ def test_certificates_of_what_is_no_address(hub, address):
 
 
 @pytest.mark.parametrize("change", [{"vm": "web"}, {"vm": ""}, {"vm": None}, {"source": ""}, {"quiesce": "maybe"},
-                                    {"disks_unsupported": "x"}, {"password": "x"}, {"moref": "x"}])
+                                    {"disks_unsupported": "x"},
+                                    {"unallocated": "x"}, {"password": "x"}, {"moref": "x"}])
 def test_specs_that_are_refused(hub, change):
     source = {"type": "vsphere", "source": "vc-1", "vm": "vm-1", **change}
     hub.api.post("/vms", {"name": "web", "source": source}).expect(400, "invalid request body")

@@ -223,12 +223,13 @@ def test_ten_thousand_vms(hub, make_sim, cli):
 def test_a_vm_is_found_by_path_and_by_moref(hub, sim):
     add(hub, sim)
     state = sim.vm(WEB)
-    added = register(hub, quiesce="require", disks_unsupported="skip").expect(201)["source"]
+    added = register(hub, quiesce="require", disks_unsupported="skip", unallocated="zero").expect(201)["source"]
     assert added == {"type": "vsphere", "source": "vc-1", "vm": "/" + WEB, "moref": state["moref"], "path": "/" + WEB,
-                     "instance_uuid": added["instance_uuid"], "quiesce": "require", "disks_unsupported": "skip"}
+                     "instance_uuid": added["instance_uuid"], "quiesce": "require", "disks_unsupported": "skip",
+                     "unallocated": "zero"}
     again = register(hub, "by moref", state["moref"]).expect(201)["source"]
     assert again["instance_uuid"] == added["instance_uuid"] == discover(hub)["/" + WEB]["instance_uuid"]
-    assert (again["quiesce"], again["disks_unsupported"]) == ("auto", "fail")
+    assert (again["quiesce"], again["disks_unsupported"], again["unallocated"]) == ("auto", "fail", "read")
     for vm in ("/DC0/vm/none", "vm-99999", "/DC0/vm/prod"):
         register(hub, "none", vm).expect(404, "vm not found in vcenter")
     register(hub, "none", source="vc-9").expect(404, "source not found")

@@ -10,10 +10,11 @@
 #define REPORT_PAUSE_MS 1000
 #define ALARM_TRIES 10 // also where the job has failed of something else, and is to end soon
 
-// What the audit of one disk may take: a share of what its copy took, and of its part of the job's opening.
-static int64_t until(const Job *j, int64_t copied_ms)
+// What the audit of one disk may take: a share of what its copy took, and of its part of the job's opening. No limit
+// where all that was left out of a full was left out on the hypervisor's word.
+static int64_t until(const Job *j, const Blocks *from, int64_t copied_ms)
 {
-    unsigned percent = j->order.audit_percent;
+    unsigned percent = from->zeros_on_word ? 0 : j->order.audit_percent;
     int64_t spent = copied_ms + j->opening_ms / (int64_t)MAX(1, j->disks_len);
     return percent == 0 ? 0 : clock_mono_ms() + spent * percent / 100;
 }
@@ -53,7 +54,7 @@ static bool report(Job *j, const WorkAudit *a, Err *err)
 bool audit_disk(Job *j, const JobDisk *d, Audit *audit, Blocks *from, const MoverKnown *known, int64_t copied_ms,
                 AuditResult *ret, Err *err)
 {
-    AuditRun run = {.from = from, .known = known, .until_ms = until(j, copied_ms), .cancel = j->spec->stop};
+    AuditRun run = {.from = from, .known = known, .until_ms = until(j, from, copied_ms), .cancel = j->spec->stop};
     if (!audit_run(audit, &run, ret, err))
         return false;
     const AuditFigures *f = &ret->figures;

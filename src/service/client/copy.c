@@ -56,7 +56,7 @@ static bool send_all(Copy *c, const MoverSpec *first, MoverResult *result, Err *
     log_error("ALARM: change tracking had missed changes; all of the disk is compared",
               LOG_STR("job", c->job->spec->job_id), LOG_STR("disk", c->disk->source->key));
     c->before = result->total;
-    spec.plan = MOVER_ALL;
+    spec.plan = MOVER_READ;
     spec.known = NULL; // of this pass: its leaves show what the first one sent
     spec.resume = NULL;
     spec.planned = NULL;
@@ -91,7 +91,16 @@ static bool copy_audited(Copy *c, MoverSpec *spec, MoverResult *ret, uint64_t *r
 static bool is_audited(const Copy *c)
 {
     const AnnounceAnswerDisk *a = c->disk->answer;
-    return (a->mode == DISK_TRACKED || a->resume) && c->job->order.audit_blocks > 0 && a->leaves_uri;
+    bool on_word = a->mode == DISK_TRACKED || a->resume || c->from->zeros_on_word;
+    return on_word && c->job->order.audit_blocks > 0 && a->leaves_uri;
+}
+
+// The hypervisor's word on what is not in use counts only where it is looked at.
+static MoverPlan plan_of(const Copy *c)
+{
+    if (c->disk->answer->mode == DISK_TRACKED)
+        return MOVER_TRACKED;
+    return c->from->zeros_on_word && !is_audited(c) ? MOVER_READ : MOVER_ALL;
 }
 
 static void *copy_thread(void *ctx)
@@ -107,7 +116,7 @@ static void *copy_thread(void *ctx)
         .to = c->to,
         .size = c->disk->source->size,
         .cluster_size = j->order.cluster_size,
-        .plan = mode == DISK_TRACKED ? MOVER_TRACKED : MOVER_ALL,
+        .plan = plan_of(c),
         .known = c->known.leaves && mode == DISK_COMPARE ? &c->known : NULL,
         .resume = c->disk->answer->resume ? &c->resume : NULL,
         .cancel = j->spec->stop,

@@ -349,9 +349,7 @@ static bool answer_disk(const Plan *p, const StoreDisk *d, AnnounceAnswer *answe
     if (!disk_mode_parse(d->mode, &a->mode, err) || !chain_reason_parse(d->reason, &a->reason, err) ||
         !mem_replace(&a->disk_key, d->disk_key, err) || !(a->uri = exporter_uri(d->socket, d->export_name, err)))
         return false;
-    if (a->mode == DISK_FULL && !a->resume)
-        return true;
-    // what equals the parent need not travel; and audits of a tracked disk, of one that goes on
+    // what equals the parent need not travel; and audits of what is not read
     cleanup_free char *leaves = mem_printf(err, "%s" ENGINE_LEAVES, d->export_name);
     a->hash_seed = p->repo.info.hash.seed;
     return leaves && (a->leaves_uri = exporter_uri(d->socket, leaves, err)) &&

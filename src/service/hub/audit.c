@@ -29,7 +29,13 @@ static bool doubt_point(Hub *h, const StoreBackup *b, const char *disk_key, json
     return store_backup_set_doubted(h->store, b->id, err);
 }
 
-// A point that rests on the word of tracking, if only for what it kept of an interrupted backup, is doubted unless its
+// Has what was not read: on the word of tracking, or of what the hypervisor calls not in use.
+static bool rests_on_word(const StoreDisk *d)
+{
+    return is_tracked(d) || d->kept_bytes > 0 || (d->audited && d->wrong_blocks == 0);
+}
+
+// A point that rests on a hypervisor's word, if only for what it kept of an interrupted backup, is doubted unless its
 // own audit was clean. There, and at a full, it ends: *ret_next is NULL. Else the parent is next (new memory).
 static bool doubt_disk(Hub *h, const StoreBackup *b, const StoreDisk *d, json_t *ids, char **ret_next, Err *err)
 {
@@ -37,7 +43,7 @@ static bool doubt_disk(Hub *h, const StoreBackup *b, const StoreDisk *d, json_t 
     *ret_next = NULL;
     if (audit_is_clean(&figures))
         return true;
-    if ((is_tracked(d) || d->kept_bytes > 0) && !doubt_point(h, b, d->disk_key, ids, err))
+    if (rests_on_word(d) && !doubt_point(h, b, d->disk_key, ids, err))
         return false;
     return !d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err));
 }
@@ -90,8 +96,6 @@ static bool check(const StoreBackup *b, const StoreDisk *d, const WorkAudit *a, 
         return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", b->id, b->status);
     if (!d)
         return err_set(err, ERR_INVALID, "disk %llu is not of this job", (unsigned long long)a->disk_id);
-    if (!is_tracked(d) && !d->resumed && d->wrong_blocks == 0)
-        return err_set(err, ERR_CONFLICT, "disk %s is read whole: there is nothing to audit", d->disk_key);
     if (a->figures.unchanged > d->size || a->wrong_at >= d->size)
         return err_set(err, ERR_INVALID, "disk %s is not as large as that", d->disk_key);
     if (d->wrong_blocks > 0 && a->figures.wrong == 0) // once found, for good

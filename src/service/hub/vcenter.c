@@ -378,5 +378,6 @@ bool hub_vcenter_find(Hub *h, json_t *spec, char **ret_source_id, Err *err)
         codec_json_set_text(spec, "path", *vm.path ? vm.path : NULL, err) &&
         codec_json_set_text(spec, "quiesce", quiesce[read.quiesce], err) &&
         codec_json_set_text(spec, "disks_unsupported", read.skip_unsupported ? "skip" : "fail", err) &&
+        codec_json_set_text(spec, "unallocated", read.unallocated_zero ? "zero" : "read", err) &&
         mem_replace(ret_source_id, s.id, err);
 }

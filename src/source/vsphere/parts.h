@@ -13,6 +13,7 @@
 typedef struct VsphereDiskState {
     VimDisk disk;       // as the snapshot has it; owned
     char *base, *since; // change IDs that the vCenter accepts; NULL: none. Owned
+    bool in_use_known;  // the vCenter names the areas in use
 } VsphereDiskState;
 
 // The leave to read one disk: a place of its ESXi host and one of its vCenter, as descriptors; -1: none.
@@ -35,6 +36,7 @@ typedef struct VsphereSource {
     Secret password;
     VsphereDiskState *disks; // as many as s.disks
     bool tracks;             // CBT is on and works
+    bool unallocated_zero;   // VsphereSpec
     char why_not[256];       // or why it does not
 
     const atomic_bool *cancel; // these three are the request's
@@ -73,5 +75,6 @@ bool vsphere_areas_open(VsphereSource *v, size_t disk, const char *change_id, Bl
 bool vsphere_areas_probe(VsphereSource *v, const VimDisk *d, const char *change_id, uint64_t *ret_bytes, Err *err)
     must_check;
 
-// reads.c: the disk's bytes, and `areas` (owned, may be NULL) as its change set.
-bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **ret, Err *err) must_check;
+// reads.c: the disk's bytes, and `areas` (owned, may be NULL) as its change set; in_use: as what is in use, the rest is
+// zero.
+bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, bool in_use, Blocks **ret, Err *err) must_check;

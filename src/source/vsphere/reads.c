@@ -36,7 +36,7 @@ struct Reads {
     VsphereSlot slot;
     Child *child;
     Blocks *nbd;   // NULL: there was no getting it back
-    Blocks *areas; // NULL: no change set
+    Blocks *areas; // NULL: none
     Read reads[READS_MAX];
     unsigned under_way, failed; // asked and not answered; failed
     unsigned tries;             // since a read that went well
@@ -168,10 +168,26 @@ static bool ask_again(Reads *r, Err *err)
     return true;
 }
 
-// Zeros are found by looking: what VDDK calls not allocated is not vouched for as zero.
+// What is between the areas in use.
+static bool add_unused(Blocks *areas, uint64_t offset, uint64_t length, ExtentVec *zeros, Err *err)
+{
+    cleanup(extent_vec_clear) ExtentVec used = {0}, none = {0};
+    uint64_t at = offset, end = offset + length;
+    if (!areas->ops->extents(areas, offset, length, &used, &none, err))
+        return false;
+    for (size_t i = 0; i < used.len; at = used.items[i].offset + used.items[i].length, i++)
+        if (used.items[i].offset > at &&
+            !extent_vec_push(zeros, (Extent){.offset = at, .length = used.items[i].offset - at, .zero = true}, err))
+            return false;
+    return at == end || extent_vec_push(zeros, (Extent){.offset = at, .length = end - at, .zero = true}, err);
+}
+
+// Zeros are found by looking, unless whoever registered the VM vouches for what the vCenter calls not in use.
 static bool reads_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
 {
     Blocks *areas = of(b)->areas;
+    if (areas && b->zeros_on_word)
+        return add_unused(areas, offset, length, zeros, err);
     return !areas || areas->ops->extents(areas, offset, length, changed, zeros, err);
 }
 
@@ -283,7 +299,7 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
     return child_start(argv, &v->password, ret, err);
 }
 
-bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **ret, Err *err)
+bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, bool in_use, Blocks **ret, Err *err)
 {
     Reads *r = mem_calloc(1, sizeof(*r), err);
     if (!r) {
@@ -302,7 +318,8 @@ bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, Blocks **r
     r->b = (Blocks){.ops = &reads_ops,
                     .size = r->nbd->size,
                     .max_request = MIN(r->nbd->max_request, REQUEST_MAX),
-                    .max_in_flight = IN_FLIGHT};
+                    .max_in_flight = IN_FLIGHT,
+                    .zeros_on_word = in_use};
     *ret = &r->b;
     return true;
 }

@@ -8,14 +8,18 @@
 
 static bool read_policies(const json_t *spec, VsphereSpec *s, Err *err)
 {
-    const char *quiesce, *unsupported;
+    const char *quiesce, *unsupported, *unallocated;
     if (!codec_json_text_opt(spec, "quiesce", 16, &quiesce, err) ||
-        !codec_json_text_opt(spec, "disks_unsupported", 16, &unsupported, err))
+        !codec_json_text_opt(spec, "disks_unsupported", 16, &unsupported, err) ||
+        !codec_json_text_opt(spec, "unallocated", 16, &unallocated, err))
         return false;
     if (quiesce && !str_eq(quiesce, "auto") && !str_eq(quiesce, "off") && !str_eq(quiesce, "require"))
         return err_set(err, ERR_INVALID, "quiesce is \"%s\"; HINT: auto, off or require", quiesce);
     if (unsupported && !str_eq(unsupported, "skip") && !str_eq(unsupported, "fail"))
         return err_set(err, ERR_INVALID, "disks_unsupported is \"%s\"; HINT: skip or fail", unsupported);
+    if (unallocated && !str_eq(unallocated, "read") && !str_eq(unallocated, "zero"))
+        return err_set(err, ERR_INVALID, "unallocated is \"%s\"; HINT: read or zero", unallocated);
+    s->unallocated_zero = unallocated && str_eq(unallocated, "zero");
     s->quiesce = !quiesce || str_eq(quiesce, "auto") ? VSPHERE_QUIESCE_AUTO
         : str_eq(quiesce, "off")                     ? VSPHERE_QUIESCE_OFF
                                                      : VSPHERE_QUIESCE_REQUIRE;
@@ -25,7 +29,7 @@ static bool read_policies(const json_t *spec, VsphereSpec *s, Err *err)
 
 bool vsphere_spec_read(const json_t *spec, VsphereSpec *ret, Err *err)
 {
-    static const char *const known[] = {"type",  "source",        "vm",   "quiesce", "disks_unsupported",
+    static const char *const known[] = {"type",  "source",        "vm",   "quiesce", "disks_unsupported", "unallocated",
                                         "moref", "instance_uuid", "path", NULL};
     VsphereSpec s = {.source = NULL};
     if (!codec_json_object(spec, "source", err) || !codec_json_only(spec, known, err) ||

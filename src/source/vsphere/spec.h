@@ -1,5 +1,5 @@
-// The spec of a VM of type "vsphere": {"type", "source", "vm", "quiesce"?, "disks_unsupported"?} as it is sent, and,
-// once the hub has asked the vCenter, "moref", "instance_uuid" and "path". docs/internals/sources.md.
+// The spec of a VM of type "vsphere": {"type", "source", "vm", "quiesce"?, "disks_unsupported"?, "unallocated"?} as it
+// is sent, and, once the hub has asked the vCenter, "moref", "instance_uuid" and "path". docs/internals/sources.md.
 #pragma once
 
 #include "source/common.h"
@@ -12,6 +12,7 @@ typedef struct VsphereSpec {                  // text borrowed from the JSON
     const char *moref, *instance_uuid, *path; // NULL: not asked for yet
     VsphereQuiesce quiesce;
     bool skip_unsupported; // disks that no snapshot holds are left out; else they fail the backup
+    bool unallocated_zero; // what the vCenter calls not in use is taken for zero; else it is read
 } VsphereSpec;
 
 bool vsphere_spec_read(const json_t *spec, VsphereSpec *ret, Err *err) must_check;

@@ -87,11 +87,12 @@ static bool follows(VsphereSource *v, const VimDisk *d, const char *change_id, c
 
 // For the look at the free space before a full: the areas in use are near enough, and where the vCenter does not name
 // them nobody knows. The whole size would refuse every large disk that holds little.
-static uint64_t in_use(VsphereSource *v, const VimDisk *d, bool tracked)
+static uint64_t in_use(VsphereSource *v, VsphereDiskState *state, bool tracked)
 {
     Err unknown = ERR_INIT;
     uint64_t bytes = 0;
-    return tracked && vsphere_areas_probe(v, d, "*", &bytes, &unknown) ? MIN(bytes, d->capacity) : 0;
+    state->in_use_known = tracked && vsphere_areas_probe(v, &state->disk, "*", &bytes, &unknown);
+    return state->in_use_known ? MIN(bytes, state->disk.capacity) : 0;
 }
 
 static bool describe(VsphereSource *v, size_t i, Err *err)
@@ -108,7 +109,8 @@ static bool describe(VsphereSource *v, size_t i, Err *err)
     bool tracked = v->tracks && d->change_id[0] && changeid_check(d->change_id, &odd);
     out->disk_id = (uint64_t)d->key;
     out->size = d->capacity;
-    out->allocated_bytes = out->estimated_bytes = parent ? d->capacity : in_use(v, d, tracked);
+    out->allocated_bytes = out->estimated_bytes =
+        parent && !v->unallocated_zero ? d->capacity : in_use(v, state, tracked);
     out->tracking = tracked ? "cbt" : "none";
     out->label = mem_printf(err, "%.100s: %.700s", d->label, d->file);
     if (!out->label || !mem_replace(&out->backing_identity, d->uuid, err) ||
@@ -284,8 +286,10 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
     v->slot = VSPHERE_NO_SLOT;
     (void)pthread_mutex_init(&v->lock, NULL); // cannot fail with glibc
     (void)pthread_mutex_init(&v->slot_lock, NULL);
-    bool ok = vsphere_spec_read(req->spec, &v->spec, err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) &&
-        take_disks(v, err) && renew_lost_tracking(v, err);
+    bool ok = vsphere_spec_read(req->spec, &v->spec, err);
+    v->unallocated_zero = v->spec.unallocated_zero;
+    ok =
+        ok && log_in(v, req, err) && vsphere_snapshot_open(v, err) && take_disks(v, err) && renew_lost_tracking(v, err);
     v->req = NULL;
     v->spec = (VsphereSpec){0};
     if (!ok) {
@@ -303,8 +307,10 @@ static bool vsphere_blocks(Source *s, size_t disk, bool with_changes, Blocks **r
     Blocks *areas = NULL;
     if (with_changes && !v->disks[disk].base)
         return err_set(err, ERR_INVALID, "disk %s has no change set", s->disks[disk].key);
-    return (!with_changes || vsphere_areas_open(v, disk, v->disks[disk].base, &areas, err)) &&
-        vsphere_reads_open(v, disk, areas, ret, err);
+    bool in_use = !with_changes && v->unallocated_zero && v->disks[disk].in_use_known;
+    const char *since = with_changes ? v->disks[disk].base : "*";
+    return (!(with_changes || in_use) || vsphere_areas_open(v, disk, since, &areas, err)) &&
+        vsphere_reads_open(v, disk, areas, in_use, ret, err);
 }
 
 static bool vsphere_since(Source *s, size_t disk, Blocks **ret, Err *err)

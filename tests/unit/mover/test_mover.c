@@ -181,6 +181,61 @@ static void tracked_later(void **state)
     copies(true, true);
 }
 
+static bool never_asked(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err)
+{
+    (void)b, (void)offset, (void)length, (void)changed, (void)zeros;
+    return err_set(err, ERR_INTERNAL, "asked for its map");
+}
+
+// A source that calls zero what is not.
+static void a_disk_that_is_read_whatever_its_map_says(void **state)
+{
+    (void)state;
+    UnitRandom r = unit_random();
+    for (int i = 0; i < 200; i++) {
+        Err err = ERR_INIT;
+        MoverResult result;
+        Case c = make_case(&r, false, i % 2 == 0);
+        c.from->zeros.len = 0;
+        BlocksOps ops = *c.from->blocks.ops;
+        ops.extents = never_asked;
+        c.from->blocks.ops = &ops;
+        c.spec.plan = MOVER_READ;
+        assert_ok(mover_copy(&c.spec, &result, &err), &err);
+        assert_memory_equal(c.to->bytes, c.from->bytes, c.spec.size);
+        assert_int_equal(c.from->bytes_read, c.spec.size);
+        assert_int_equal(result.coverage.bytes, c.spec.size);
+        free_case(&c);
+    }
+}
+
+static void count_planned(void *ctx, uint64_t offset, uint64_t length)
+{
+    uint64_t *sum = ctx;
+    (void)offset;
+    *sum += length;
+}
+
+// An audit draws from what was not read; zeros that the source vouches for are not among it.
+static void zeros_on_the_hypervisors_word_are_for_the_audit(void **state)
+{
+    (void)state;
+    UnitRandom r = unit_random();
+    for (int i = 0; i < 200; i++) {
+        Err err = ERR_INIT;
+        MoverResult result;
+        uint64_t planned = 0;
+        Case c = make_case(&r, i % 4 < 2, false);
+        c.from->blocks.zeros_on_word = i % 2 == 0;
+        c.spec.planned = count_planned;
+        c.spec.planned_ctx = &planned;
+        assert_ok(mover_copy(&c.spec, &result, &err), &err);
+        assert_memory_equal(c.to->bytes, c.from->bytes, c.spec.size);
+        assert_int_equal(planned, i % 2 == 0 ? c.from->bytes_read : result.coverage.bytes);
+        free_case(&c);
+    }
+}
+
 // The sink has some clusters of an interrupted copy. Those that are the same since are confirmed, whether the change
 // set names them or not; all others are read and written.
 static void resumed_copy(UnitRandom *r, bool tracked, bool later)
@@ -464,6 +519,8 @@ int main(void)
         cmocka_unit_test(all_later),
         cmocka_unit_test(tracked_at_once),
         cmocka_unit_test(tracked_later),
+        cmocka_unit_test(a_disk_that_is_read_whatever_its_map_says),
+        cmocka_unit_test(zeros_on_the_hypervisors_word_are_for_the_audit),
         cmocka_unit_test(resumed),
         cmocka_unit_test(a_sink_with_a_crooked_map),
         cmocka_unit_test(faults_on_start),

@@ -21,9 +21,11 @@ static void test_what_is_taken(void **state)
     assert_null(s.path);
     assert_int_equal(s.quiesce, VSPHERE_QUIESCE_AUTO);
     assert_false(s.skip_unsupported);
+    assert_false(s.unallocated_zero);
     json_decref(spec);
 
-    static const char whole[] = "{" SENT ",\"quiesce\":\"require\",\"disks_unsupported\":\"skip\",\"moref\":\"vm-16\","
+    static const char whole[] = "{" SENT ",\"quiesce\":\"require\",\"disks_unsupported\":\"skip\","
+                                "\"unallocated\":\"zero\",\"moref\":\"vm-16\","
                                 "\"instance_uuid\":\"52d0eb97-27ad-4c3d-874a-c34e85f2ea95\",\"path\":\"/DC0/vm/web\"}";
     assert_ok(codec_json_parse(whole, strlen(whole), 4096, &spec, &err), &err);
     assert_ok(vsphere_spec_read(spec, &s, &err), &err);
@@ -31,6 +33,7 @@ static void test_what_is_taken(void **state)
     assert_string_equal(s.instance_uuid, "52d0eb97-27ad-4c3d-874a-c34e85f2ea95");
     assert_int_equal(s.quiesce, VSPHERE_QUIESCE_REQUIRE);
     assert_true(s.skip_unsupported);
+    assert_true(s.unallocated_zero);
     json_decref(spec);
 }
 
@@ -48,6 +51,7 @@ static void test_what_is_refused(void **state)
         "{" SENT ",\"quiesce\":\"maybe\"}",
         "{" SENT ",\"quiesce\":true}",
         "{" SENT ",\"disks_unsupported\":\"ignore\"}",
+        "{" SENT ",\"unallocated\":\"skip\"}",
         "{" SENT ",\"password\":\"x\"}",
         "{" SENT ",\"moref\":\"snapshot-1\"}",
         "{" SENT ",\"instance_uuid\":\"x\"}",
