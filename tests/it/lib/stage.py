@@ -88,8 +88,9 @@ class Stage(History):
         self.api, self.cli = self.hub.api, Cli(self.hub.url, cwd=self.folder)
         self.world = World(self.hub, self.folder)
         self.gate = Gate(self.hub.port).__enter__()
+        client = f"{BIN}/sendense-backup-client {self.client_options}"
         self.write_wrapper(f"[ -e '{self.flag}' ] && kill -STOP $$\n"
-                           f"SHA_API_URL={self.gate.url} exec {BIN}/sendense-backup-client {self.client_options} \"$@\"\n")
+                           f"SHA_API_URL={self.gate.url} exec {client} \"$@\"\n")
         try:
             self.prepare()
         except BaseException:       # whoever fails to enter does not exit
@@ -238,7 +239,8 @@ class Stage(History):
 
     def wait_journal(self, least):
         """So many of the first disk's clusters are durable, and noted as that."""
-        journal, = [p for p in partial_files(self.repositories["main"]) if "disk-0" in p.parts and ".journal." in p.name]
+        journal, = [p for p in partial_files(self.repositories["main"])
+                    if "disk-0" in p.parts and ".journal." in p.name]
         wait_for(lambda: journal.stat().st_size >= least * JOURNAL_ITEM, f"{least} clusters are durable")
 
     def at_written(self, least):
