@@ -19,11 +19,12 @@
 typedef struct CliValues {
     char *hub, *path, *cluster_size, *compression, *hash, *qmp, *agent, *freeze, *scratch, *adopt, *name, *repo, *vm,
         *status, *disk, *to, *format, *vcenter, *user, *password_file, *password_fd, *thumbprint, *ca, *source,
-        *quiesce, *disks_unsupported, *unallocated, *audit_blocks;
+        *quiesce, *disks_unsupported, *unallocated, *audit_blocks, *token_file, *token_fd, *role, *expires, *actor,
+        *head;
     OptList file, exclude;
     uint64_t limit;
     bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,
-        all_disks, force, yes, pin, ask_password;
+        all_disks, force, yes, pin, ask_password, failed;
 } CliValues;
 
 typedef struct Cli {

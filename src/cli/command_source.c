@@ -1,76 +1,18 @@
 #include "base/file.h"
-#include "base/num.h"
+#include "cli/ask.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
 
-#include <errno.h>
 #include <inttypes.h>
-#include <unistd.h>
 
 #define CA_MAX (64u << 10)
 #define DISCOVERY_MAX (256u << 20) // 10,000 VMs are about 15 MiB
 
-// ---- the password: never an argument, never in the environment
-
-static bool take_line(char *text, const char *where, Secret *ret, Err *err)
-{
-    size_t n = strlen(text);
-    if (n > 0 && text[n - 1] == '\n')
-        text[--n] = '\0';
-    if (n > 0 && text[n - 1] == '\r')
-        text[--n] = '\0';
-    if (n == 0 || strchr(text, '\n'))
-        return err_set(err, ERR_USAGE, "%s holds %s; it is to hold the password, in one line", where,
-                       n == 0 ? "nothing" : "several lines");
-    return secret_set(ret, text, err);
-}
-
-static bool password_from_file(const char *path, Secret *ret, Err *err)
-{
-    char *text = NULL;
-    if (!file_read(path, SECRET_MAX + 2, &text, NULL, err))
-        return err_context(err, "option --password-file");
-    bool ok = take_line(text, "the password file", ret, err);
-    explicit_bzero(text, strlen(text));
-    free(text);
-    return ok;
-}
-
-static bool password_from_fd(const char *number, Secret *ret, Err *err)
-{
-    char text[SECRET_MAX + 3];
-    uint64_t fd;
-    size_t n = 0;
-    if (!num_u64(number, 0, INT32_MAX, &fd, err)) {
-        err->code = ERR_USAGE;
-        return err_context(err, "option --password-fd");
-    }
-    ssize_t got = 1;
-    while (got > 0 && n < sizeof(text) - 1) {
-        got = read((int)fd, text + n, sizeof(text) - 1 - n);
-        if (got < 0 && errno == EINTR)
-            got = 1;
-        else if (got > 0)
-            n += (size_t)got;
-    }
-    text[n] = '\0';
-    bool ok = got < 0 ? err_errno(err, errno, "descriptor %s", number)
-        : n == sizeof(text) - 1 || strlen(text) != n
-        ? err_set(err, ERR_USAGE, "descriptor %s gives no password: too long, or not text", number)
-        : take_line(text, "the descriptor", ret, err);
-    explicit_bzero(text, sizeof(text));
-    return ok;
-}
-
 static bool add_password(const CliValues *v, json_t *body, Err *err)
 {
     cleanup(secret_clear) Secret password = {0};
-    if (v->password_file && v->password_fd)
-        return err_set(err, ERR_USAGE, "--password-file and --password-fd exclude each other");
-    bool ok = v->password_file ? password_from_file(v->password_file, &password, err)
-        : v->password_fd       ? password_from_fd(v->password_fd, &password, err)
-                               : terminal_password("password: ", "--password-file or --password-fd", &password, err);
-    return ok && codec_json_set_text(body, "password", secret_reveal(&password), err);
+    return ask_secret("password", v->password_file, v->password_fd, &password, err) &&
+        codec_json_set_text(body, "password", secret_reveal(&password), err);
 }
 
 // ---- whom to trust

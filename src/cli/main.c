@@ -2,6 +2,7 @@
 // exports, and so run on its machine.
 #include "base/clock.h"
 #include "base/proc.h"
+#include "cli/credentials.h"
 #include "cli/help.h"
 #include "cli/option.h"
 #include "cli/stop.h"
@@ -96,7 +97,8 @@ static bool open_hub(Cli *c, Err *err)
 {
     const char *env = getenv("SHA_API_URL");
     c->hub_url = c->values.hub ? c->values.hub : env && *env ? env : HUB_API_URL_DEFAULT;
-    return hub_api_new(c->hub_url, NULL, &c->hub, err);
+    cleanup(secret_clear) Secret token = {0};
+    return credentials_find(c->hub_url, &token, err) && hub_api_new(c->hub_url, &token, &c->hub, err);
 }
 
 static bool run_command(Cli *c, const Command *command, int argc, char *const *argv, Err *err)

@@ -3,6 +3,8 @@
 #include "base/str.h"
 #include "service/hub/hub.h"
 
+#include <stdio.h>
+
 #define HANDLER(name) static bool name(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
 #define BACKUP http_request_param(req, "backup_id")
 
@@ -21,6 +23,68 @@ HANDLER(health)
 {
     (void)req;
     return hub_health(hub(ctx), &ret->body, err);
+}
+
+// ---- who calls
+
+bool api_admit(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err)
+{
+    static const Secret none = {0};
+    const Secret *token = &none;
+    HubActor actor;
+    if (route->flags & HTTP_ANYBODY)
+        return true;
+    if (route->flags & HTTP_OWN_TOKEN) {
+        http_request_set_actor(req, "job", NULL); // its ID is in the path
+        return true;
+    }
+    // the contract: without authentication a token is looked at by the calls that know one, and by no other
+    if (hub_needs_tokens(hub(ctx)) && !http_request_token(req, &token, err))
+        return false;
+    bool ok = hub_admit(hub(ctx), token, route->roles, &actor, err);
+    http_request_set_actor(req, actor.name, actor.role);
+    return ok;
+}
+
+HANDLER(whoami)
+{
+    HubActor actor = {.role = http_request_role(req)[0] ? http_request_role(req) : NULL};
+    (void)snprintf(actor.name, sizeof(actor.name), "%s", http_request_actor(req));
+    return hub_whoami(hub(ctx), &actor, &ret->body, err);
+}
+
+HANDLER(token_add)
+{
+    static const char *const known[] = {"name", "role", "expires_in_days", NULL};
+    const json_t *body;
+    ret->status = 201;
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_token_add(hub(ctx), body, http_request_actor(req), &ret->body, err), err);
+}
+
+HANDLER(token_list)
+{
+    (void)req;
+    return hub_token_list(hub(ctx), &ret->body, err);
+}
+
+HANDLER(token_remove)
+{
+    return hub_token_remove(hub(ctx), http_request_param(req, "token_id"), &ret->body, err);
+}
+
+HANDLER(audit_list)
+{
+    StoreTrailFilter f = {.actor = http_request_query(req, "actor"), .method = http_request_query(req, "method")};
+    uint64_t after, least;
+    if (!http_request_query_u64(req, "limit", 1, 1000, 100, &f.limit, err) ||
+        !http_request_query_u64(req, "after", 0, INT64_MAX, 0, &after, err) ||
+        !http_request_query_u64(req, "min_status", 0, 599, 0, &least, err) ||
+        !http_request_query_bool(req, "newest_first", false, &f.newest_first, err))
+        return false;
+    f.after = (int64_t)after;
+    f.status_least = (int64_t)least;
+    return hub_trail_list(hub(ctx), &f, &ret->body, err);
 }
 
 // ---- repositories
@@ -145,11 +209,22 @@ HANDLER(vm_remove)
 
 // ---- backups
 
+// Whoever plays the client gets the job's token, and with it the password of the VM's source.
+static bool may_play_client(const HttpRequest *req, const json_t *body, Err *err)
+{
+    if (!json_is_false(json_object_get(body, "start_client")) ||
+        !str_eq(http_request_role(req), role_name(ROLE_OPERATOR)))
+        return true;
+    (void)err_set(err, ERR_FORBIDDEN,
+                  "a job without a client of the hub's needs admin or node; this token is an operator's");
+    return err_title(err, "not allowed");
+}
+
 HANDLER(backup_start)
 {
     const json_t *body; // the contract's call: unknown members are ignored
     ret->status = 201;
-    return http_request_json(req, NULL, &body, err) &&
+    return http_request_json(req, NULL, &body, err) && may_play_client(req, body, err) &&
         from_body(hub_backup_start(hub(ctx), body, &ret->body, err), err);
 }
 
@@ -332,7 +407,7 @@ HANDLER(backup_complete)
     // the contract: the body is checked before the job is looked up
     if (!completion_decode(text, n, &c, err))
         return false;
-    bool ok = check_token(req, ctx, BACKUP, false, err) &&
+    bool ok = check_token(req, ctx, BACKUP, hub_needs_tokens(hub(ctx)), err) &&
         from_body(hub_job_complete(hub(ctx), BACKUP, &c, &ret->body, err), err);
     completion_clear(&c);
     if (!ok && err_http(err->code) >= 500) { // the contract's one word for whatever the hub failed at
@@ -394,9 +469,10 @@ HANDLER(replication_changeid)
     const Secret *token;
     if (!changeid_report_decode(text, n, &report, err))
         return false;
-    // registered replications have no token yet: one that is sent cannot be right
+    // without authentication one that is sent cannot be right: replications have none
     bool ok = http_request_token(req, &token, err) &&
-        (!secret_is_set(token) || err_set(err, ERR_FORBIDDEN, "the token is not this job's")) &&
+        (hub_needs_tokens(hub(ctx)) || !secret_is_set(token) ||
+         err_set(err, ERR_FORBIDDEN, "the token is not this job's")) &&
         hub_replication_record(hub(ctx), http_request_param(req, "job_id"), &report, &ret->body, err);
     changeid_report_clear(&report);
     return ok;
@@ -413,46 +489,51 @@ HANDLER(replication_claim)
 #define V1 "/api/v1"
 
 static const HttpRoute routes[] = {
-    {"GET", V1 "/health", health, 0, NULL},
-    {"POST", V1 "/repositories", repository_add, HTTP_BODY, NULL},
-    {"GET", V1 "/repositories", repository_list, 0, NULL},
-    {"GET", V1 "/repositories/{repository_id}", repository_show, 0, NULL},
-    {"DELETE", V1 "/repositories/{repository_id}", repository_remove, 0, NULL},
-    {"POST", V1 "/repositories/{repository_id}/scan", repository_scan, 0, NULL},
-    {"POST", V1 "/sources", source_add, HTTP_BODY, NULL},
-    {"GET", V1 "/sources", source_list, 0, NULL},
-    {"POST", V1 "/sources/certificate", source_certificate, HTTP_BODY, NULL},
-    {"GET", V1 "/sources/{source_id}", source_show, 0, NULL},
-    {"PATCH", V1 "/sources/{source_id}", source_change, HTTP_BODY, NULL},
-    {"DELETE", V1 "/sources/{source_id}", source_remove, 0, NULL},
-    {"POST", V1 "/sources/{source_id}/test", source_test, 0, NULL},
-    {"GET", V1 "/sources/{source_id}/vms", source_vms, 0, NULL},
-    {"POST", V1 "/vms", vm_add, HTTP_BODY, NULL},
-    {"GET", V1 "/vms", vm_list, 0, "all"},
-    {"GET", V1 "/vms/{vm_id}", vm_show, 0, NULL},
-    {"PATCH", V1 "/vms/{vm_id}", vm_change, HTTP_BODY, NULL},
-    {"DELETE", V1 "/vms/{vm_id}", vm_remove, 0, NULL},
-    {"POST", V1 "/backups", backup_start, HTTP_BODY, NULL},
-    {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset"},
-    {"GET", V1 "/backups/{backup_id}", backup_show, 0, NULL},
-    {"DELETE", V1 "/backups/{backup_id}", backup_delete, 0, "with_dependents"},
-    {"GET", V1 "/backups/{backup_id}/events", backup_events, 0, NULL},
-    {"POST", V1 "/backups/{backup_id}/cancel", backup_cancel, 0, NULL},
-    {"POST", V1 "/backups/{backup_id}/verification", backup_verification, HTTP_BODY, NULL},
-    {"POST", V1 "/backups/{backup_id}/claim", job_claim, HTTP_BODY, NULL},
-    {"POST", V1 "/backups/{backup_id}/disks", job_disks, HTTP_BODY, NULL},
-    {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY, NULL},
-    {"POST", V1 "/backups/{backup_id}/audit", job_audit, HTTP_BODY, NULL},
-    {"POST", V1 "/backups/{backup_id}/fail", job_fail, HTTP_BODY, NULL},
-    {"POST", V1 "/backups/{backup_id}/complete", backup_complete, HTTP_BODY, NULL},
-    {"POST", V1 "/exports", export_start, HTTP_BODY, NULL},
-    {"GET", V1 "/exports", export_list, 0, NULL},
-    {"DELETE", V1 "/exports/{export_id}", export_end, 0, NULL},
-    {"POST", V1 "/replications", replication_add, HTTP_BODY, NULL},
-    {"GET", V1 "/replications", replication_list, 0, NULL},
-    {"GET", V1 "/replications/{job_id}", replication_show, 0, NULL},
-    {"POST", V1 "/replications/{job_id}/changeid", replication_changeid, HTTP_BODY, NULL},
-    {"POST", V1 "/replications/{job_id}/claim", replication_claim, HTTP_BODY, NULL},
+    {"GET", V1 "/health", health, HTTP_ANYBODY, NULL, 0},
+    {"GET", V1 "/whoami", whoami, 0, NULL, MAY_ANY_ROLE},
+    {"POST", V1 "/tokens", token_add, HTTP_BODY, NULL, MAY_ADMIN},
+    {"GET", V1 "/tokens", token_list, 0, NULL, MAY_ADMIN},
+    {"DELETE", V1 "/tokens/{token_id}", token_remove, 0, NULL, MAY_ADMIN},
+    {"GET", V1 "/audit", audit_list, 0, "actor method min_status after limit newest_first", MAY_ADMIN},
+    {"POST", V1 "/repositories", repository_add, HTTP_BODY, NULL, MAY_ADMIN},
+    {"GET", V1 "/repositories", repository_list, 0, NULL, MAY_LOOK},
+    {"GET", V1 "/repositories/{repository_id}", repository_show, 0, NULL, MAY_LOOK},
+    {"DELETE", V1 "/repositories/{repository_id}", repository_remove, 0, NULL, MAY_ADMIN},
+    {"POST", V1 "/repositories/{repository_id}/scan", repository_scan, 0, NULL, MAY_OPERATE},
+    {"POST", V1 "/sources", source_add, HTTP_BODY, NULL, MAY_ADMIN},
+    {"GET", V1 "/sources", source_list, 0, NULL, MAY_LOOK},
+    {"POST", V1 "/sources/certificate", source_certificate, HTTP_BODY, NULL, MAY_ADMIN},
+    {"GET", V1 "/sources/{source_id}", source_show, 0, NULL, MAY_LOOK},
+    {"PATCH", V1 "/sources/{source_id}", source_change, HTTP_BODY, NULL, MAY_ADMIN},
+    {"DELETE", V1 "/sources/{source_id}", source_remove, 0, NULL, MAY_ADMIN},
+    {"POST", V1 "/sources/{source_id}/test", source_test, 0, NULL, MAY_OPERATE},
+    {"GET", V1 "/sources/{source_id}/vms", source_vms, 0, NULL, MAY_OPERATE},
+    {"POST", V1 "/vms", vm_add, HTTP_BODY, NULL, MAY_ADMIN},
+    {"GET", V1 "/vms", vm_list, 0, "all", MAY_ANY_ROLE},
+    {"GET", V1 "/vms/{vm_id}", vm_show, 0, NULL, MAY_ANY_ROLE},
+    {"PATCH", V1 "/vms/{vm_id}", vm_change, HTTP_BODY, NULL, MAY_ADMIN},
+    {"DELETE", V1 "/vms/{vm_id}", vm_remove, 0, NULL, MAY_ADMIN},
+    {"POST", V1 "/backups", backup_start, HTTP_BODY, NULL, MAY_RECORD},
+    {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset", MAY_LOOK},
+    {"GET", V1 "/backups/{backup_id}", backup_show, 0, NULL, MAY_ANY_ROLE},
+    {"DELETE", V1 "/backups/{backup_id}", backup_delete, 0, "with_dependents", MAY_ADMIN},
+    {"GET", V1 "/backups/{backup_id}/events", backup_events, 0, NULL, MAY_LOOK},
+    {"POST", V1 "/backups/{backup_id}/cancel", backup_cancel, 0, NULL, MAY_OPERATE},
+    {"POST", V1 "/backups/{backup_id}/verification", backup_verification, HTTP_BODY, NULL, MAY_OPERATE},
+    {"POST", V1 "/backups/{backup_id}/claim", job_claim, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/backups/{backup_id}/disks", job_disks, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/backups/{backup_id}/audit", job_audit, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/backups/{backup_id}/fail", job_fail, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/backups/{backup_id}/complete", backup_complete, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/exports", export_start, HTTP_BODY, NULL, MAY_OPERATE},
+    {"GET", V1 "/exports", export_list, 0, NULL, MAY_LOOK},
+    {"DELETE", V1 "/exports/{export_id}", export_end, 0, NULL, MAY_OPERATE},
+    {"POST", V1 "/replications", replication_add, HTTP_BODY, NULL, MAY_OPERATE},
+    {"GET", V1 "/replications", replication_list, 0, NULL, MAY_ANY_ROLE},
+    {"GET", V1 "/replications/{job_id}", replication_show, 0, NULL, MAY_ANY_ROLE},
+    {"POST", V1 "/replications/{job_id}/changeid", replication_changeid, HTTP_BODY, NULL, MAY_RECORD},
+    {"POST", V1 "/replications/{job_id}/claim", replication_claim, HTTP_BODY, NULL, MAY_RECORD},
 };
 
 HttpRoutes api_routes(void)

@@ -5,3 +5,5 @@
 #include "http/route.h"
 
 HttpRoutes api_routes(void);
+// HttpConfig.admit: who may make which call (docs/internals/auth.md).
+bool api_admit(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err) must_check;

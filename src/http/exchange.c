@@ -107,9 +107,12 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
     const HttpRoute *route = ex->route;
     HttpResponse response = {0};
     http_watch_phase(&ex->site->watch, ex->conn, HTTP_HANDLING);
+    const HttpConfig *config = &ex->site->config;
+    if (config->admit && !config->admit(config->ctx, &ex->req, route, &ex->err))
+        return answer_error(ex, connection);
     if (!(route->flags & HTTP_BODY) && !http_request_no_body(&ex->req, &ex->err))
         return answer_error(ex, connection);
-    if (!route->handler(&ex->req, ex->site->config.ctx, &response, &ex->err)) {
+    if (!route->handler(&ex->req, config->ctx, &response, &ex->err)) {
         http_answer_discard(&response);
         return answer_error(ex, connection);
     }
@@ -162,6 +165,8 @@ void http_exchange_end(void *site, struct MHD_Connection *connection, void **exc
         const HttpDone done = {.method = ex->req.method,
                                .path = ex->req.url.raw ? ex->req.url.raw : "",
                                .remote = ex->req.remote,
+                               .actor = ex->req.actor,
+                               .role = ex->req.role,
                                .status = ex->status,
                                .duration_ms = clock_mono_ms() - ex->started_ms,
                                .err = &ex->err};

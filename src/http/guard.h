@@ -15,7 +15,7 @@ typedef struct HttpSlice {
 typedef struct HttpHead {
     HttpSlice method;
     HttpSlice target;
-    HttpSlice host; // as sent, with a port; none in HTTP/1.0
+    HttpSlice host;          // as sent, with a port; none in HTTP/1.0
     uint64_t content_length; // 0 when chunked or absent
 } HttpHead;
 

@@ -2,7 +2,9 @@
 
 #include "base/num.h"
 #include "http/request_internal.h"
+
 #include "http/server.h"
+#include <stdio.h>
 
 #include <strings.h>
 
@@ -19,6 +21,22 @@ const char *http_request_path(const HttpRequest *req)
 const char *http_request_remote(const HttpRequest *req)
 {
     return req->remote;
+}
+
+const char *http_request_actor(const HttpRequest *req)
+{
+    return req->actor;
+}
+
+const char *http_request_role(const HttpRequest *req)
+{
+    return req->role;
+}
+
+void http_request_set_actor(HttpRequest *req, const char *actor, const char *role)
+{
+    (void)snprintf(req->actor, sizeof(req->actor), "%s", actor);
+    (void)snprintf(req->role, sizeof(req->role), "%s", role ? role : "");
 }
 
 const char *http_request_param(const HttpRequest *req, const char *name)

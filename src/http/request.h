@@ -12,6 +12,13 @@ const char *http_request_method(const HttpRequest *req);
 const char *http_request_path(const HttpRequest *req);   // as it was sent, without the query
 const char *http_request_remote(const HttpRequest *req); // the peer's address, "127.0.0.1"
 
+// Who calls, and as what, as far as HttpConfig.admit has found out; "" until then.
+#define HTTP_ACTOR_MAX 256
+#define HTTP_ROLE_MAX 16
+const char *http_request_actor(const HttpRequest *req);
+const char *http_request_role(const HttpRequest *req);
+void http_request_set_actor(HttpRequest *req, const char *actor, const char *role); // cut at the ceilings
+
 // The segment that stands for "{name}" in the route's pattern: never NULL, never empty.
 const char *http_request_param(const HttpRequest *req, const char *name);
 

@@ -35,7 +35,9 @@ typedef struct HttpResponse {
 typedef bool (*HttpHandler)(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err);
 
 enum {
-    HTTP_BODY = 1 << 0, // takes a JSON object; without this flag a body other than "{}" is 400
+    HTTP_BODY = 1 << 0,      // takes a JSON object; without this flag a body other than "{}" is 400
+    HTTP_ANYBODY = 1 << 1,   // nobody is asked who they are
+    HTTP_OWN_TOKEN = 1 << 2, // the handler looks at the token, which is one for this thing alone
 };
 
 typedef struct HttpRoute {
@@ -44,6 +46,7 @@ typedef struct HttpRoute {
     HttpHandler handler;
     unsigned flags;
     const char *query; // names of the query parameters it knows, a blank between; others are 400. NULL: none
+    unsigned roles;    // who may call it: a set of the API's own numbers, for HttpConfig.admit
 } HttpRoute;
 
 typedef struct HttpRoutes {

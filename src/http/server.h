@@ -15,16 +15,19 @@ typedef struct HttpDone {
     const char *method;
     const char *path; // raw, without the query; "" where the request was not even looked at
     const char *remote;
+    const char *actor, *role; // "" where nobody was asked, or it was not found out
     int status;
     int64_t duration_ms;
     const Err *err; // ERR_NONE when the handler succeeded
 } HttpDone;
 
 typedef struct HttpConfig {
-    const char *address;                           // numeric; NULL: 127.0.0.1
-    uint16_t port;                                 // 0: any free one
-    HttpRoutes routes;                             // must outlive the server
-    void *ctx;                                     // of the handlers and of done()
+    const char *address; // numeric; NULL: 127.0.0.1
+    uint16_t port;       // 0: any free one
+    HttpRoutes routes;   // must outlive the server
+    void *ctx;           // of the handlers and of done()
+    // Before a handler: may the caller make this call? NULL: anybody may make all. On false the answer is the error's.
+    bool (*admit)(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err);
     void (*done)(void *ctx, const HttpDone *done); // in any thread; may be NULL
     unsigned max_connections;                      // 0: 256; one more is answered with 503
     unsigned request_timeout_ms;                   // 0: 30000; from the connection to a request's last byte

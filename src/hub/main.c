@@ -9,6 +9,7 @@
 #include "http/server.h"
 #include "service/hub/hub.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@
 #define STOP_MS 10000
 
 typedef struct Options {
-    bool auth, help, version;
+    bool auth, let_anybody_in, new_admin_token, help, version;
     uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint,
         audit;
     char *listen, *data_dir, *key_file, *run_dir, *plugin, *client;
@@ -86,9 +87,15 @@ static bool sibling(const char *name, char **ret, Err *err)
         err_set(err, ERR_USAGE, "%s is not beside this program; say where it is by its option", name);
 }
 
-static void log_request(void *ctx, const HttpDone *d)
+static void note_request(void *ctx, const HttpDone *d)
 {
-    (void)ctx;
+    hub_trail_add(ctx,
+                  &(HubTrail){.actor = d->actor[0] ? d->actor : HUB_ANYBODY,
+                              .role = d->role,
+                              .remote = d->remote,
+                              .method = d->method,
+                              .path = d->path,
+                              .status = d->status});
     if (d->status >= 500)
         log_error("request failed", LOG_STR("method", d->method), LOG_STR("path", d->path),
                   LOG_NUM("status", d->status), LOG_ERR(d->err));
@@ -100,8 +107,12 @@ static void log_request(void *ctx, const HttpDone *d)
 static bool serve(Hub *hub, const Options *o, const sigset_t *signals, Err *err)
 {
     HttpServer *server = NULL;
-    HttpConfig config = {
-        .address = o->listen, .port = (uint16_t)o->port, .routes = api_routes(), .ctx = hub, .done = log_request};
+    HttpConfig config = {.address = o->listen,
+                         .port = (uint16_t)o->port,
+                         .routes = api_routes(),
+                         .ctx = hub,
+                         .admit = api_admit,
+                         .done = note_request};
     if (!http_server_start(&config, &server, err))
         return false;
     const char *address = o->listen ? o->listen : "127.0.0.1";
@@ -121,16 +132,37 @@ static bool serve(Hub *hub, const Options *o, const sigset_t *signals, Err *err)
     return ok;
 }
 
+static bool is_loopback(const char *address)
+{
+    struct in_addr v4;
+    struct in6_addr v6;
+    if (!address)
+        return true; // the default
+    return inet_pton(AF_INET, address, &v4) == 1 ? ntohl(v4.s_addr) >> 24 == 127
+                                                 : inet_pton(AF_INET6, address, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+}
+
+static bool check_reach(const Options *o, Err *err)
+{
+    if (is_loopback(o->listen))
+        return true;
+    if (!o->auth && !o->let_anybody_in)
+        return err_set(err, ERR_USAGE,
+                       "-auth=false and --listen %s: whoever reaches that address could read and delete every backup; "
+                       "HINT: leave out one of them, or say --let-anybody-in",
+                       o->listen);
+    log_warn(o->auth ? "tokens and data travel as they are, without TLS; put a proxy with TLS in front"
+                     : "anybody who reaches this address may do everything",
+             LOG_STR("listen", o->listen));
+    return true;
+}
+
 static bool run(const Options *o, Err *err)
 {
     Hub *hub = NULL;
     cleanup_free char *plugin = NULL, *client = NULL;
-    if (o->auth)
-        return err_set(err, ERR_USAGE,
-                       "authentication is not built yet; start with -auth=false, on an address that only "
-                       "you can reach");
     cleanup(secret_clear) Secret password = {0};
-    if (!check_database(o, err) || !database_password(o, &password, err) ||
+    if (!check_reach(o, err) || !check_database(o, err) || !database_password(o, &password, err) ||
         !(o->plugin ? given_file("plugin", o->plugin, R_OK, &plugin, err)
                     : sibling("nbdkit-sendense-plugin.so", &plugin, err)) ||
         !(o->client ? given_file("client", o->client, X_OK, &client, err)
@@ -163,7 +195,9 @@ static bool run(const Options *o, Err *err)
                         .export_idle_s = (unsigned)o->export_idle,
                         .keep_hours = (unsigned)o->keep_interrupted,
                         .checkpoint_mib = (unsigned)o->checkpoint,
-                        .audit_blocks = (unsigned)o->audit};
+                        .audit_blocks = (unsigned)o->audit,
+                        .auth = o->auth,
+                        .new_admin = o->new_admin_token};
     bool ok = hub_open(&config, &hub, err) && serve(hub, o, &signals, err);
     hub_close(hub);
     return ok;
@@ -186,6 +220,10 @@ int main(int argc, char **argv)
         {"port", OPT_U64, &o.port, 0, 65535, "PORT", "port of the API, 0 for any free one; default 8082"},
         {"listen", OPT_TEXT, &o.listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
         {"auth", OPT_FLAG, &o.auth, 0, 0, NULL, "-auth=false: nobody has to authenticate"},
+        {"let-anybody-in", OPT_FLAG, &o.let_anybody_in, 0, 0, NULL,
+         "with -auth=false: also on an address that others reach"},
+        {"new-admin-token", OPT_FLAG, &o.new_admin_token, 0, 0, NULL,
+         "make another token of an admin, in DIR/admin-token"},
         {"data-dir", OPT_TEXT, &o.data_dir, 0, 0, "DIR", "database and logs; default /var/lib/sendense"},
         {"key-file", OPT_TEXT, &o.key_file, 0, 0, "FILE", "opens the sources' passwords; default: DIR/secret.key"},
         {"run-dir", OPT_TEXT, &o.run_dir, 0, 0, "DIR", "sockets; default: a short folder below /run or /tmp"},
@@ -216,7 +254,7 @@ int main(int argc, char **argv)
     OptList rest = {0};
     bool ok = proc_fill_standard_fds(&err) && opt_parse(argc, argv, table, false, &rest, &err);
     if (ok && o.help) {
-        (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] -auth=false\n\n");
+        (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] [-auth=false]\n\n");
         opt_print_help(table);
     } else if (ok && o.version) {
         (void)printf("sendense-hub %s\n", SENDENSE_VERSION);

@@ -76,6 +76,14 @@ static const char *const steps[] = {
     /* 26 */ "ALTER TABLE backup_disks ADD COLUMN wrong_blocks BIGINT NOT NULL DEFAULT 0",
     /* 27 */ "ALTER TABLE backup_disks ADD COLUMN audited INTEGER NOT NULL DEFAULT 0",
     /* 28 */ "ALTER TABLE backup_disks ADD COLUMN refuted INTEGER NOT NULL DEFAULT 0",
+    /* 29 */
+    "CREATE TABLE api_tokens (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, role VARCHAR(16) NOT"
+    " NULL, digest VARCHAR(64) NOT NULL UNIQUE, created_at VARCHAR(32) NOT NULL, created_by VARCHAR(300) NOT NULL,"
+    " expires_at VARCHAR(32), used_at VARCHAR(32))",
+    /* 30 */
+    "CREATE TABLE audit_log (id BIGINT PRIMARY KEY, at VARCHAR(32) NOT NULL, actor VARCHAR(300) NOT NULL, role"
+    " VARCHAR(16) NOT NULL, remote VARCHAR(64) NOT NULL, method VARCHAR(32) NOT NULL, path TEXT NOT NULL, status"
+    " BIGINT NOT NULL, hash VARCHAR(64) NOT NULL)",
 };
 
 static bool run_step(Db *db, unsigned version, bool first, Err *err)

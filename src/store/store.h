@@ -59,6 +59,42 @@ bool store_source_update(Store *s, const StoreSource *source, Err *err) must_che
 bool store_source_remove(Store *s, const char *id, Err *err) must_check; // while VMs use it the database refuses
 void store_source_clear(StoreSource *source);
 
+// ---- tokens of the API, which are kept as digests
+typedef struct StoreToken {
+    char *id, *name, *role, *digest, *created_by;
+    int64_t created_us, expires_us, used_us; // expires_us, used_us: 0: never
+} StoreToken;
+bool store_token_add(Store *s, const StoreToken *t, Err *err) must_check; // name taken: ERR_EXISTS
+bool store_token_by_digest(Store *s, const char *digest, StoreToken *ret, bool *ret_found, Err *err) must_check;
+bool store_token_find(Store *s, const char *id_or_name, StoreToken *ret, Err *err)
+    must_check; // ERR_NOT_FOUND "token not found"
+bool store_token_list(Store *s, StoreToken **ret, size_t *ret_len, Err *err) must_check; // by name
+bool store_token_count(Store *s, const char *role, int64_t now_us, uint64_t *ret, Err *err)
+    must_check; // that have not expired
+bool store_token_set_used(Store *s, const char *id, int64_t now_us, Err *err) must_check;
+bool store_token_remove(Store *s, const char *id, Err *err) must_check;
+void store_token_clear(StoreToken *t);
+
+// ---- who did what: rows are added, and never changed
+typedef struct StoreTrail {
+    int64_t id; // 1, 2, 3, ... without a gap
+    int64_t at_us;
+    char *actor, *role, *remote, *method, *path;
+    int64_t status;
+    char *hash; // over the row and the hash of the one before
+} StoreTrail;
+typedef struct StoreTrailFilter { // NULL, 0: any
+    const char *actor, *method;
+    int64_t status_least; // 400: what was refused or failed
+    int64_t after;        // IDs above it
+    bool newest_first;
+    uint64_t limit;
+} StoreTrailFilter;
+bool store_trail_add(Store *s, const StoreTrail *row, Err *err) must_check; // its ID taken: ERR_EXISTS
+bool store_trail_last(Store *s, StoreTrail *ret, bool *ret_found, Err *err) must_check;
+bool store_trail_list(Store *s, const StoreTrailFilter *filter, StoreTrail **ret, size_t *ret_len, Err *err) must_check;
+void store_trail_clear(StoreTrail *row);
+
 // ---- VMs
 typedef struct StoreVm {
     char *id, *name, *source, *excluded; // source, excluded: JSON text

@@ -222,3 +222,32 @@ static const DbColumn change_id_columns[] = {
 #undef C
 const DbTable tables_change_id = {"replication_change_ids", change_id_columns, ARRAY_LEN(change_id_columns),
                                   sizeof(StoreChangeId)};
+
+#define C(member, column, kind)                    \
+    {                                              \
+        column, kind, offsetof(StoreToken, member) \
+    }
+static const DbColumn token_columns[] = {
+    C(id, "id", DB_TEXT),
+    C(name, "name", DB_TEXT),
+    C(role, "role", DB_TEXT),
+    C(digest, "digest", DB_TEXT),
+    C(created_us, "created_at", DB_TIME),
+    C(created_by, "created_by", DB_TEXT),
+    C(expires_us, "expires_at", DB_TIME),
+    C(used_us, "used_at", DB_TIME),
+};
+#undef C
+const DbTable tables_token = {"api_tokens", token_columns, ARRAY_LEN(token_columns), sizeof(StoreToken)};
+
+#define C(member, column, kind)                    \
+    {                                              \
+        column, kind, offsetof(StoreTrail, member) \
+    }
+static const DbColumn trail_columns[] = {
+    C(id, "id", DB_I64),      C(at_us, "at", DB_TIME),      C(actor, "actor", DB_TEXT),
+    C(role, "role", DB_TEXT), C(remote, "remote", DB_TEXT), C(method, "method", DB_TEXT),
+    C(path, "path", DB_TEXT), C(status, "status", DB_I64),  C(hash, "hash", DB_TEXT),
+};
+#undef C
+const DbTable tables_trail = {"audit_log", trail_columns, ARRAY_LEN(trail_columns), sizeof(StoreTrail)};

@@ -19,6 +19,14 @@ from lib.proxy import Proxy                 # noqa: E402
 from lib.world import World                 # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """One of several workers: its folder gets a short name, because a socket's path has 108 bytes."""
+    if hasattr(config, "workerinput"):
+        common = Path(config.option.basetemp).parent
+        config.option.basetemp = str(common) + config.workerinput["workerid"].removeprefix("gw")
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path):
     """What still has to do with the test's folder after it is a failure, also where it asks for no `place`."""

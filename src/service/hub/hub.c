@@ -102,7 +102,8 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
     ok = ok && own_run_dir(h, run_dir, err) &&
         (c->mariadb ? store_open_mariadb(c->mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
-        check_boot(h, err) && hub_recover(h, err) && hub_supervisor_start(h, err);
+        check_boot(h, err) && hub_tokens_begin(h, c->new_admin, err) &&
+        hub_recover(h, err) && hub_supervisor_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;
@@ -122,6 +123,7 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     h->keep_hours = config->keep_hours;
     h->checkpoint_bytes = (uint64_t)config->checkpoint_mib << 20;
     h->audit_blocks = config->audit_blocks;
+    h->auth = config->auth;
     pthread_condattr_t attr;
     (void)pthread_condattr_init(&attr); // cannot fail on Linux
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

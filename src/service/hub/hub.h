@@ -5,6 +5,7 @@
 
 #include "base/secret.h"
 #include "codec/work.h"
+#include "domain/role.h"
 #include "store/store.h"
 
 #include <jansson.h>
@@ -23,6 +24,8 @@ typedef struct HubConfig {
     unsigned export_idle_s;      // an export that nobody reads from ends after this
     unsigned keep_hours;         // partial images of failed jobs are kept, for the next job to go on from; 0: none is
     unsigned checkpoint_mib;     // stored between two points of time from which an interrupted backup goes on
+    bool auth;                   // callers need a token (docs/internals/auth.md)
+    bool new_admin;              // make another token of an admin, whatever there is
     unsigned audit_blocks;       // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
 } HubConfig;
 
@@ -40,6 +43,30 @@ void hub_quiesce(Hub *h);
 void hub_close(Hub *h);
 
 bool hub_health(Hub *h, json_t **ret, Err *err) must_check;
+
+// ---- who calls, and what they did (docs/internals/auth.md)
+#define HUB_ANYBODY "anybody" // without authentication
+typedef struct HubActor {
+    char name[256];
+    const char *role; // NULL: none
+} HubActor;
+bool hub_needs_tokens(const Hub *h);
+// May whoever has this token make a call that these roles may make? ERR_UNAUTHORIZED: none, or it is not known;
+// ERR_FORBIDDEN: of another role. *ret is set in any case, as far as it is known.
+bool hub_admit(Hub *h, const Secret *token, unsigned roles, HubActor *ret, Err *err) must_check;
+bool hub_whoami(Hub *h, const HubActor *actor, json_t **ret, Err *err) must_check;
+bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err *err) must_check;
+bool hub_token_list(Hub *h, json_t **ret, Err *err) must_check;
+bool hub_token_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err) must_check;
+
+typedef struct HubTrail { // a call that was answered; borrowed
+    const char *actor, *role, *remote, *method, *path;
+    int status;
+} HubTrail;
+// Adds it to the audit log, if it is of interest: whatever may change something, and what was refused. A log that
+// cannot be written to is told of in the hub's own: the call is answered already.
+void hub_trail_add(Hub *h, const HubTrail *t);
+bool hub_trail_list(Hub *h, const StoreTrailFilter *filter, json_t **ret, Err *err) must_check;
 
 // ---- repositories
 bool hub_repository_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;

@@ -33,6 +33,9 @@ struct Hub {
     unsigned keep_hours; // partial images of failed jobs, to go on from; 0: none
     uint64_t checkpoint_bytes;
     unsigned audit_blocks;
+    bool auth;
+    int64_t refused_since_ms; // monotonic: calls that were refused since then
+    unsigned refused;
     int lock_fd, run_lock_fd;
     pthread_mutex_t lock; // of the members below
     pthread_cond_t changed;
@@ -44,6 +47,10 @@ struct Hub {
 
 // A number that a client reports for one disk: a job's disks add up to what the database can hold.
 #define HUB_BYTES_MAX ((uint64_t)INT64_MAX / WORK_DISKS_MAX)
+
+// ---- tokens.c
+// Where nobody could make a token, or another one is asked for: into a file of the data folder.
+bool hub_tokens_begin(Hub *h, bool new_admin, Err *err) must_check;
 
 // ---- running.c
 bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err) must_check;

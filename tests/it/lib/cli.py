@@ -25,7 +25,8 @@ class Cli:
 
     def run(self, *arguments, timeout=120, environment=None, use_json=False):
         environ = {k: v for k, v in os.environ.items() if not k.startswith("SENDENSE_") or k == "SENDENSE_LOG"}
-        environ.update(SHA_API_URL=self.url, **(environment or {}))
+        environ["SENDENSE_CREDENTIALS"] = f"{self.cwd or '/nowhere'}/credentials.json"   # not those of whoever tests
+        environ.update({"SHA_API_URL": self.url, **(environment or {})})
         command = [str(BIN / "sendense"), *(["--json"] if use_json else []), *map(str, arguments)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=patience(timeout), cwd=self.cwd, env=environ, check=False)

@@ -42,13 +42,14 @@ class HubError(AssertionError):
 class Hub:
     """One data folder, and the hub that runs on it, or not. The port stays the same over restarts."""
 
-    def __init__(self, folder, options=(), environment=None, binary=None):
+    def __init__(self, folder, options=(), environment=None, binary=None, auth=False):
         self.folder = Path(folder)
         self.data = self.folder / "data"
         # Short, because of the sockets in it; and ours, so that it shows what was left behind
         self.run_dir = tempfile.mkdtemp(prefix="r-")
         self.log_path = self.folder / "hub.log"
         self.options = list(options)
+        self.auth = auth
         self.environment = dict(environment or {})
         self.binary = str(binary or BIN / "sendense-hub")
         self.port = free_port()
@@ -68,6 +69,10 @@ class Hub:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     @property
+    def admin_token(self):
+        return (self.data / "admin-token").read_text().strip()
+
+    @property
     def key_file(self):
         """What opens the passwords of sources; made with the first one."""
         return self.data / "secret.key"
@@ -80,8 +85,8 @@ class Hub:
         return found[0]
 
     def command(self):
-        return [self.binary, "--data-dir", str(self.data), f"-port={self.port}", "-auth=false",
-                "--run-dir", self.run_dir, *self.options]
+        return [self.binary, "--data-dir", str(self.data), f"-port={self.port}",
+                *([] if self.auth else ["-auth=false"]), "--run-dir", self.run_dir, *self.options]
 
     def environ(self):
         environ = {k: v for k, v in os.environ.items()
@@ -152,6 +157,10 @@ class Hub:
 
     def quiet(self):
         """Ends whatever runs or is being read, so that the hub leaves nothing behind when it stops."""
+        if self.auth:       # whatever became of its tokens
+            self.auth = False
+            self.options = [o for o in self.options if o != "--new-admin-token"]
+            self.restart()
         for status in ("pending", "running", "committing"):
             for backup in self.api.get(f"/backups?status={status}&limit=1000").expect(200)["backups"]:
                 self.api.post(f"/backups/{quote(backup['backup_id'])}/cancel")

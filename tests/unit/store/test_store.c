@@ -336,6 +336,8 @@ static void test_migration_copies_an_older_database(void **state)
         "DROP TABLE sources",
         "CREATE TABLE vms (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, source TEXT NOT NULL,"
         " excluded_disks TEXT NOT NULL, created_at VARCHAR(32) NOT NULL)",
+        "DROP TABLE api_tokens",
+        "DROP TABLE audit_log",
         "ALTER TABLE backup_jobs DROP COLUMN doubted",
         "ALTER TABLE backup_disks DROP COLUMN areas",
         "ALTER TABLE backup_disks DROP COLUMN area_bytes",
@@ -621,6 +623,97 @@ static void test_sources(void **state)
     store_source_clear(&got);
 }
 
+static StoreToken token_row(const char *id, const char *name, const char *role, int64_t expires_us)
+{
+    StoreToken t = {.created_us = 5, .expires_us = expires_us};
+    t.id = (char *)id;
+    t.name = (char *)name;
+    t.role = (char *)role;
+    t.digest = (char *)id; // of that name's own
+    t.created_by = (char *)"test";
+    return t;
+}
+
+static void test_tokens(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreToken one = token_row("i1", "b", "admin", 0), two = token_row("i2", "a", "admin", 2000000), got = {0};
+    StoreToken same = token_row("i3", "b", "viewer", 0), *rows = NULL;
+    size_t len = 0;
+    uint64_t n;
+    bool found;
+    assert_ok(store_token_add(fx.store, &one, &err), &err);
+    assert_ok(store_token_add(fx.store, &two, &err), &err);
+    assert_fails(store_token_add(fx.store, &same, &err), &err, ERR_EXISTS);
+    err_clear(&err);
+    assert_ok(store_token_list(fx.store, &rows, &len, &err), &err);
+    assert_int_equal(len, 2);
+    assert_string_equal(rows[0].name, "a");
+    STORE_LIST_FREE(rows, len, store_token_clear);
+    assert_ok(store_token_count(fx.store, "admin", 1999999, &n, &err), &err);
+    assert_int_equal(n, 2);
+    assert_ok(store_token_count(fx.store, "admin", 2000000, &n, &err), &err); // one is over
+    assert_int_equal(n, 1);
+    assert_ok(store_token_count(fx.store, "viewer", 0, &n, &err), &err);
+    assert_int_equal(n, 0);
+    assert_ok(store_token_set_used(fx.store, "i2", 7000000, &err), &err);
+    assert_ok(store_token_by_digest(fx.store, "i2", &got, &found, &err), &err);
+    assert_true(found);
+    assert_string_equal(got.name, "a");
+    assert_int_equal(got.used_us, 7000000);
+    assert_int_equal(got.expires_us, 2000000);
+    store_token_clear(&got);
+    assert_ok(store_token_by_digest(fx.store, "I2", &got, &found, &err), &err); // byte for byte
+    assert_false(found);
+    assert_ok(store_token_find(fx.store, "b", &got, &err), &err);
+    assert_int_equal(got.used_us, 0);
+    store_token_clear(&got);
+    assert_ok(store_token_remove(fx.store, "i1", &err), &err);
+    assert_fails(store_token_find(fx.store, "b", &got, &err), &err, ERR_NOT_FOUND);
+}
+
+static void test_the_log_of_who_did_what(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreTrail row = {.at_us = 1000001}, got = {0}, *rows = NULL;
+    StoreTrailFilter all = {.limit = 10}, failed = {.limit = 10, .status_least = 400, .newest_first = true},
+                     mine = {.limit = 1, .actor = "me", .after = 1};
+    size_t len = 0;
+    bool found;
+    assert_ok(store_trail_last(fx.store, &got, &found, &err), &err);
+    assert_false(found);
+    row.remote = row.hash = (char *)"x";
+    row.role = (char *)"";
+    row.method = (char *)"POST";
+    row.path = (char *)"/a";
+    for (row.id = 1; row.id <= 4; row.id++) {
+        row.actor = (char *)(row.id % 2 ? "me" : "you");
+        row.status = row.id < 3 ? 200 : 403;
+        assert_ok(store_trail_add(fx.store, &row, &err), &err);
+    }
+    row.id = 4;
+    assert_fails(store_trail_add(fx.store, &row, &err), &err, ERR_EXISTS);
+    err_clear(&err);
+    assert_ok(store_trail_last(fx.store, &got, &found, &err), &err);
+    assert_int_equal(got.id, 4);
+    assert_int_equal(got.at_us, 1000001);
+    store_trail_clear(&got);
+    assert_ok(store_trail_list(fx.store, &all, &rows, &len, &err), &err);
+    assert_int_equal(len, 4);
+    assert_int_equal(rows[0].id, 1);
+    STORE_LIST_FREE(rows, len, store_trail_clear);
+    assert_ok(store_trail_list(fx.store, &failed, &rows, &len, &err), &err);
+    assert_int_equal(len, 2);
+    assert_int_equal(rows[0].id, 4);
+    STORE_LIST_FREE(rows, len, store_trail_clear);
+    assert_ok(store_trail_list(fx.store, &mine, &rows, &len, &err), &err);
+    assert_int_equal(len, 1);
+    assert_int_equal(rows[0].id, 3);
+    STORE_LIST_FREE(rows, len, store_trail_clear);
+}
+
 // A source that VMs are read through does not go from under them, whoever asks.
 static void test_a_source_in_use_stays(void **state)
 {
@@ -677,6 +770,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_what_keeps_a_hub_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sources, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_the_log_of_who_did_what, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_source_in_use_stays, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
