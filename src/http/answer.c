@@ -22,13 +22,13 @@ static struct MHD_Response *with_headers(struct MHD_Response *r, const char *typ
     return r;
 }
 
-// Takes over text.
-static struct MHD_Response *from_text(char *text)
+// Takes over text. type NULL: JSON.
+static struct MHD_Response *from_text(char *text, const char *type)
 {
     struct MHD_Response *r = MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
     if (!r)
         free(text);
-    return with_headers(r, "application/json");
+    return with_headers(r, type ? type : "application/json");
 }
 
 char *http_answer_error_text(const Err *err)
@@ -55,7 +55,7 @@ char *http_answer_error_text(const Err *err)
 struct MHD_Response *http_answer_error(const Err *err)
 {
     char *text = http_answer_error_text(err);
-    return text ? from_text(text) : NULL;
+    return text ? from_text(text, NULL) : NULL;
 }
 
 struct MHD_Response *http_answer_json(HttpResponse *response, Err *err)
@@ -68,7 +68,7 @@ struct MHD_Response *http_answer_json(HttpResponse *response, Err *err)
     }
     if (!text && !codec_json_dump(body, &text, err))
         return NULL;
-    struct MHD_Response *r = from_text(text);
+    struct MHD_Response *r = from_text(text, response->type);
     if (!r)
         err_no_memory(err);
     return r;

@@ -25,6 +25,13 @@ HANDLER(health)
     return hub_health(hub(ctx), &ret->body, err);
 }
 
+HANDLER(metrics)
+{
+    (void)req;
+    ret->type = "text/plain; version=0.0.4; charset=utf-8";
+    return hub_metrics(hub(ctx), &ret->text, err);
+}
+
 // ---- who calls
 
 bool api_admit(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err)
@@ -490,6 +497,7 @@ HANDLER(replication_claim)
 
 static const HttpRoute routes[] = {
     {"GET", V1 "/health", health, HTTP_ANYBODY, NULL, 0},
+    {"GET", V1 "/metrics", metrics, 0, NULL, MAY_LOOK},
     {"GET", V1 "/whoami", whoami, 0, NULL, MAY_ANY_ROLE},
     {"POST", V1 "/tokens", token_add, HTTP_BODY, NULL, MAY_ADMIN},
     {"GET", V1 "/tokens", token_list, 0, NULL, MAY_ADMIN},

@@ -28,6 +28,7 @@ typedef struct HttpResponse {
     int status;
     json_t *body;
     char *text;
+    const char *type; // of the text, where it is not JSON; borrowed
     HttpStream stream; // next != NULL: a stream
 } HttpResponse;
 

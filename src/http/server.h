@@ -1,7 +1,7 @@
 // The HTTP/1.1 server: bytes to a request, one handler, an answer to bytes. One thread for each
 // connection. docs/internals/http.md tells what is refused before a handler sees it, and why.
 //
-// Every answer is JSON or an event stream; every error {"error", "details", "timestamp"}.
+// Every answer is JSON, an event stream or text for Prometheus; every error {"error", "details", "timestamp"}.
 #pragma once
 
 #include "http/route.h"

@@ -59,6 +59,18 @@ bool store_source_update(Store *s, const StoreSource *source, Err *err) must_che
 bool store_source_remove(Store *s, const char *id, Err *err) must_check; // while VMs use it the database refuses
 void store_source_clear(StoreSource *source);
 
+// ---- for metrics
+typedef struct StoreVmPoints { // of a registered VM in a repository; without any point once, with no repository
+    char *vm_name, *repository;
+    uint64_t points;
+    int64_t good_us, verified_us; // when the newest was made: not suspect; verified and right. 0: none
+} StoreVmPoints;
+bool store_points_of_vms(Store *s, StoreVmPoints **ret, size_t *ret_len, Err *err) must_check; // by name
+void store_vm_points_clear(StoreVmPoints *v);
+bool store_backup_count(Store *s, const char *status, uint64_t *ret, Err *err) must_check;
+bool store_exporter_count(Store *s, uint64_t *ret, Err *err) must_check; // that jobs write to
+bool store_export_count(Store *s, uint64_t *ret, Err *err) must_check;
+
 // ---- tokens of the API, which are kept as digests
 typedef struct StoreToken {
     char *id, *name, *role, *digest, *created_by;

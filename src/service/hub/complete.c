@@ -150,6 +150,10 @@ static bool commit(Hub *h, const char *id, bool *ret_files, Err *err)
             hub_inherit_damage(h, id, disks, len, err) &&
             store_backup_forget_interrupted(h->store, b.repository_id, b.vm_id, err)) {
             ok = store_commit(h->store, err);
+            if (ok) {
+                hub_count_end(h, &b, "completed");
+                hub_count_disks(h, &b, disks, len);
+            }
         } else {
             store_rollback(h->store);
             ok = false;

@@ -166,6 +166,7 @@ void hub_close(Hub *h)
         free(r->id);
         free(r);
     }
+    hub_counters_free(h);
     store_close(h->store);
     leave_run_dir(h);
     if (h->lock_fd >= 0)

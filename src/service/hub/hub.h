@@ -44,6 +44,9 @@ void hub_close(Hub *h);
 
 bool hub_health(Hub *h, json_t **ret, Err *err) must_check;
 
+// For Prometheus: text, new memory. docs/reference/metrics.md.
+bool hub_metrics(Hub *h, char **ret, Err *err) must_check;
+
 // ---- who calls, and what they did (docs/internals/auth.md)
 #define HUB_ANYBODY "anybody" // without authentication
 typedef struct HubActor {

@@ -25,6 +25,17 @@ typedef struct Running {
     struct Running *next;
 } Running;
 
+// What was done for one VM since this hub was started: for metrics.
+#define HUB_ENDS 3  // completed, failed, cancelled
+#define HUB_MODES 3 // of DiskMode
+typedef struct HubCounters {
+    char *vm_name;
+    uint64_t ended[HUB_ENDS], disks[HUB_MODES][CHAIN_REASONS];
+    uint64_t read_bytes, sent_bytes, stored_bytes, alarms;
+    int64_t job_us;
+    struct HubCounters *next;
+} HubCounters;
+
 struct Hub {
     Store *store;
     char *data_dir, *key_file, *run_dir, *plugin, *client, *log_dir;
@@ -40,6 +51,7 @@ struct Hub {
     pthread_mutex_t lock; // of the members below
     pthread_cond_t changed;
     Running *running;
+    HubCounters *counters;
     bool stopping, supervising;
     atomic_bool closing; // hub_quiesce() was called
     pthread_t supervisor;
@@ -51,6 +63,11 @@ struct Hub {
 // ---- tokens.c
 // Where nobody could make a token, or another one is asked for: into a file of the data folder.
 bool hub_tokens_begin(Hub *h, bool new_admin, Err *err) must_check;
+
+// ---- metrics.c
+void hub_count_end(Hub *h, const StoreBackup *b, const char *status);
+void hub_count_disks(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t len); // of a completed one
+void hub_counters_free(Hub *h);
 
 // ---- running.c
 bool hub_running_lock(Hub *h, const char *id, Running **ret, Err *err) must_check;

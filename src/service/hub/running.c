@@ -168,6 +168,8 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
         (clean && !store_backup_cleaned(h->store, r->id, err)))
         return false;
     if (ended)
+        hub_count_end(h, &b, status);
+    if (ended)
         log_info("job ended", LOG_STR("job", r->id), LOG_STR("status", status), LOG_STR("error", error),
                  LOG_STR("details", details), LOG_STR("kept", keep ? "the next backup can go on from it" : ""));
     return true;
