@@ -64,7 +64,12 @@ static bool list_push(OptList *l, const char *value, Err *err)
     return true;
 }
 
-static bool set_value(const Opt *o, const char *value, Err *err)
+const Opt *opt_find(const Opt *table, const char *name)
+{
+    return find(table, name, strlen(name));
+}
+
+bool opt_set(const Opt *o, const char *value, Err *err)
 {
     switch (o->kind) {
     case OPT_FLAG: return set_flag(o, value, err);
@@ -97,7 +102,7 @@ static bool parse_option(int argc, char *const *argv, int *i, const Opt *table, 
         value = next;
         (*i)++;
     }
-    return set_value(o, value, err);
+    return opt_set(o, value, err);
 }
 
 bool opt_parse(int argc, char *const *argv, const Opt *table, bool stop_at_first, OptList *ret_args,

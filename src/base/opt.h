@@ -31,8 +31,11 @@ typedef struct Opt {
 // never repeat a text value, which may be a password. A value that is the name of another option counts as
 // missing. ret_args->items borrow from argv, with a NULL behind the last; the caller frees the array by
 // opt_list_clear_borrowed().
-bool opt_parse(int argc, char *const *argv, const Opt *table, bool stop_at_first, OptList *ret_args,
-               Err *err) must_check;
+bool opt_parse(int argc, char *const *argv, const Opt *table, bool stop_at_first, OptList *ret_args, Err *err)
+    must_check;
+// One option's value, as text: what a command line or a file says. NULL is what "--flag" alone is.
+const Opt *opt_find(const Opt *table, const char *name); // NULL: there is none
+bool opt_set(const Opt *o, const char *value, Err *err) must_check;
 void opt_list_clear(OptList *l);          // items owned (OPT_LIST)
 void opt_list_clear_borrowed(OptList *l); // items borrowed (positional)
 // "  --name VALUE   help" lines of a table, to stdout.

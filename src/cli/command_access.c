@@ -26,6 +26,8 @@ bool command_login(Cli *c, Err *err)
     cli_show("hub", c->hub_url);
     cli_show("token", cli_text(answer, "name"));
     cli_show("role", cli_text(answer, "role"));
+    if (getenv("SENDENSE_TOKEN") || getenv("SENDENSE_TOKEN_FILE"))
+        cli_note("SENDENSE_TOKEN and SENDENSE_TOKEN_FILE go before what is kept");
     if (!cli_flag(answer, "auth"))
         cli_note("this hub runs without authentication: it looks at no token");
     return true;
@@ -119,7 +121,7 @@ bool command_audit_list(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;
     cleanup(table_clear)
-        Table t = {.titles = {">ID", "TIME (UTC)", "ACTOR", "ROLE", "FROM", "METHOD", "PATH", ">STATUS"}};
+        Table t = {.titles = {">ID", "TIME (UTC)", "ACTOR", "ROLE", "FROM", "METHOD", "PATH", "MADE", ">STATUS"}};
     StrBuf path = STR_BUF(4096);
     bool ok = str_addf(&path, err, "/api/v1/audit?newest_first=true&limit=%" PRIu64,
                        c->values.limit ? c->values.limit : 100) &&
@@ -143,6 +145,7 @@ bool command_audit_list(Cli *c, Err *err)
                                      cli_text(e, "remote"),
                                      cli_text(e, "method"),
                                      cli_text(e, "path"),
+                                     *cli_text(e, "object") ? cli_text(e, "object") : NULL,
                                      status};
         if (!table_row(&t, cells, err))
             return false;
@@ -171,6 +174,7 @@ static bool follow(Chain *chain, const json_t *entries, const char *known, Err *
                         .remote = cli_text(e, "remote"),
                         .method = cli_text(e, "method"),
                         .path = cli_text(e, "path"),
+                        .object = cli_text(e, "object"),
                         .status = (int64_t)cli_u64(e, "status")};
         if (!trail_hash(&row, chain->hash, hash, err))
             return false;

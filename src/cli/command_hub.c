@@ -65,3 +65,18 @@ bool command_hub_export_end(Cli *c, Err *err)
         cli_show("ended", c->words[0]);
     return true;
 }
+
+bool command_hub_reload(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    size_t i;
+    json_t *name;
+    if (!cli_send(c, "POST", "/api/v1/reload", NULL, false, &answer, err))
+        return false;
+    if (cli_said_json(c, answer))
+        return true;
+    cli_show("reloaded", c->hub_url);
+    json_array_foreach(cli_list(answer, "needs_restart"), i, name)
+        cli_note("%s changes with the hub's next start", json_string_value(name));
+    return true;
+}

@@ -93,12 +93,14 @@ static bool check_words(const Command *command, const OptList *words, Err *err)
     return true;
 }
 
-static bool open_hub(Cli *c, Err *err)
+// login and logout do without what is kept: they mend it.
+static bool open_hub(Cli *c, const Command *command, Err *err)
 {
     const char *env = getenv("SHA_API_URL");
     c->hub_url = c->values.hub ? c->values.hub : env && *env ? env : HUB_API_URL_DEFAULT;
     cleanup(secret_clear) Secret token = {0};
-    return credentials_find(c->hub_url, &token, err) && hub_api_new(c->hub_url, &token, &c->hub, err);
+    bool own = command->run == command_login || command->run == command_logout;
+    return (own || credentials_find(c->hub_url, &token, err)) && hub_api_new(c->hub_url, &token, &c->hub, err);
 }
 
 static bool run_command(Cli *c, const Command *command, int argc, char *const *argv, Err *err)
@@ -115,7 +117,7 @@ static bool run_command(Cli *c, const Command *command, int argc, char *const *a
         return true;
     }
     c->words = (const char *const *)words.items;
-    return check_words(command, &words, err) && open_hub(c, err) && command->run(c, err);
+    return check_words(command, &words, err) && open_hub(c, command, err) && command->run(c, err);
 }
 
 static bool run(Cli *c, int argc, char *const *argv, Err *err)

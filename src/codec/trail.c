@@ -9,7 +9,7 @@
 
 bool trail_hash(const TrailRow *row, const char *before, char out[TRAIL_HASH_TEXT], Err *err)
 {
-    const char *const texts[] = {row->at, row->actor, row->role, row->remote, row->method, row->path};
+    const char *const texts[] = {row->at, row->actor, row->role, row->remote, row->method, row->path, row->object};
     StrBuf line = STR_BUF(ROW_MAX);
     bool ok = str_addf(&line, err, "%" PRId64 "\n", row->id);
     for (size_t i = 0; ok && i < ARRAY_LEN(texts); i++)

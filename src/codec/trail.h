@@ -13,6 +13,7 @@ typedef struct TrailRow { // texts without line feeds, borrowed
     int64_t id;           // 1, 2, 3, ...
     const char *at;       // RFC 3339, as kept
     const char *actor, *role, *remote, *method, *path;
+    const char *object; // what was made, by its name or ID; "" where the path says it
     int64_t status;
 } TrailRow;
 

@@ -8,6 +8,7 @@
 #define AUDIT_BLOCKS_MAX 1000000
 #define AUDIT_PPM_ALL 1000000u // parts in a million
 #define AUDIT_PPM_CLEAN 10000u // an audit that proves less than this does not count as clean
+#define AUDIT_BLOCKS_CLEAN 300 // blocks of which none is wrong prove as much
 
 // In blocks: clusters of the repository.
 typedef struct AuditFigures {

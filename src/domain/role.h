@@ -5,8 +5,8 @@
 
 typedef enum Role {
     ROLE_VIEWER,   // looks at everything but the contents of disks
-    ROLE_OPERATOR, // backs up, verifies, restores, deletes; registers VMs
-    ROLE_ADMIN,    // everything else besides: repositories, sources, tokens, the log of who did what
+    ROLE_OPERATOR, // backs up, verifies, restores, scans
+    ROLE_ADMIN,    // everything else besides: repositories, sources, VMs, deleting, tokens, the log of who did what
     ROLE_NODE,     // a machine on which clients run: jobs without a hub-started client, and replications
     ROLES
 } Role;

@@ -19,6 +19,15 @@ static bool from_body(bool ok, Err *err)
     return ok || http_request_bad_body(err);
 }
 
+// What a call made, for the audit log: the answer's member.
+static bool made(bool ok, HttpRequest *req, const HttpResponse *ret, const char *key)
+{
+    const char *object = ok ? json_string_value(json_object_get(ret->body, key)) : NULL;
+    if (object)
+        http_request_set_object(req, object);
+    return ok;
+}
+
 HANDLER(health)
 {
     (void)req;
@@ -32,6 +41,18 @@ HANDLER(metrics)
     return hub_metrics(hub(ctx), &ret->text, err);
 }
 
+HANDLER(reload)
+{
+    (void)req;
+    if (hub_reload(hub(ctx), &ret->body, err))
+        return true;
+    if (err->code == ERR_USAGE) { // of the settings, not of this call
+        err->code = ERR_CONFLICT;
+        (void)err_title(err, "settings not usable");
+    }
+    return false;
+}
+
 // ---- who calls
 
 bool api_admit(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err)
@@ -41,10 +62,8 @@ bool api_admit(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err)
     HubActor actor;
     if (route->flags & HTTP_ANYBODY)
         return true;
-    if (route->flags & HTTP_OWN_TOKEN) {
-        http_request_set_actor(req, "job", NULL); // its ID is in the path
+    if (route->flags & HTTP_OWN_TOKEN) // check_token()
         return true;
-    }
     // the contract: without authentication a token is looked at by the calls that know one, and by no other
     if (hub_needs_tokens(hub(ctx)) && !http_request_token(req, &token, err))
         return false;
@@ -65,8 +84,15 @@ HANDLER(token_add)
     static const char *const known[] = {"name", "role", "expires_in_days", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) &&
+    bool ok = http_request_json(req, known, &body, err) &&
         from_body(hub_token_add(hub(ctx), body, http_request_actor(req), &ret->body, err), err);
+    if (ok) { // a token's role is what matters of it
+        char object[HTTP_OBJECT_MAX];
+        (void)snprintf(object, sizeof(object), "%s: %s", json_string_value(json_object_get(ret->body, "role")),
+                       json_string_value(json_object_get(ret->body, "name")));
+        http_request_set_object(req, object);
+    }
+    return ok;
 }
 
 HANDLER(token_list)
@@ -101,8 +127,9 @@ HANDLER(repository_add)
     static const char *const known[] = {"name", "path", "cluster_size", "hash_algorithm", "compression", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) &&
+    bool ok = http_request_json(req, known, &body, err) &&
         from_body(hub_repository_add(hub(ctx), body, &ret->body, err), err);
+    return made(ok, req, ret, "name");
 }
 
 HANDLER(repository_list)
@@ -135,7 +162,9 @@ HANDLER(source_add)
     static const char *const known[] = {"name", "type", "vcenter", "user", "password", "thumbprint", "ca_pem", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) && from_body(hub_source_add(hub(ctx), body, &ret->body, err), err);
+    bool ok =
+        http_request_json(req, known, &body, err) && from_body(hub_source_add(hub(ctx), body, &ret->body, err), err);
+    return made(ok, req, ret, "name");
 }
 
 HANDLER(source_list)
@@ -187,7 +216,8 @@ HANDLER(vm_add)
     static const char *const known[] = {"name", "source", "excluded_disks", "audit_blocks", "adopt", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) && from_body(hub_vm_add(hub(ctx), body, &ret->body, err), err);
+    bool ok = http_request_json(req, known, &body, err) && from_body(hub_vm_add(hub(ctx), body, &ret->body, err), err);
+    return made(ok, req, ret, "name");
 }
 
 HANDLER(vm_list)
@@ -231,8 +261,9 @@ HANDLER(backup_start)
 {
     const json_t *body; // the contract's call: unknown members are ignored
     ret->status = 201;
-    return http_request_json(req, NULL, &body, err) && may_play_client(req, body, err) &&
+    bool ok = http_request_json(req, NULL, &body, err) && may_play_client(req, body, err) &&
         from_body(hub_backup_start(hub(ctx), body, &ret->body, err), err);
+    return made(ok, req, ret, "backup_id");
 }
 
 HANDLER(backup_list)
@@ -328,7 +359,11 @@ HANDLER(backup_events)
 static bool check_token(HttpRequest *req, void *ctx, const char *id, bool required, Err *err)
 {
     const Secret *token;
-    return http_request_token(req, &token, err) && hub_job_check_token(hub(ctx), id, token, required, err);
+    if (!http_request_token(req, &token, err) || !hub_job_check_token(hub(ctx), id, token, required, err))
+        return false;
+    if (secret_is_set(token))
+        http_request_set_actor(req, "job", "job"); // its ID is in the path
+    return true;
 }
 
 // A codec's text as the answer's JSON.
@@ -431,8 +466,9 @@ HANDLER(export_start)
     static const char *const known[] = {"backup_id", "disk", "purpose", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) &&
-        from_body(hub_export_start(hub(ctx), body, &ret->body, err), err);
+    bool ok =
+        http_request_json(req, known, &body, err) && from_body(hub_export_start(hub(ctx), body, &ret->body, err), err);
+    return made(ok, req, ret, "export_id");
 }
 
 HANDLER(export_list)
@@ -453,8 +489,9 @@ HANDLER(replication_add)
     static const char *const known[] = {"vm_name", "target", "job_id", NULL};
     const json_t *body;
     ret->status = 201;
-    return http_request_json(req, known, &body, err) &&
+    bool ok = http_request_json(req, known, &body, err) &&
         from_body(hub_replication_add(hub(ctx), body, &ret->body, err), err);
+    return made(ok, req, ret, "job_id");
 }
 
 HANDLER(replication_list)
@@ -498,6 +535,7 @@ HANDLER(replication_claim)
 static const HttpRoute routes[] = {
     {"GET", V1 "/health", health, HTTP_ANYBODY, NULL, 0},
     {"GET", V1 "/metrics", metrics, 0, NULL, MAY_LOOK},
+    {"POST", V1 "/reload", reload, 0, NULL, MAY_ADMIN},
     {"GET", V1 "/whoami", whoami, 0, NULL, MAY_ANY_ROLE},
     {"POST", V1 "/tokens", token_add, HTTP_BODY, NULL, MAY_ADMIN},
     {"GET", V1 "/tokens", token_list, 0, NULL, MAY_ADMIN},
@@ -530,7 +568,7 @@ static const HttpRoute routes[] = {
     {"POST", V1 "/backups/{backup_id}/verification", backup_verification, HTTP_BODY, NULL, MAY_OPERATE},
     {"POST", V1 "/backups/{backup_id}/claim", job_claim, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/disks", job_disks, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
-    {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY | HTTP_OWN_TOKEN | HTTP_OFTEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/audit", job_audit, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/fail", job_fail, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/complete", backup_complete, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},

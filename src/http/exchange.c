@@ -167,6 +167,8 @@ void http_exchange_end(void *site, struct MHD_Connection *connection, void **exc
                                .remote = ex->req.remote,
                                .actor = ex->req.actor,
                                .role = ex->req.role,
+                               .object = ex->req.object,
+                               .flags = ex->route ? ex->route->flags : 0,
                                .status = ex->status,
                                .duration_ms = clock_mono_ms() - ex->started_ms,
                                .err = &ex->err};

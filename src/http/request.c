@@ -33,6 +33,12 @@ const char *http_request_role(const HttpRequest *req)
     return req->role;
 }
 
+void http_request_set_object(HttpRequest *req, const char *object)
+{
+    (void)snprintf(req->object, sizeof(req->object), "%s", object);
+    str_make_utf8(req->object); // where it was cut
+}
+
 void http_request_set_actor(HttpRequest *req, const char *actor, const char *role)
 {
     (void)snprintf(req->actor, sizeof(req->actor), "%s", actor);

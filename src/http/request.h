@@ -18,6 +18,9 @@ const char *http_request_remote(const HttpRequest *req); // the peer's address, 
 const char *http_request_actor(const HttpRequest *req);
 const char *http_request_role(const HttpRequest *req);
 void http_request_set_actor(HttpRequest *req, const char *actor, const char *role); // cut at the ceilings
+// What the call made, by its name or ID, for the log; cut.
+#define HTTP_OBJECT_MAX 512
+void http_request_set_object(HttpRequest *req, const char *object);
 
 // The segment that stands for "{name}" in the route's pattern: never NULL, never empty.
 const char *http_request_param(const HttpRequest *req, const char *name);

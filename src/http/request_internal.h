@@ -20,7 +20,7 @@ struct HttpRequest {
     HttpUrl url;
     HttpParam params[HTTP_PARAMS_MAX];
     size_t n_params;
-    char actor[HTTP_ACTOR_MAX], role[HTTP_ROLE_MAX];
+    char actor[HTTP_ACTOR_MAX], role[HTTP_ROLE_MAX], object[HTTP_OBJECT_MAX];
     const char *authorization; // borrowed from the connection; NULL: none sent
     Secret token;
     StrBuf body;

@@ -28,7 +28,7 @@ typedef struct HttpResponse {
     int status;
     json_t *body;
     char *text;
-    const char *type; // of the text, where it is not JSON; borrowed
+    const char *type;  // of the text, where it is not JSON; borrowed
     HttpStream stream; // next != NULL: a stream
 } HttpResponse;
 
@@ -38,6 +38,7 @@ typedef bool (*HttpHandler)(HttpRequest *req, void *ctx, HttpResponse *ret, Err 
 enum {
     HTTP_BODY = 1 << 0,      // takes a JSON object; without this flag a body other than "{}" is 400
     HTTP_ANYBODY = 1 << 1,   // nobody is asked who they are
+    HTTP_OFTEN = 1 << 3,     // comes once a second: of no interest to a log of who did what
     HTTP_OWN_TOKEN = 1 << 2, // the handler looks at the token, which is one for this thing alone
 };
 

@@ -102,8 +102,14 @@ static void on_refused(void *ctx, const struct sockaddr *addr, const char *metho
     const HttpConfig *config = &((HttpServer *)ctx)->site.config;
     char remote[INET6_ADDRSTRLEN];
     http_exchange_remote(addr, remote);
-    const HttpDone done = {
-        .method = method, .path = "", .remote = remote, .actor = "", .role = "", .status = status, .err = err};
+    const HttpDone done = {.method = method,
+                           .path = "",
+                           .remote = remote,
+                           .actor = "",
+                           .role = "",
+                           .object = "",
+                           .status = status,
+                           .err = err};
     if (config->done)
         config->done(config->ctx, &done);
 }

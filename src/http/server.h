@@ -16,6 +16,8 @@ typedef struct HttpDone {
     const char *path; // raw, without the query; "" where the request was not even looked at
     const char *remote;
     const char *actor, *role; // "" where nobody was asked, or it was not found out
+    const char *object;       // "" where nothing was made
+    unsigned flags;           // of the route, 0 where there is none
     int status;
     int64_t duration_ms;
     const Err *err; // ERR_NONE when the handler succeeded

@@ -108,6 +108,8 @@ bool http_url_parse(const char *target, HttpUrl *ret, Err *err)
         return err_set(err, ERR_INVALID, "the request's target is not a path");
     if (strpbrk(path, " #"))
         return err_set(err, ERR_INVALID, "the URL holds a blank or '#'; send them as %%20 and %%23");
+    if (!str_is_utf8(path, strlen(path))) // half of a character, the other half encoded: it is logged as it came
+        return err_set(err, ERR_INVALID, "the URL is not UTF-8; send other bytes than ASCII percent-encoded");
     size_t n = strcspn(path, "?");
     HttpUrl url = {0};
     url.raw = mem_calloc(n + 1, 1, err);

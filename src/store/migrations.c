@@ -82,8 +82,8 @@ static const char *const steps[] = {
     " expires_at VARCHAR(32), used_at VARCHAR(32))",
     /* 30 */
     "CREATE TABLE audit_log (id BIGINT PRIMARY KEY, at VARCHAR(32) NOT NULL, actor VARCHAR(300) NOT NULL, role"
-    " VARCHAR(16) NOT NULL, remote VARCHAR(64) NOT NULL, method VARCHAR(32) NOT NULL, path TEXT NOT NULL, status"
-    " BIGINT NOT NULL, hash VARCHAR(64) NOT NULL)",
+    " VARCHAR(16) NOT NULL, remote VARCHAR(64) NOT NULL, method VARCHAR(32) NOT NULL, path TEXT NOT NULL, object"
+    " TEXT NOT NULL, status BIGINT NOT NULL, hash VARCHAR(64) NOT NULL)",
 };
 
 static bool run_step(Db *db, unsigned version, bool first, Err *err)

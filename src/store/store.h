@@ -91,7 +91,7 @@ void store_token_clear(StoreToken *t);
 typedef struct StoreTrail {
     int64_t id; // 1, 2, 3, ... without a gap
     int64_t at_us;
-    char *actor, *role, *remote, *method, *path;
+    char *actor, *role, *remote, *method, *path, *object;
     int64_t status;
     char *hash; // over the row and the hash of the one before
 } StoreTrail;

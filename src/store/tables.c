@@ -247,7 +247,8 @@ const DbTable tables_token = {"api_tokens", token_columns, ARRAY_LEN(token_colum
 static const DbColumn trail_columns[] = {
     C(id, "id", DB_I64),      C(at_us, "at", DB_TIME),      C(actor, "actor", DB_TEXT),
     C(role, "role", DB_TEXT), C(remote, "remote", DB_TEXT), C(method, "method", DB_TEXT),
-    C(path, "path", DB_TEXT), C(status, "status", DB_I64),  C(hash, "hash", DB_TEXT),
+    C(path, "path", DB_TEXT), C(object, "object", DB_TEXT), C(status, "status", DB_I64),
+    C(hash, "hash", DB_TEXT),
 };
 #undef C
 const DbTable tables_trail = {"audit_log", trail_columns, ARRAY_LEN(trail_columns), sizeof(StoreTrail)};

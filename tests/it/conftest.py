@@ -4,6 +4,7 @@ A test that leaves a process, a socket or a mount behind fails, whatever else it
 """
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from lib.world import World                 # noqa: E402
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """One of several workers: its folder gets a short name, because a socket's path has 108 bytes."""
+    """All workers have one seed; each has a folder of a short name, because a socket's path has 108 bytes."""
+    os.environ.setdefault("SENDENSE_TEST_SEED", str(random.SystemRandom().randrange(1 << 32)))
     if hasattr(config, "workerinput"):
         common = Path(config.option.basetemp).parent
         config.option.basetemp = str(common) + config.workerinput["workerid"].removeprefix("gw")

@@ -275,13 +275,15 @@ def test_what_is_asked_of_the_client(make_hub, place):
     world.api.patch("/vms/pgtest1", {"audit_blocks": "3"}).expect(400)
 
 
-@pytest.mark.parametrize("checked, clean", [(299, False), (300, True)])
-def test_a_full_that_left_out_what_is_not_in_use_is_doubted_like_an_increment(world, checked, clean):
-    """It rests on the hypervisor's word, too; a clean audit of its own stands."""
+@pytest.mark.parametrize("of, checked, suspect", [(BLOCKS, BLOCKS, False), (10 * BLOCKS, 300, True)])
+def test_a_full_that_left_something_out_is_doubted_with_all_that_is_on_it(world, of, checked, suspect):
+    """Its audit was clean, and proved most of it; what is wrong shows through each point on it, whatever their own
+    audits say of the changes since."""
     line = Line(world)
-    line.job = line.full(unchanged=10 * BLOCKS, checked=checked)
+    line.job = line.full(unchanged=of, checked=checked)
+    full, between = line.job.id, line.point(checked=BLOCKS)
     line.audit(line.announced(), wrong=1).expect(200)
-    assert line.suspects() == ([] if clean else [line.job.id])
+    assert sorted(line.suspects()) == (sorted([full, between]) if suspect else [])
 
 
 # ---- the real thing: a vCenter that lies
@@ -368,22 +370,34 @@ def not_in_use(history, key, clusters):
     history.sim("lie", vm=WEB, disk=key, kind="omit", areas=[[c * CLUSTER, CLUSTER] for c in clusters])
 
 
-@pytest.mark.parametrize("kind", ["full", "compare"])
-def test_what_is_called_not_in_use_is_audited_in_full(make_hub, place, kind):
-    """However little time the copy took: the whole disk is read then. Nothing else stands behind these zeros."""
+def test_what_is_called_not_in_use_is_audited_in_full(make_hub, place):
+    """However little time the copy took: the whole disk is read then. Nothing else stands behind these zeros. And the
+    word is not believed again."""
     with VsphereHistory(make_hub, place) as history:
         history.register(unallocated="zero").guest_writes(3)
-        if kind == "compare":
-            history.point()
-            history.sim("reset_cbt", vm=WEB, disk=2000)
         not_in_use(history, 2000, (17, 90))
         found = alarmed(history, history.references_now())
-        assert modes(found)["2000"] == (kind, "audit_failed")
+        assert modes(found)["2000"] == ("full", "audit_failed")
         assert found["disks"][0]["audit"]["wrong_blocks"] >= 1
+        assert history.api.get("/vms/web").expect(200)["source"]["unallocated"] == "read"
         history.sim("lie", vm=WEB, disk=2000, kind="none")
         assert set(modes(history.point()).values()) == {("tracked", "")}
-        full = history.point("full")
-        assert all(d["audit"]["at_most_ppm"] == 0 for d in full["disks"]), full     # these disks have few blocks
+        assert all(d["audit"] is None for d in history.point("full")["disks"])      # all was read
+        history.check_everything(history.random)
+
+
+def test_a_comparison_reads_what_is_called_not_in_use(make_hub, place):
+    """It would put zeros over what the parent has; and it is made where the vCenter was found wrong before."""
+    with VsphereHistory(make_hub, place) as history:
+        history.register(unallocated="zero").guest_writes(3)
+        full = history.point()
+        assert all(d["audit"]["at_most_ppm"] == 0 for d in full["disks"])           # these disks have few blocks
+        history.sim("reset_cbt", vm=WEB, disk=2000)
+        not_in_use(history, 2000, (17, 90))
+        compared = history.point()
+        assert modes(compared)["2000"] == ("compare", "epoch_changed")
+        assert compared["disks"][0]["audit"] is None and compared["disks"][0]["read_bytes"] == SIZES[2000]
+        history.sim("lie", vm=WEB, disk=2000, kind="none")
         history.check_everything(history.random)
 
 

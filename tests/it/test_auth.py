@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -233,6 +235,7 @@ def test_the_command_line_logs_in(locked, place):
     kept.chmod(0o600)
     kept.write_text("[]")
     assert cli.run("repo", "list").status == 2
+    assert cli.run("login", "--token-file", locked.data / "admin-token").status == 2       # it is somebody's file
     kept.unlink()
     with open(file, "rb") as f:
         done = subprocess.run([str(ROOT / "build/bin/sendense"), "login", "--token-fd", str(f.fileno())],
@@ -283,21 +286,24 @@ def test_who_did_what(locked, place):
     viewer.get("/vms").expect(200)
     viewer.delete("/vms/pgtest1").expect(403)
     locked.api.get("/vms").expect(401)
-    said = [(r["actor"], r["role"], r["remote"], r["method"], r["path"], r["status"]) for r in rows(locked)]
+    said = [tuple(r[m] for m in ("actor", "role", "remote", "method", "path", "object", "status"))
+            for r in rows(locked)]
     mine = ("admin", "admin", "127.0.0.1")
     assert said == [
-        (*mine, "POST", "/api/v1/repositories", 201), (*mine, "POST", "/api/v1/vms", 201),
-        (*mine, "POST", "/api/v1/backups", 201),
-        (*mine, "POST", f"/api/v1/backups/{job['backup_id']}/cancel", 202), (*mine, "POST", "/api/v1/tokens", 201),
-        ("viewer", "viewer", "127.0.0.1", "DELETE", "/api/v1/vms/pgtest1", 403),
-        ("anybody", "", "127.0.0.1", "GET", "/api/v1/vms", 401)]
-    assert [r["id"] for r in rows(locked, newest_first="true", limit=2)] == [7, 6]
-    assert [r["id"] for r in rows(locked, min_status=400)] == [6, 7]
-    assert [r["id"] for r in rows(locked, actor="viewer")] == [6]
-    assert [r["id"] for r in rows(locked, after=3, method="POST")] == [4, 5]
+        ("sendense-hub", "admin", "", "POST", "/api/v1/tokens", "admin: at a start", 201),
+        (*mine, "POST", "/api/v1/repositories", "main", 201), (*mine, "POST", "/api/v1/vms", "pgtest1", 201),
+        (*mine, "POST", "/api/v1/backups", job["backup_id"], 201),
+        (*mine, "POST", f"/api/v1/backups/{job['backup_id']}/cancel", "", 202),
+        (*mine, "POST", "/api/v1/tokens", "viewer: viewer", 201),
+        ("viewer", "viewer", "127.0.0.1", "DELETE", "/api/v1/vms/pgtest1", "", 403),
+        ("anybody", "", "127.0.0.1", "GET", "/api/v1/vms", "", 401)]
+    assert [r["id"] for r in rows(locked, newest_first="true", limit=2)] == [8, 7]
+    assert [r["id"] for r in rows(locked, min_status=400)] == [7, 8]
+    assert [r["id"] for r in rows(locked, actor="viewer")] == [7]
+    assert [r["id"] for r in rows(locked, after=4, method="POST")] == [5, 6]
     before = "0" * 64
     for r in rows(locked):          # as api/openapi.yaml describes it
-        members = ("id", "at", "actor", "role", "remote", "method", "path", "status")
+        members = ("id", "at", "actor", "role", "remote", "method", "path", "object", "status")
         text = "".join(f"{r[m]}\n" for m in members) + before + "\n"
         assert hashlib.sha256(text.encode()).hexdigest() == r["hash"]
         before = r["hash"]
@@ -315,7 +321,7 @@ def test_who_did_what(locked, place):
     ("DELETE FROM audit_log", "head"),
 ])
 def test_a_log_that_was_changed(locked, place, harm, found):
-    for n in range(5):
+    for n in range(4):
         admin(locked).delete(f"/tokens/none-{n}").expect(404)
         admin(locked).post("/tokens", {"name": f"t{n}", "role": "viewer"}).expect(201)
     cli = Cli(locked.url, cwd=place)
@@ -334,9 +340,58 @@ def test_a_log_that_was_changed(locked, place, harm, found):
 
 
 def test_whoever_knocks_does_not_fill_the_log(locked):
-    for _ in range(130):
+    """Nor hides what somebody with a token is refused. What is no request is in no log."""
+    viewer = locked.api.with_token(token(locked, "viewer"))
+    for n in range(130):
         locked.api.get("/vms").expect(401)
-    assert len(rows(locked, limit=1000)) == 99
+        locked.api.post("/backups?x=1", {}).expect(400)     # refused before anybody is asked
+        locked.api.post("/backups/none/complete", raw=b"{").expect(400)
+        locked.api.request("POST", "/nonsense").expect(404)
+    viewer.delete("/vms/x").expect(403)
+    said = rows(locked, limit=1000)
+    assert len([r for r in said if r["actor"] == "anybody"]) == 100
+    assert [r for r in said if r["actor"] == "viewer"] and not [r for r in said if r["actor"] == "job"]
     assert "leaves out the rest" in locked.log
     admin(locked).post("/tokens", {"name": "x", "role": "viewer"}).expect(201)
-    assert rows(locked, newest_first="true", limit=1)[0]["path"] == "/api/v1/tokens"
+    assert rows(locked, newest_first="true", limit=1)[0]["object"] == "viewer: x"
+
+
+@pytest.mark.parametrize("path", ["/tokens/\u00e9", "/vms?x=\u00e9"])
+def test_bytes_that_are_no_text_do_not_get_into_the_log(locked, path):
+    """One such call without a token, and nobody could read the log any more."""
+    with socket.create_connection(("127.0.0.1", locked.port)) as s:
+        s.sendall(f"DELETE /api/v1{path}%A9 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1"))
+        assert b" 400 " in s.recv(100)
+    assert [r for r in rows(locked) if r["method"] == "DELETE"] == []
+
+
+def test_a_token_named_progress(locked):
+    """Its end was taken for a client's progress, of which there is one a second."""
+    token(locked, "admin", "progress")
+    admin(locked).delete("/tokens/progress").expect(200)
+    assert rows(locked, newest_first="true", limit=1)[0]["path"] == "/api/v1/tokens/progress"
+
+
+@pytest.mark.parametrize("name", ["job", "anybody", "sendense-hub"])
+def test_names_that_the_log_uses(locked, name):
+    admin(locked).post("/tokens", {"name": name, "role": "admin"}).expect(400, "invalid request body")
+
+
+def test_a_database_that_takes_nothing_keeps_nobody_from_looking(locked):
+    """The last use of a token could not be noted, and each call failed."""
+    with contextlib.closing(sqlite3.connect(locked.database, timeout=10)) as database:
+        database.execute("CREATE TRIGGER t BEFORE UPDATE ON api_tokens BEGIN SELECT RAISE(ABORT, 'full'); END")
+        database.commit()
+    admin(locked).get("/vms").expect(200)
+    assert "could not be noted" in locked.log
+
+
+def test_a_first_token_that_cannot_be_written_is_none(make_hub):
+    """It was in the database, and in nobody's hands: nobody could get in any more."""
+    hub = make_hub(start=False, auth=True)
+    (hub.data / "admin-token" / "in the way").mkdir(parents=True)
+    with pytest.raises(HubError, match="admin-token"):
+        hub.start()
+    shutil.rmtree(hub.data / "admin-token")
+    hub.start()
+    assert hub.api.with_token(hub.admin_token).get("/whoami").expect(200)["role"] == "admin"

@@ -87,20 +87,28 @@ static bool copy_audited(Copy *c, MoverSpec *spec, MoverResult *ret, uint64_t *r
     return fine;
 }
 
+// Does a full leave out what the hypervisor calls not in use? Only where an audit can prove something of it; and not in
+// a comparison, whose parent has data that a wrong word would put zeros over.
+static bool leaves_out(const Copy *c)
+{
+    const AnnounceAnswerDisk *a = c->disk->answer;
+    uint64_t clusters = c->disk->source->size / c->job->order.cluster_size;
+    return c->from->zeros_on_word && a->mode == DISK_FULL && a->leaves_uri &&
+        c->job->order.audit_blocks >= MIN(AUDIT_BLOCKS_CLEAN, MAX(1, clusters));
+}
+
 // Is some of what is not read looked at? The sink's hashes are needed for it.
 static bool is_audited(const Copy *c)
 {
     const AnnounceAnswerDisk *a = c->disk->answer;
-    bool on_word = a->mode == DISK_TRACKED || a->resume || c->from->zeros_on_word;
-    return on_word && c->job->order.audit_blocks > 0 && a->leaves_uri;
+    return (a->mode == DISK_TRACKED || a->resume || leaves_out(c)) && c->job->order.audit_blocks > 0 && a->leaves_uri;
 }
 
-// The hypervisor's word on what is not in use counts only where it is looked at.
 static MoverPlan plan_of(const Copy *c)
 {
     if (c->disk->answer->mode == DISK_TRACKED)
         return MOVER_TRACKED;
-    return c->from->zeros_on_word && !is_audited(c) ? MOVER_READ : MOVER_ALL;
+    return c->from->zeros_on_word && !leaves_out(c) ? MOVER_READ : MOVER_ALL;
 }
 
 static void *copy_thread(void *ctx)

@@ -29,26 +29,32 @@ static bool doubt_point(Hub *h, const StoreBackup *b, const char *disk_key, json
     return store_backup_set_doubted(h->store, b->id, err);
 }
 
-// Has what was not read: on the word of tracking, or of what the hypervisor calls not in use.
-static bool rests_on_word(const StoreDisk *d)
+// A full that left out what the hypervisor calls not in use, and looked at some of it.
+static bool left_something_out(const StoreDisk *d)
 {
-    return is_tracked(d) || d->kept_bytes > 0 || (d->audited && d->wrong_blocks == 0);
+    return !is_tracked(d) && d->audited && d->wrong_blocks == 0 && d->checked_blocks < d->unchanged_blocks;
 }
 
 // A point that rests on a hypervisor's word, if only for what it kept of an interrupted backup, is doubted unless its
 // own audit was clean. There, and at a full, it ends: *ret_next is NULL. Else the parent is next (new memory).
-static bool doubt_disk(Hub *h, const StoreBackup *b, const StoreDisk *d, json_t *ids, char **ret_next, Err *err)
+static bool doubt_disk(Hub *h, const StoreBackup *b, const StoreDisk *d, bool all, json_t *ids, char **ret_next,
+                       Err *err)
 {
     AuditFigures figures = {d->audited, d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
     *ret_next = NULL;
-    if (audit_is_clean(&figures))
+    if (!all && audit_is_clean(&figures))
         return true;
-    if (rests_on_word(d) && !doubt_point(h, b, d->disk_key, ids, err))
+    if ((all || is_tracked(d) || d->kept_bytes > 0 || left_something_out(d)) &&
+        !doubt_point(h, b, d->disk_key, ids, err))
         return false;
     return !d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err));
 }
 
-bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *disk_key, json_t *ids, Err *err)
+typedef bool (*OnPoint)(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err);
+
+// The points of one disk's chain, from this one to its full, as long as there is a next one (new memory).
+static bool walk(Hub *h, int64_t repository_id, const char *first_id, const char *disk_key, OnPoint on_point, void *ctx,
+                 Err *err)
 {
     cleanup_free char *id = mem_strdup(first_id, err);
     bool ok = id != NULL;
@@ -62,12 +68,63 @@ bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *
             (!exists || (store_backup_get(h->store, id, &b, err) && store_disk_list(h->store, id, &disks, &len, err)));
         const StoreDisk *d = ok ? disk_by_key(disks, len, disk_key) : NULL;
         if (d && b.repository_id == repository_id)
-            ok = doubt_disk(h, &b, d, ids, &next, err);
+            ok = on_point(ctx, &b, d, &next, err);
         STORE_LIST_FREE(disks, len, store_disk_clear);
         free(id);
         id = next;
     }
     return ok;
+}
+
+typedef struct Doubt {
+    Hub *hub;
+    const char *disk_key;
+    json_t *ids;
+    bool all; // the chain's full left something out: whatever was not written since shows that, in each point on it
+} Doubt;
+
+static bool look_for_full(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err)
+{
+    Doubt *doubt = ctx;
+    (void)b;
+    doubt->all = !d->parent_backup_id && left_something_out(d);
+    return !d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err));
+}
+
+static bool doubt_one(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err)
+{
+    const Doubt *doubt = ctx;
+    return doubt_disk(doubt->hub, b, d, doubt->all, doubt->ids, ret_next, err);
+}
+
+bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *disk_key, json_t *ids, Err *err)
+{
+    Doubt doubt = {.hub = h, .disk_key = disk_key, .ids = ids};
+    return walk(h, repository_id, first_id, disk_key, look_for_full, &doubt, err) &&
+        walk(h, repository_id, first_id, disk_key, doubt_one, &doubt, err);
+}
+
+// A vCenter that called not in use what has data is not believed again: from the next full on everything is read, until
+// somebody says otherwise.
+static bool take_the_word_back(Hub *h, const char *vm_id, Err *err)
+{
+    StoreVm cleanup_vm vm = {0};
+    cleanup_json json_t *source = NULL;
+    Err gone = ERR_INIT;
+    if (!store_vm_find(h->store, vm_id, &vm, &gone)) // not registered any more: nothing is backed up by its word
+        return true;
+    if (!codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &source, err))
+        return false;
+    const char *unallocated = json_string_value(json_object_get(source, "unallocated"));
+    if (!unallocated || strcmp(unallocated, "zero") != 0)
+        return true;
+    char *text = NULL;
+    if (!codec_json_set_text(source, "unallocated", "read", err) || !codec_json_dump(source, &text, err))
+        return false;
+    free(vm.source);
+    vm.source = text;
+    log_error("what the vCenter calls not in use is read from now on", LOG_STR("vm", vm.name));
+    return store_vm_update(h->store, &vm, err);
 }
 
 // A failed audit makes a tracked disk a comparison, which the client then sends. That the change set since the parent
@@ -79,7 +136,8 @@ static bool note_failed(Hub *h, const StoreBackup *b, const WorkAudit *a, StoreD
     cleanup_free char *text = mem_printf(
         err, "%llu of %llu blocks that change tracking calls unchanged are not (one at offset %llu)",
         (unsigned long long)a->figures.wrong, (unsigned long long)a->figures.checked, (unsigned long long)a->wrong_at);
-    if (!text || (is_tracked(d) && !over && !mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err)) ||
+    if (!text || (!is_tracked(d) && !take_the_word_back(h, b->vm_id, err)) ||
+        (is_tracked(d) && !over && !mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err)) ||
         !mem_replace(&d->reason, reason, err) || !mem_replace(&d->reason_text, text, err) ||
         !store_backup_give_reason(h->store, d->backup_id, reason, text, err))
         return false;

@@ -102,8 +102,8 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
     ok = ok && own_run_dir(h, run_dir, err) &&
         (c->mariadb ? store_open_mariadb(c->mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
-        check_boot(h, err) && hub_tokens_begin(h, c->new_admin, err) &&
-        hub_recover(h, err) && hub_supervisor_start(h, err);
+        check_boot(h, err) && hub_tokens_begin(h, c->new_admin, err) && hub_recover(h, err) &&
+        hub_supervisor_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;
@@ -115,14 +115,9 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     if (!h)
         return false;
     h->lock_fd = h->run_lock_fd = -1;
-    h->max_jobs = config->max_jobs;
-    h->chain_limit = config->chain_limit;
-    h->lease_s = config->lease_s;
-    h->claim_s = config->claim_s;
-    h->export_idle_s = config->export_idle_s;
-    h->keep_hours = config->keep_hours;
-    h->checkpoint_bytes = (uint64_t)config->checkpoint_mib << 20;
-    h->audit_blocks = config->audit_blocks;
+    hub_set_limits(h, &config->limits);
+    h->reload = config->reload;
+    h->reload_ctx = config->reload_ctx;
     h->auth = config->auth;
     pthread_condattr_t attr;
     (void)pthread_condattr_init(&attr); // cannot fail on Linux
@@ -130,11 +125,41 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     (void)pthread_cond_init(&h->changed, &attr);
     (void)pthread_condattr_destroy(&attr);
     (void)pthread_mutex_init(&h->lock, NULL);
+    (void)pthread_mutex_init(&h->reload_lock, NULL);
     if (!open_all(h, config, err)) {
         hub_close(h);
         return false;
     }
     *ret = h;
+    return true;
+}
+
+void hub_set_limits(Hub *h, const HubLimits *limits)
+{
+    h->max_jobs = limits->max_jobs;
+    h->chain_limit = limits->chain_limit;
+    h->lease_s = limits->lease_s;
+    h->claim_s = limits->claim_s;
+    h->export_idle_s = limits->export_idle_s;
+    h->keep_hours = limits->keep_hours;
+    h->checkpoint_bytes = (uint64_t)limits->checkpoint_mib << 20;
+    h->audit_blocks = limits->audit_blocks;
+}
+
+bool hub_reload(Hub *h, json_t **ret, Err *err)
+{
+    json_t *o = json_object(), *list = json_array();
+    bool ok = (o && list) || err_no_memory(err);
+    (void)pthread_mutex_lock(&h->reload_lock);
+    ok = ok && (!h->reload || h->reload(h->reload_ctx, list, err));
+    (void)pthread_mutex_unlock(&h->reload_lock);
+    hub_wake(h); // there may be room for more jobs
+    ok = codec_json_set(o, "needs_restart", list, err) && ok;
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
     return true;
 }
 
@@ -173,6 +198,7 @@ void hub_close(Hub *h)
         (void)close(h->lock_fd); // last: who gets it finds the rest free
     (void)pthread_cond_destroy(&h->changed);
     (void)pthread_mutex_destroy(&h->lock);
+    (void)pthread_mutex_destroy(&h->reload_lock);
     free(h->data_dir);
     free(h->key_file);
     free(h->run_dir);

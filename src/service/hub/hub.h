@@ -10,6 +10,20 @@
 
 #include <jansson.h>
 
+typedef struct HubLimits {   // what may change while the hub runs
+    unsigned max_jobs;       // running at a time
+    unsigned chain_limit;    // points in a chain, then a full
+    unsigned lease_s;        // a client silent for longer has failed
+    unsigned claim_s;        // a job that nobody claims has failed after this
+    unsigned export_idle_s;  // an export that nobody reads from ends after this
+    unsigned keep_hours;     // partial images of failed jobs are kept, for the next job to go on from; 0: none is
+    unsigned checkpoint_mib; // stored between two points of time from which an interrupted backup goes on
+    unsigned audit_blocks;   // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
+} HubLimits;
+
+// Reads the settings anew and calls hub_set_limits(); adds the names of those that need a new start to the list.
+typedef bool (*HubReload)(void *ctx, json_t *needs_restart, Err *err);
+
 typedef struct HubConfig {
     const StoreMariadb *mariadb; // NULL: SQLite, in the data folder
     const char *data_dir;        // made if it is not there; locked
@@ -17,16 +31,11 @@ typedef struct HubConfig {
     const char *run_dir;         // sockets; NULL: a short default for this data folder
     const char *plugin;          // path of nbdkit-sendense-plugin.so
     const char *client;          // path of sendense-backup-client
-    unsigned max_jobs;           // running at a time
-    unsigned chain_limit;        // points in a chain, then a full
-    unsigned lease_s;            // a client silent for longer has failed
-    unsigned claim_s;            // a job that nobody claims has failed after this
-    unsigned export_idle_s;      // an export that nobody reads from ends after this
-    unsigned keep_hours;         // partial images of failed jobs are kept, for the next job to go on from; 0: none is
-    unsigned checkpoint_mib;     // stored between two points of time from which an interrupted backup goes on
-    bool auth;                   // callers need a token (docs/internals/auth.md)
-    bool new_admin;              // make another token of an admin, whatever there is
-    unsigned audit_blocks;       // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
+    HubLimits limits;
+    bool auth;        // callers need a token (docs/internals/auth.md)
+    bool new_admin;   // make another token of an admin, whatever there is
+    HubReload reload; // NULL: there is nothing to read
+    void *reload_ctx;
 } HubConfig;
 
 typedef struct Hub Hub;
@@ -36,6 +45,9 @@ typedef struct Hub Hub;
 bool hub_open(const HubConfig *config, Hub **ret, Err *err) must_check;
 // The URL that clients started by the hub use. Before it is set no client is started.
 bool hub_set_url(Hub *h, const char *url, Err *err) must_check;
+void hub_set_limits(Hub *h, const HubLimits *limits); // for whatever begins from now on
+// One at a time. ERR_USAGE: the settings are wrong, and those of before stay.
+bool hub_reload(Hub *h, json_t **ret, Err *err) must_check;
 // Before the API is stopped: calls that wait for an exporter to seal give up, and their clients repeat them. The seal
 // goes on, and the next hub joins it.
 void hub_quiesce(Hub *h);
@@ -48,7 +60,8 @@ bool hub_health(Hub *h, json_t **ret, Err *err) must_check;
 bool hub_metrics(Hub *h, char **ret, Err *err) must_check;
 
 // ---- who calls, and what they did (docs/internals/auth.md)
-#define HUB_ANYBODY "anybody" // without authentication
+#define HUB_ANYBODY "anybody" // without authentication, or without a token
+#define HUB_ITSELF "sendense-hub"
 typedef struct HubActor {
     char name[256];
     const char *role; // NULL: none
@@ -63,7 +76,8 @@ bool hub_token_list(Hub *h, json_t **ret, Err *err) must_check;
 bool hub_token_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err) must_check;
 
 typedef struct HubTrail { // a call that was answered; borrowed
-    const char *actor, *role, *remote, *method, *path;
+    const char *actor, *role, *remote, *method, *path, *object;
+    bool unlogged; // a call that comes once a second
     int status;
 } HubTrail;
 // Adds it to the audit log, if it is of interest: whatever may change something, and what was refused. A log that

@@ -40,13 +40,14 @@ struct Hub {
     Store *store;
     char *data_dir, *key_file, *run_dir, *plugin, *client, *log_dir;
     char *_Atomic url; // NULL until hub_set_url(); the supervisor looks at it
-    unsigned max_jobs, chain_limit, lease_s, claim_s, export_idle_s;
-    unsigned keep_hours; // partial images of failed jobs, to go on from; 0: none
-    uint64_t checkpoint_bytes;
-    unsigned audit_blocks;
+    atomic_uint max_jobs, chain_limit, lease_s, claim_s, export_idle_s, keep_hours, audit_blocks; // HubLimits
+    atomic_uint_fast64_t checkpoint_bytes;
+    HubReload reload;
+    void *reload_ctx;
+    pthread_mutex_t reload_lock; // one reload at a time
     bool auth;
     int64_t refused_since_ms; // monotonic: calls that were refused since then
-    unsigned refused;
+    unsigned refused[2];      // without a known token, and with one
     int lock_fd, run_lock_fd;
     pthread_mutex_t lock; // of the members below
     pthread_cond_t changed;

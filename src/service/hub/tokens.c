@@ -67,7 +67,10 @@ bool hub_admit(Hub *h, const Secret *token, unsigned roles, HubActor *ret, Err *
         (void)err_set(err, ERR_FORBIDDEN, "token \"%s\" is of role %s; this call needs %s", t.name, t.role, needed);
         return err_title(err, "not allowed");
     }
-    return now - t.used_us < USED_EVERY_US || store_token_set_used(h->store, t.id, now, err);
+    Err noting = ERR_INIT; // a database that takes nothing now keeps nobody from looking
+    if (now - t.used_us >= USED_EVERY_US && !store_token_set_used(h->store, t.id, now, &noting))
+        log_info("a token's use could not be noted", LOG_STR("token", t.name), LOG_ERR(&noting));
+    return true;
 }
 
 bool hub_whoami(Hub *h, const HubActor *actor, json_t **ret, Err *err)
@@ -139,6 +142,16 @@ static bool read_expiry(const json_t *body, int64_t *ret_us, Err *err)
     return true;
 }
 
+// What the audit log calls somebody else.
+static bool check_reserved(const char *name, Err *err)
+{
+    static const char *const names[] = {HUB_ANYBODY, "job", HUB_ITSELF};
+    for (size_t i = 0; i < ARRAY_LEN(names); i++)
+        if (str_eq(name, names[i]))
+            return err_set(err, ERR_INVALID, "\"%s\" is not a name for a token; HINT: any other is", name);
+    return true;
+}
+
 bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err *err)
 {
     cleanup(store_token_clear) StoreToken row = {0};
@@ -148,9 +161,9 @@ bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err
     Role role;
     json_t *o = NULL;
     if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
-        !codec_json_text(body, "role", 32, &role_text, err) || !role_parse(role_text, &role, err) ||
-        !read_expiry(body, &expires_us, err) || !make(h, name, role, expires_us, by, &row, &token, err) ||
-        !view(&row, &o, err))
+        !check_reserved(name, err) || !codec_json_text(body, "role", 32, &role_text, err) ||
+        !role_parse(role_text, &role, err) || !read_expiry(body, &expires_us, err) ||
+        !make(h, name, role, expires_us, by, &row, &token, err) || !view(&row, &o, err))
         return false;
     if (!codec_json_set_text(o, "token", secret_reveal(&token), err)) {
         json_decref(o);
@@ -219,7 +232,7 @@ static bool make_admin(Hub *h, Secret *ret, Err *err)
         Err why = ERR_INIT;
         if (!name)
             return false;
-        if (make(h, name, ROLE_ADMIN, 0, "sendense-hub", &row, ret, &why))
+        if (make(h, name, ROLE_ADMIN, 0, HUB_ITSELF, &row, ret, &why))
             return true;
         if (why.code != ERR_EXISTS) {
             *err = why;
@@ -228,22 +241,44 @@ static bool make_admin(Hub *h, Secret *ret, Err *err)
     }
 }
 
-bool hub_tokens_begin(Hub *h, bool new_admin, Err *err)
+// The row counts with its file: a token in nobody's hands would lock everybody out.
+static bool make_with_file(Hub *h, const char *path, Err *err)
 {
     cleanup(secret_clear) Secret token = {0};
+    if (!store_begin(h->store, err))
+        return false;
+    cleanup_free char *text = make_admin(h, &token, err) ? mem_printf(err, "%s\n", secret_reveal(&token)) : NULL;
+    bool ok = text && file_unlink(path, err) && file_create_durable(path, text, strlen(text), 0600, err);
+    if (text)
+        explicit_bzero(text, strlen(text));
+    if (ok && store_commit(h->store, err))
+        return true;
+    Err ignored = ERR_INIT; // then a file stays whose token nobody knows
+    (void)!file_unlink(path, &ignored);
+    if (!ok)
+        store_rollback(h->store);
+    return false;
+}
+
+bool hub_tokens_begin(Hub *h, bool new_admin, Err *err)
+{
     uint64_t admins;
     if (!h->auth || !store_token_count(h->store, role_name(ROLE_ADMIN), clock_utc_us(), &admins, err))
         return err->code == ERR_NONE;
     if (admins > 0 && !new_admin)
         return true;
-    cleanup_free char *path = file_join(h->data_dir, "admin-token", err), *text = NULL;
-    if (!path || !make_admin(h, &token, err) || !(text = mem_printf(err, "%s\n", secret_reveal(&token))))
+    cleanup_free char *path = file_join(h->data_dir, "admin-token", err);
+    if (!path || !make_with_file(h, path, err))
         return false;
-    bool ok = file_unlink(path, err) && file_create_durable(path, text, strlen(text), 0600, err);
-    explicit_bzero(text, strlen(text));
-    if (ok)
-        log_info("a token for the administrator was made; take it by \"sendense login --token-file\", then remove the "
-                 "file",
-                 LOG_STR("path", path));
-    return ok;
+    hub_trail_add(h,
+                  &(HubTrail){.actor = HUB_ITSELF,
+                              .role = role_name(ROLE_ADMIN),
+                              .remote = "",
+                              .method = "POST",
+                              .path = "/api/v1/tokens",
+                              .object = "admin: at a start",
+                              .status = 201});
+    log_info("a token for the administrator was made; take it by \"sendense login --token-file\", then remove the file",
+             LOG_STR("path", path));
+    return true;
 }

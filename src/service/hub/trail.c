@@ -27,11 +27,13 @@ static bool next_row(Hub *h, const HubTrail *t, StoreTrail *row, Err *err)
                         .remote = t->remote,
                         .method = t->method,
                         .path = t->path,
+                        .object = t->object,
                         .status = t->status};
     return trail_hash(&members, found ? last.hash : TRAIL_FIRST, hash, err) &&
         mem_replace(&row->actor, t->actor, err) && mem_replace(&row->role, t->role, err) &&
         mem_replace(&row->remote, t->remote, err) && mem_replace(&row->method, t->method, err) &&
-        mem_replace(&row->path, t->path, err) && mem_replace(&row->hash, hash, err);
+        mem_replace(&row->path, t->path, err) && mem_replace(&row->object, t->object, err) &&
+        mem_replace(&row->hash, hash, err);
 }
 
 static bool add(Hub *h, const HubTrail *t, Err *err)
@@ -51,27 +53,31 @@ static bool add(Hub *h, const HubTrail *t, Err *err)
     }
 }
 
-// Looks are not noted, unless they were refused.
-static bool is_of_interest(Hub *h, const HubTrail *t)
+// Whoever knocks without a token does not fill the database, nor hide what others are refused.
+static bool is_too_much(Hub *h, bool known, const char *remote)
 {
-    bool looks = str_eq(t->method, "GET") || str_eq(t->method, "HEAD");
-    bool refused = t->status == 401 || t->status == 403;
-    if (str_ends(t->path, "/progress") && !refused) // once a second
-        return false;
-    if (!refused)
-        return !looks && t->status != 404 && t->status != 405;
     (void)pthread_mutex_lock(&h->lock);
     int64_t now = clock_mono_ms();
     if (now - h->refused_since_ms >= MINUTE_MS) {
         h->refused_since_ms = now;
-        h->refused = 0;
+        h->refused[0] = h->refused[1] = 0;
     }
-    unsigned n = ++h->refused;
+    unsigned n = ++h->refused[known];
     (void)pthread_mutex_unlock(&h->lock);
-    if (n == REFUSED_A_MINUTE)
+    if (n == REFUSED_A_MINUTE + 1)
         log_warn("many calls are refused; the audit log leaves out the rest of this minute's",
-                 LOG_STR("remote", t->remote));
-    return n < REFUSED_A_MINUTE;
+                 LOG_STR("remote", remote), LOG_STR("token", known ? "known" : "none"));
+    return n > REFUSED_A_MINUTE;
+}
+
+// Looks are not noted, unless they were refused; nor what was no request, and what came to nothing on no such path.
+static bool is_of_interest(Hub *h, const HubTrail *t)
+{
+    bool looks = str_eq(t->method, "GET") || str_eq(t->method, "HEAD"), admitted = !h->auth || t->role[0] != '\0';
+    bool refused = t->status == 401 || t->status == 403;
+    if (t->path[0] == '\0' || (looks && !refused) || (t->unlogged && !refused) || t->status == 404 || t->status == 405)
+        return false;
+    return (admitted && !refused) || !is_too_much(h, t->role[0] != '\0', t->remote);
 }
 
 void hub_trail_add(Hub *h, const HubTrail *t)
@@ -89,6 +95,7 @@ static bool view(const StoreTrail *row, json_t **ret, Err *err)
         codec_json_set_time(o, "at", row->at_us, err) && codec_json_set_text(o, "actor", row->actor, err) &&
         codec_json_set_text(o, "role", row->role, err) && codec_json_set_text(o, "remote", row->remote, err) &&
         codec_json_set_text(o, "method", row->method, err) && codec_json_set_text(o, "path", row->path, err) &&
+        codec_json_set_text(o, "object", row->object, err) &&
         codec_json_set_u64(o, "status", (uint64_t)row->status, err) && codec_json_set_text(o, "hash", row->hash, err);
     if (!ok) {
         json_decref(o);

@@ -10,6 +10,7 @@ static const TrailRow row = {.id = 7,
                              .remote = "127.0.0.1",
                              .method = "POST",
                              .path = "/api/v1/backups",
+                             .object = "backup-a-1",
                              .status = 201};
 
 // Computed by sha256sum.
@@ -19,14 +20,14 @@ static void test_a_known_one(void **state)
     Err err = ERR_INIT;
     char hash[TRAIL_HASH_TEXT];
     assert_ok(trail_hash(&row, TRAIL_FIRST, hash, &err), &err);
-    assert_string_equal(hash, "c22f23032e3660a87cf155b3dcb58b515ec07476054ae8d8058efce28a06e6c1");
+    assert_string_equal(hash, "d6a0eabee2a60b38aa690f4018dd556f4d8d26b220fa4193a897513591ef9cdf");
 }
 
 static void test_each_member_counts(void **state)
 {
     (void)state;
-    TrailRow rows[9];
-    char hashes[10][TRAIL_HASH_TEXT];
+    TrailRow rows[10];
+    char hashes[11][TRAIL_HASH_TEXT];
     Err err = ERR_INIT;
     for (size_t i = 0; i < ARRAY_LEN(rows); i++)
         rows[i] = row;
@@ -38,9 +39,10 @@ static void test_each_member_counts(void **state)
     rows[6].method = "PUT";
     rows[7].path = "";
     rows[8].status = 202;
+    rows[9].object = "";
     for (size_t i = 0; i < ARRAY_LEN(rows); i++)
         assert_ok(trail_hash(&rows[i], TRAIL_FIRST, hashes[i], &err), &err);
-    assert_ok(trail_hash(&row, hashes[0], hashes[9], &err), &err);
+    assert_ok(trail_hash(&row, hashes[0], hashes[10], &err), &err);
     for (size_t i = 0; i < ARRAY_LEN(hashes); i++)
         for (size_t k = 0; k < i; k++)
             assert_string_not_equal(hashes[i], hashes[k]);

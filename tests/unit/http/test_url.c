@@ -46,6 +46,15 @@ static void segments(void **state)
     http_url_clear(&url);
 }
 
+// A character of which one half is encoded was text once decoded, and none where it was logged.
+static void half_encoded(void **state)
+{
+    (void)state;
+    refuse("/vms/\xc3%A9", ERR_INVALID);
+    refuse("/vms/%C3\xa9", ERR_INVALID);
+    refuse("/vms?a=\xc3%A9", ERR_INVALID);
+}
+
 static void decoded_after_the_split(void **state)
 {
     (void)state;
@@ -158,10 +167,10 @@ static void any_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(segments),  cmocka_unit_test(decoded_after_the_split),
-        cmocka_unit_test(bad_paths), cmocka_unit_test(absolute_form),
-        cmocka_unit_test(query),     cmocka_unit_test(bad_queries),
-        cmocka_unit_test(any_bytes),
+        cmocka_unit_test(segments),      cmocka_unit_test(decoded_after_the_split),
+        cmocka_unit_test(half_encoded),  cmocka_unit_test(bad_paths),
+        cmocka_unit_test(absolute_form), cmocka_unit_test(query),
+        cmocka_unit_test(bad_queries),   cmocka_unit_test(any_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

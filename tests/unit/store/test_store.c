@@ -684,7 +684,7 @@ static void test_the_log_of_who_did_what(void **state)
     bool found;
     assert_ok(store_trail_last(fx.store, &got, &found, &err), &err);
     assert_false(found);
-    row.remote = row.hash = (char *)"x";
+    row.remote = row.hash = row.object = (char *)"x";
     row.role = (char *)"";
     row.method = (char *)"POST";
     row.path = (char *)"/a";

@@ -1,0 +1,240 @@
+#include "hub/settings.h"
+
+#include "base/config.h"
+#include "base/file.h"
+#include "base/str.h"
+#include "domain/audit.h"
+#include "domain/chain.h"
+
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <stdio.h>
+
+#define PREFIX "SENDENSE"
+#define TABLE_MAX 40
+
+// Of no sense in a file or the environment.
+static const char *const command_line_only[] = {"config", "check-config", "new-admin-token", "help", "version", NULL};
+
+static void fill_table(Settings *o, Opt table[TABLE_MAX])
+{
+    const Opt all[] = {
+        {"config", OPT_TEXT, &o->config, 0, 0, "FILE", "settings; default " SETTINGS_FILE ", if it is there"},
+        {"port", OPT_U64, &o->port, 0, 65535, "PORT", "port of the API, 0 for any free one; default 8082"},
+        {"listen", OPT_TEXT, &o->listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
+        {"auth", OPT_FLAG, &o->auth, 0, 0, NULL, "-auth=false: nobody has to authenticate"},
+        {"let-anybody-in", OPT_FLAG, &o->let_anybody_in, 0, 0, NULL,
+         "with -auth=false: also on an address that others reach"},
+        {"new-admin-token", OPT_FLAG, &o->new_admin_token, 0, 0, NULL,
+         "make another token of an admin, in DIR/admin-token"},
+        {"data-dir", OPT_TEXT, &o->data_dir, 0, 0, "DIR", "database and logs; default /var/lib/sendense"},
+        {"key-file", OPT_TEXT, &o->key_file, 0, 0, "FILE", "opens the sources' passwords; default: DIR/secret.key"},
+        {"run-dir", OPT_TEXT, &o->run_dir, 0, 0, "DIR", "sockets; default: a short folder below /run or /tmp"},
+        {"max-jobs", OPT_U64, &o->max_jobs, 1, 256, "N", "jobs that run at a time; default 4"},
+        {"chain-limit", OPT_U64, &o->chain_limit, 1, 200, "N", "points in a chain, then a full; default 30"},
+        {"lease", OPT_U64, &o->lease, 2, 86400, "SECONDS", "a client silent for longer has failed; default 30"},
+        {"claim-timeout", OPT_U64, &o->claim_timeout, 1, 86400, "SECONDS", "for a job that nobody claims; default 600"},
+        {"export-idle", OPT_U64, &o->export_idle, 1, 86400, "SECONDS", "for an export that nobody reads; default 600"},
+        {"keep-interrupted", OPT_U64, &o->keep_interrupted, 0, 8760, "HOURS",
+         "what a failed backup left, for the next to go on from; default 72"},
+        {"checkpoint-mib", OPT_U64, &o->checkpoint, 1, 1048576, "N",
+         "MiB after which an interrupted backup can go on; default 1024"},
+        {"audit-blocks", OPT_U64, &o->audit, 0, AUDIT_BLOCKS_MAX, "N",
+         "of each increment, looked at though tracking calls them unchanged; default 3000"},
+        {"plugin", OPT_TEXT, &o->plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
+        {"client", OPT_TEXT, &o->client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
+        {"db-host", OPT_TEXT, &o->db_host, 0, 0, "HOST",
+         "MariaDB's host, or the path of its socket; without it: embedded SQLite"},
+        {"db-port", OPT_U64, &o->db_port, 1, 65535, "PORT", "MariaDB's port; default 3306"},
+        {"db-name", OPT_TEXT, &o->db_name, 0, 0, "NAME", "MariaDB's database"},
+        {"db-user", OPT_TEXT, &o->db_user, 0, 0, "USER", "MariaDB's user"},
+        {"db-pass", OPT_TEXT, &o->db_pass, 0, 0, "PASSWORD", "MariaDB's password (visible to all users here)"},
+        {"db-pass-file", OPT_TEXT, &o->db_pass_file, 0, 0, "FILE", "a file that holds MariaDB's password"},
+        {"check-config", OPT_FLAG, &o->check_config, 0, 0, NULL, "say what is in effect, or what is wrong, and end"},
+        {"help", OPT_FLAG, &o->help, 0, 0, NULL, "this text"},
+        {"version", OPT_FLAG, &o->version, 0, 0, NULL, "the version"},
+        {NULL, OPT_FLAG, NULL, 0, 0, NULL, NULL},
+    };
+    _Static_assert(ARRAY_LEN(all) <= TABLE_MAX, "TABLE_MAX");
+    memcpy(table, all, sizeof(all));
+}
+
+static void set_defaults(Settings *s)
+{
+    *s = (Settings){.auth = true,
+                    .port = 8082,
+                    .db_port = 3306,
+                    .max_jobs = 4,
+                    .chain_limit = CHAIN_LIMIT_DEFAULT,
+                    .lease = 30,
+                    .claim_timeout = 600,
+                    .export_idle = 600,
+                    .keep_interrupted = 72,
+                    .checkpoint = 1024,
+                    .audit = AUDIT_BLOCKS_DEFAULT};
+}
+
+static bool read_files(const char *said, const Opt *table, Err *err)
+{
+    const char *path = said ? said : SETTINGS_FILE;
+    cleanup_free char *folder = mem_printf(err, "%s.d", path);
+    return folder && ((!said && !file_exists(path)) || config_file(path, table, command_line_only, err)) &&
+        config_folder(folder, table, command_line_only, err);
+}
+
+static bool read_options(int argc, char *const *argv, const Opt *table, Err *err)
+{
+    OptList rest = {0};
+    if (!opt_parse(argc, argv, table, false, &rest, err))
+        return false;
+    bool ok = rest.len == 0 || err_set(err, ERR_USAGE, "\"%s\" is not an option; see --help", rest.items[0]);
+    opt_list_clear_borrowed(&rest);
+    return ok;
+}
+
+// ---- what does not fit together
+
+static bool is_loopback(const char *address)
+{
+    struct in_addr v4;
+    struct in6_addr v6;
+    if (!address)
+        return true; // the default
+    return inet_pton(AF_INET, address, &v4) == 1 ? ntohl(v4.s_addr) >> 24 == 127
+                                                 : inet_pton(AF_INET6, address, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+}
+
+static bool check(const Settings *s, Err *err)
+{
+    if (!s->auth && !s->let_anybody_in && !is_loopback(s->listen))
+        return err_set(err, ERR_USAGE,
+                       "-auth=false and --listen %s: whoever reaches that address could read and delete every backup; "
+                       "HINT: leave out one of them, or say --let-anybody-in",
+                       s->listen);
+    if (!s->db_host && (s->db_name || s->db_user || s->db_pass || s->db_pass_file))
+        return err_set(err, ERR_USAGE, "--db-name, --db-user and a password go with --db-host");
+    if (s->db_host && (!s->db_name || !s->db_user))
+        return err_set(err, ERR_USAGE, "--db-host needs --db-name and --db-user");
+    return true;
+}
+
+bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)
+{
+    Opt table[TABLE_MAX];
+    Settings said;
+    set_defaults(&said);
+    set_defaults(ret);
+    fill_table(&said, table); // once for itself: it names the file, and what is wrong with it comes first
+    if (!read_options(argc, argv, table, err)) {
+        settings_clear(&said);
+        return false;
+    }
+    fill_table(ret, table);
+    bool ok = said.help || said.version || // whatever is in files
+        (read_files(said.config, table, err) && config_environment(PREFIX, table, command_line_only, err));
+    ok = ok && read_options(argc, argv, table, err) && (ret->help || ret->version || check(ret, err));
+    ret->pass_on_command_line = said.db_pass != NULL;
+    settings_clear(&said);
+    return ok;
+}
+
+void settings_clear(Settings *s)
+{
+    char *texts[] = {s->config, s->listen,  s->data_dir, s->key_file, s->run_dir, s->plugin,
+                     s->client, s->db_host, s->db_name,  s->db_user,  s->db_pass, s->db_pass_file};
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++)
+        free(texts[i]);
+}
+
+void settings_print_help(void)
+{
+    Opt table[TABLE_MAX];
+    Settings s;
+    set_defaults(&s);
+    fill_table(&s, table);
+    opt_print_help(table);
+}
+
+static bool is_command_line_only(const char *name)
+{
+    for (const char *const *n = command_line_only; *n; n++)
+        if (str_eq(*n, name))
+            return true;
+    return false;
+}
+
+void settings_print(const Settings *s)
+{
+    Opt table[TABLE_MAX];
+    Settings copy = *s; // the table wants targets that can be written to
+    fill_table(&copy, table);
+    for (const Opt *o = table; o->name; o++) {
+        if (is_command_line_only(o->name))
+            continue;
+        if (o->kind == OPT_U64)
+            (void)printf("%s = %" PRIu64 "\n", o->name, *(const uint64_t *)o->target);
+        else if (o->kind == OPT_FLAG)
+            (void)printf("%s = %s\n", o->name, *(const bool *)o->target ? "true" : "false");
+        else if (*(char *const *)o->target)
+            (void)printf("%s = %s\n", o->name, str_eq(o->name, "db-pass") ? "(not shown)" : *(char *const *)o->target);
+    }
+}
+
+HubLimits settings_limits(const Settings *s)
+{
+    return (HubLimits){.max_jobs = (unsigned)s->max_jobs,
+                       .chain_limit = (unsigned)s->chain_limit,
+                       .lease_s = (unsigned)s->lease,
+                       .claim_s = (unsigned)s->claim_timeout,
+                       .export_idle_s = (unsigned)s->export_idle,
+                       .keep_hours = (unsigned)s->keep_interrupted,
+                       .checkpoint_mib = (unsigned)s->checkpoint,
+                       .audit_blocks = (unsigned)s->audit};
+}
+
+static bool differs(const Opt *a, const Opt *b)
+{
+    const char *x, *y;
+    switch (a->kind) {
+    case OPT_U64: return *(const uint64_t *)a->target != *(const uint64_t *)b->target;
+    case OPT_FLAG: return *(const bool *)a->target != *(const bool *)b->target;
+    default:
+        x = *(char *const *)a->target;
+        y = *(char *const *)b->target;
+        return (x && y) ? !str_eq(x, y) : x != y;
+    }
+}
+
+size_t settings_fixed_changes(const Settings *a, const Settings *b, const char **ret_names, size_t n)
+{
+    static const char *const limits[] = {"max-jobs",    "chain-limit",      "lease",          "claim-timeout",
+                                         "export-idle", "keep-interrupted", "checkpoint-mib", "audit-blocks"};
+    Opt table_a[TABLE_MAX], table_b[TABLE_MAX];
+    Settings copy_a = *a, copy_b = *b;
+    size_t found = 0;
+    fill_table(&copy_a, table_a);
+    fill_table(&copy_b, table_b);
+    for (size_t i = 0; table_a[i].name && found < n; i++) {
+        bool limit = is_command_line_only(table_a[i].name);
+        for (size_t k = 0; k < ARRAY_LEN(limits); k++)
+            limit = limit || str_eq(limits[k], table_a[i].name);
+        if (!limit && differs(&table_a[i], &table_b[i]))
+            ret_names[found++] = table_a[i].name;
+    }
+    return found;
+}
+
+bool settings_database_password(const Settings *s, Secret *ret, Err *err)
+{
+    cleanup_free char *text = NULL;
+    size_t n = 0;
+    if (s->db_pass || !s->db_pass_file)
+        return secret_set(ret, s->db_pass, err);
+    if (!file_read(s->db_pass_file, SECRET_MAX, &text, &n, err))
+        return err_context(err, "db-pass-file");
+    if (n > 0 && text[n - 1] == '\n')
+        text[n - 1] = '\0';
+    bool ok = secret_set(ret, text, err);
+    explicit_bzero(text, n);
+    return ok;
+}
