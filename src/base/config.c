@@ -3,7 +3,9 @@
 #include "base/file.h"
 #include "base/str.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #define FILE_BYTES_MAX (1u << 20)
 #define FOLDER_MAX 1000
@@ -83,11 +85,25 @@ bool config_file(const char *path, const Opt *table, const char *const *except, 
     return ok;
 }
 
+bool config_is_there(const char *path, bool *ret, Err *err)
+{
+    struct stat st;
+    if (stat(path, &st) == 0) {
+        *ret = true;
+        return true;
+    }
+    if (errno != ENOENT && errno != ENOTDIR)
+        return err_set(err, ERR_USAGE, "%s: %s", path, strerrordesc_np(errno));
+    *ret = false;
+    return true;
+}
+
 bool config_folder(const char *path, const Opt *table, const char *const *except, Err *err)
 {
     FileList list = {0};
-    if (!file_is_dir(path))
-        return true;
+    bool there;
+    if (!config_is_there(path, &there, err) || !there)
+        return err->code == ERR_NONE;
     if (!file_list(path, FOLDER_MAX, &list, err)) {
         err->code = ERR_USAGE;
         return false;

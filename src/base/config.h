@@ -13,6 +13,8 @@
 // ERR_USAGE: what is wrong, with file and line; a text's value is never repeated, it may be a password.
 // except: names that stand for nothing in a file, NULL-terminated.
 bool config_file(const char *path, const Opt *table, const char *const *except, Err *err) must_check;
+// ERR_USAGE where that cannot be told: settings that cannot be reached must not become defaults.
+bool config_is_there(const char *path, bool *ret, Err *err) must_check;
 // Every *.conf in the folder, in the order of their names; fine where there is no such folder.
 bool config_folder(const char *path, const Opt *table, const char *const *except, Err *err) must_check;
 // For each option NAME the variable PREFIX_NAME in capitals, '_' for '-'; one that is empty is none.

@@ -78,7 +78,9 @@ static bool read_files(const char *said, const Opt *table, Err *err)
 {
     const char *path = said ? said : SETTINGS_FILE;
     cleanup_free char *folder = mem_printf(err, "%s.d", path);
-    return folder && ((!said && !file_exists(path)) || config_file(path, table, command_line_only, err)) &&
+    bool there = true; // what is named has to be
+    return folder && (said || config_is_there(path, &there, err)) &&
+        (!there || config_file(path, table, command_line_only, err)) &&
         config_folder(folder, table, command_line_only, err);
 }
 

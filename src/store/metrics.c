@@ -48,7 +48,10 @@ bool store_backup_count(Store *s, const char *status, uint64_t *ret, Err *err)
 
 bool store_exporter_count(Store *s, uint64_t *ret, Err *err)
 {
-    return count(s, "SELECT COUNT(*) FROM backup_disks WHERE exporter_pid > 0", DB_NO_ARGS, ret, err);
+    return count(s,
+                 "SELECT COUNT(*) FROM backup_disks d JOIN backup_jobs b ON b.id = d.backup_id WHERE d.exporter_pid > 0"
+                 " AND b.status IN ('running', 'committing')",
+                 DB_NO_ARGS, ret, err);
 }
 
 bool store_export_count(Store *s, uint64_t *ret, Err *err)

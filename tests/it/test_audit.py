@@ -2,8 +2,11 @@
 docs/internals/audit.md.
 """
 
+import contextlib
+import json
 import os
 import random
+import sqlite3
 
 import nbd
 import pytest
@@ -286,6 +289,45 @@ def test_a_full_that_left_something_out_is_doubted_with_all_that_is_on_it(world,
     assert sorted(line.suspects()) == (sorted([full, between]) if suspect else [])
 
 
+def test_what_was_compared_does_not_show_what_a_full_left_out(world):
+    """Only the points below it do."""
+    line = Line(world)
+    line.job = line.full(unchanged=10 * BLOCKS, checked=300)
+    below = [line.job.id, line.point(checked=BLOCKS)]
+    job = line.announced()
+    line.audit(job, wrong=1).expect(200)
+    qemu_io(job.disks["disk-0"]["uri"], f"write -P 2 0 {SIZE}", "flush")
+    line.end(job, [(0, SIZE)]).expect(200)
+    line.job = job
+    assert sorted(line.suspects()) == sorted(below)
+    above = line.point(checked=BLOCKS)
+    line.audit(line.announced(), wrong=1).expect(200)
+    assert sorted(line.suspects()) == sorted(below) and above not in line.suspects()
+
+
+def test_whose_word_is_taken_back(world):
+    """A full's, where its own audit failed. An increment's says nothing of it, also when the client says it twice."""
+    def said():
+        return world.api.get("/vms/pgtest1").expect(200)["source"].get("unallocated")
+
+    line = Line(world)
+    source = world.sql("SELECT source FROM vms")[0]["source"]
+    # of no such VM, but read alike
+    with contextlib.closing(sqlite3.connect(world.hub.database, timeout=10)) as database:
+        database.execute("UPDATE vms SET source = ?", (json.dumps({**json.loads(source), "unallocated": "zero"}),))
+        database.commit()
+    job = line.announced()
+    for _ in range(2):
+        line.audit(job, wrong=1).expect(200)
+    assert said() == "zero"
+    job.call("fail", {"error": "x", "details": "x"}).expect(200)
+    full = world.job(backup_type="full")
+    full.claim()
+    full.announce([disk("disk-0", SIZE, change_id(), tracking="bitmap")])
+    line.audit(full, wrong=1).expect(200)
+    assert said() == "read"
+
+
 # ---- the real thing: a vCenter that lies
 
 def lie(history, key, clusters):
@@ -384,6 +426,19 @@ def test_what_is_called_not_in_use_is_audited_in_full(make_hub, place):
         assert set(modes(history.point()).values()) == {("tracked", "")}
         assert all(d["audit"] is None for d in history.point("full")["disks"])      # all was read
         history.check_everything(history.random)
+
+
+def test_a_full_that_leaves_something_out_is_not_gone_on_from(make_hub, place):
+    """The next run may be one that audits nothing, and would have kept zeros that nobody looked at."""
+    with VsphereHistory(make_hub, place) as history:
+        history.register(unallocated="zero").guest_writes(30)
+        history.sim("fault", call="read", kind="delay", ms=30000, times=100000, skip=4)
+        backup_id = history.start("main")
+        wait_for(lambda: sum(d["transferred_bytes"] for d in history.show(backup_id)["disks"]) > 0, "some was sent")
+        os.kill(client_pid(history.world, backup_id), 9)
+        assert history.wait_final(backup_id)["resumable"] is False
+        history.sim("heal")
+        assert history.point()["resumed_from"] is None
 
 
 def test_a_comparison_reads_what_is_called_not_in_use(make_hub, place):

@@ -1,6 +1,5 @@
 """What Prometheus is told (docs/reference/metrics.md)."""
 
-import re
 import subprocess
 
 from lib import promtool
@@ -74,8 +73,25 @@ def test_what_was_done(hub, place):
         "result": "damaged", "disk_id": second["disks"][0]["disk_id"], "offset": 0, "details": "x"})
     hub.restart()
     found, text = metrics(hub)
-    assert not re.search("_total{", text)                       # since the start
+    assert not [n for n, value in found.items() if "_total{" in n and value]     # since the start
     assert "sendense_vm_verified_point_age_seconds" + there not in found
+    check(text)
+
+
+def test_a_job_that_comes_to_nothing(world):
+    """Its exporters counted for ever, and an alarm of it did not count at all."""
+    world.add_vm(sizes=(1 << 20,))
+    alarms = 'sendense_vm_audit_alarms_total{vm="pgtest1"}'
+    assert metrics(world.hub)[0][alarms] == 0       # an increase needs a beginning
+    job = world.running_job(size=1 << 20)
+    assert metrics(world.hub)[0]["sendense_exporters"] == 1
+    for _ in range(2):                              # said twice, it is one
+        job.call("audit", {"disk_id": job.disks["disk-0"]["disk_id"], "unchanged_blocks": 1, "checked_blocks": 1,
+                           "wrong_blocks": 1, "wrong_at": 0}).expect(200)
+    job.call("fail", {"error": "x", "details": "x"}).expect(200)
+    found, text = metrics(world.hub)
+    assert found["sendense_exporters"] == 0 and found[alarms] == 1
+    assert found['sendense_vm_jobs_ended_total{vm="pgtest1",status="failed"}'] == 1
     check(text)
 
 

@@ -29,25 +29,15 @@ static bool doubt_point(Hub *h, const StoreBackup *b, const char *disk_key, json
     return store_backup_set_doubted(h->store, b->id, err);
 }
 
+static bool is_full(const StoreDisk *d)
+{
+    return strcmp(d->mode, disk_mode_name(DISK_FULL)) == 0;
+}
+
 // A full that left out what the hypervisor calls not in use, and looked at some of it.
 static bool left_something_out(const StoreDisk *d)
 {
     return !is_tracked(d) && d->audited && d->wrong_blocks == 0 && d->checked_blocks < d->unchanged_blocks;
-}
-
-// A point that rests on a hypervisor's word, if only for what it kept of an interrupted backup, is doubted unless its
-// own audit was clean. There, and at a full, it ends: *ret_next is NULL. Else the parent is next (new memory).
-static bool doubt_disk(Hub *h, const StoreBackup *b, const StoreDisk *d, bool all, json_t *ids, char **ret_next,
-                       Err *err)
-{
-    AuditFigures figures = {d->audited, d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
-    *ret_next = NULL;
-    if (!all && audit_is_clean(&figures))
-        return true;
-    if ((all || is_tracked(d) || d->kept_bytes > 0 || left_something_out(d)) &&
-        !doubt_point(h, b, d->disk_key, ids, err))
-        return false;
-    return !d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err));
 }
 
 typedef bool (*OnPoint)(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err);
@@ -80,28 +70,47 @@ typedef struct Doubt {
     Hub *hub;
     const char *disk_key;
     json_t *ids;
-    bool all; // the chain's full left something out: whatever was not written since shows that, in each point on it
+    bool shows;   // the chain's full left something out: what was not written since shows that, in each point on it
+    char *proven; // but not in those from here up: the lowest point that was read and sent whole; NULL: there is none
+    bool below;   // we are below it
+    bool over;    // a clean audit: tracking told the truth up to there
 } Doubt;
 
-static bool look_for_full(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err)
+static bool next_of(const StoreDisk *d, char **ret, Err *err)
 {
-    Doubt *doubt = ctx;
-    (void)b;
-    doubt->all = !d->parent_backup_id && left_something_out(d);
-    return !d->parent_backup_id || (*ret_next = mem_strdup(d->parent_backup_id, err));
+    return !d->parent_backup_id || (*ret = mem_strdup(d->parent_backup_id, err));
 }
 
+static bool look_ahead(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err)
+{
+    Doubt *doubt = ctx;
+    bool whole = strcmp(d->mode, disk_mode_name(DISK_COMPARE)) == 0 && d->kept_bytes == 0;
+    doubt->shows = !d->parent_backup_id && left_something_out(d);
+    return (!whole || mem_replace(&doubt->proven, b->id, err)) && next_of(d, ret_next, err);
+}
+
+// A point that rests on the word of tracking, if only for what it kept of an interrupted backup, is doubted unless its
+// own audit was clean: there, and at a full, it ends.
 static bool doubt_one(void *ctx, const StoreBackup *b, const StoreDisk *d, char **ret_next, Err *err)
 {
-    const Doubt *doubt = ctx;
-    return doubt_disk(doubt->hub, b, d, doubt->all, doubt->ids, ret_next, err);
+    Doubt *doubt = ctx;
+    AuditFigures figures = {d->audited, d->unchanged_blocks, d->checked_blocks, d->wrong_blocks};
+    bool through = doubt->shows && (doubt->below || !doubt->proven);
+    doubt->over = doubt->over || audit_is_clean(&figures);
+    bool rests = !doubt->over && (is_tracked(d) || d->kept_bytes > 0 || left_something_out(d));
+    if ((through || rests) && !doubt_point(doubt->hub, b, d->disk_key, doubt->ids, err))
+        return false;
+    doubt->below = doubt->below || (doubt->proven && strcmp(b->id, doubt->proven) == 0);
+    return (doubt->over && !doubt->shows) || next_of(d, ret_next, err);
 }
 
 bool hub_doubt(Hub *h, int64_t repository_id, const char *first_id, const char *disk_key, json_t *ids, Err *err)
 {
     Doubt doubt = {.hub = h, .disk_key = disk_key, .ids = ids};
-    return walk(h, repository_id, first_id, disk_key, look_for_full, &doubt, err) &&
+    bool ok = walk(h, repository_id, first_id, disk_key, look_ahead, &doubt, err) &&
         walk(h, repository_id, first_id, disk_key, doubt_one, &doubt, err);
+    free(doubt.proven);
+    return ok;
 }
 
 // A vCenter that called not in use what has data is not believed again: from the next full on everything is read, until
@@ -111,8 +120,12 @@ static bool take_the_word_back(Hub *h, const char *vm_id, Err *err)
     StoreVm cleanup_vm vm = {0};
     cleanup_json json_t *source = NULL;
     Err gone = ERR_INIT;
-    if (!store_vm_find(h->store, vm_id, &vm, &gone)) // not registered any more: nothing is backed up by its word
-        return true;
+    if (!store_vm_find(h->store, vm_id, &vm, &gone)) {
+        if (gone.code == ERR_NOT_FOUND) // not registered any more: nothing is backed up by its word
+            return true;
+        *err = gone;
+        return false;
+    }
     if (!codec_json_parse(vm.source, strlen(vm.source), 1u << 20, &source, err))
         return false;
     const char *unallocated = json_string_value(json_object_get(source, "unallocated"));
@@ -136,7 +149,7 @@ static bool note_failed(Hub *h, const StoreBackup *b, const WorkAudit *a, StoreD
     cleanup_free char *text = mem_printf(
         err, "%llu of %llu blocks that change tracking calls unchanged are not (one at offset %llu)",
         (unsigned long long)a->figures.wrong, (unsigned long long)a->figures.checked, (unsigned long long)a->wrong_at);
-    if (!text || (!is_tracked(d) && !take_the_word_back(h, b->vm_id, err)) ||
+    if (!text || (is_full(d) && !take_the_word_back(h, b->vm_id, err)) ||
         (is_tracked(d) && !over && !mem_replace(&d->mode, disk_mode_name(DISK_COMPARE), err)) ||
         !mem_replace(&d->reason, reason, err) || !mem_replace(&d->reason_text, text, err) ||
         !store_backup_give_reason(h->store, d->backup_id, reason, text, err))
@@ -161,7 +174,9 @@ static bool check(const StoreBackup *b, const StoreDisk *d, const WorkAudit *a, 
     return true;
 }
 
-static bool note(Hub *h, const char *id, const WorkAudit *a, const char **ret_mode, json_t *ids, Err *err)
+// *ret_alarm: the VM's name (new memory), where this is the first word of it.
+static bool note(Hub *h, const char *id, const WorkAudit *a, const char **ret_mode, char **ret_alarm, json_t *ids,
+                 Err *err)
 {
     StoreBackup cleanup_backup b = {0};
     StoreDisk *disks = NULL, *d = NULL;
@@ -173,6 +188,8 @@ static bool note(Hub *h, const char *id, const WorkAudit *a, const char **ret_mo
         if (disks[i].disk_id == a->disk_id)
             d = &disks[i];
     bool ok = check(&b, d, a, err);
+    if (ok && a->figures.wrong > 0 && d->wrong_blocks == 0)
+        ok = (*ret_alarm = mem_strdup(b.vm_name, err)) != NULL;
     if (ok) {
         d->unchanged_blocks = a->figures.unchanged;
         d->checked_blocks = a->figures.checked;
@@ -194,15 +211,18 @@ bool hub_job_audit(Hub *h, const char *id, const WorkAudit *a, json_t **ret, Err
 {
     Running *r;
     const char *mode = NULL;
+    cleanup_free char *alarm = NULL;
     json_t *o = json_object(), *ids = json_array();
     bool ok = ((o && ids) || err_no_memory(err)) && hub_running_lock(h, id, &r, err);
     if (ok) {
         ok = store_begin(h->store, err);
-        if (ok && !note(h, id, a, &mode, ids, err)) {
+        if (ok && !note(h, id, a, &mode, &alarm, ids, err)) {
             store_rollback(h->store);
             ok = false;
         }
         ok = ok && store_commit(h->store, err);
+        if (ok && alarm)
+            hub_count_alarm(h, alarm);
         hub_running_unlock(h, r);
     }
     ok = ok && codec_json_set_text(o, "backup_id", id, err) && codec_json_set_text(o, "mode", mode, err) &&

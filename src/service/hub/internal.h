@@ -53,6 +53,7 @@ struct Hub {
     pthread_cond_t changed;
     Running *running;
     HubCounters *counters;
+    atomic_flag gathering; // metrics
     bool stopping, supervising;
     atomic_bool closing; // hub_quiesce() was called
     pthread_t supervisor;
@@ -68,6 +69,7 @@ bool hub_tokens_begin(Hub *h, bool new_admin, Err *err) must_check;
 // ---- metrics.c
 void hub_count_end(Hub *h, const StoreBackup *b, const char *status);
 void hub_count_disks(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t len); // of a completed one
+void hub_count_alarm(Hub *h, const char *vm_name);
 void hub_counters_free(Hub *h);
 
 // ---- running.c

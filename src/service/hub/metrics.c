@@ -42,6 +42,15 @@ void hub_count_end(Hub *h, const StoreBackup *b, const char *status)
     (void)pthread_mutex_unlock(&h->lock);
 }
 
+void hub_count_alarm(Hub *h, const char *vm_name)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    HubCounters *c = counters_of(h, vm_name);
+    if (c)
+        c->alarms++;
+    (void)pthread_mutex_unlock(&h->lock);
+}
+
 void hub_count_disks(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t len)
 {
     (void)pthread_mutex_lock(&h->lock);
@@ -56,7 +65,6 @@ void hub_count_disks(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_
         c->read_bytes += disks[i].read_bytes;
         c->sent_bytes += disks[i].transferred_bytes;
         c->stored_bytes += disks[i].stored_bytes;
-        c->alarms += disks[i].wrong_blocks > 0;
     }
     (void)pthread_mutex_unlock(&h->lock);
 }
@@ -191,7 +199,12 @@ static bool tell_points(Hub *h, StrBuf *out, Err *err)
     StoreVmPoints *rows = NULL;
     size_t len = 0;
     int64_t now = clock_utc_us();
-    bool ok = store_points_of_vms(h->store, &rows, &len, err) &&
+    bool ok = store_points_of_vms(h->store, &rows, &len, err);
+    (void)pthread_mutex_lock(&h->lock);
+    for (size_t i = 0; ok && i < len; i++)
+        (void)counters_of(h, rows[i].vm_name); // from zero on: what begins at one has not increased
+    (void)pthread_mutex_unlock(&h->lock);
+    ok = ok &&
         about(out, "sendense_vm_points", "gauge", "Restore points of a registered VM; 0 in no repository: none.", err);
     for (size_t i = 0; ok && i < len; i++)
         ok = sample(out, "sendense_vm_points",
@@ -246,7 +259,7 @@ static bool tell_counters(const Hub *h, StrBuf *out, Err *err)
     return ok;
 }
 
-bool hub_metrics(Hub *h, char **ret, Err *err)
+static bool gather(Hub *h, char **ret, Err *err)
 {
     StrBuf out = STR_BUF(TEXT_MAX);
     int64_t began = clock_mono_ms();
@@ -264,4 +277,15 @@ bool hub_metrics(Hub *h, char **ret, Err *err)
     }
     *ret = out.s;
     return true;
+}
+
+bool hub_metrics(Hub *h, char **ret, Err *err)
+{
+    // a repository that hangs holds one of these, not each that comes after it
+    if (atomic_flag_test_and_set(&h->gathering))
+        return err_set(err, ERR_UNAVAILABLE,
+                       "an earlier question for metrics is not answered yet; does a repository hang?");
+    bool ok = gather(h, ret, err);
+    atomic_flag_clear(&h->gathering);
+    return ok;
 }

@@ -112,9 +112,12 @@ static bool describe(VsphereSource *v, size_t i, Err *err)
     out->allocated_bytes = out->estimated_bytes =
         parent && !v->unallocated_zero ? d->capacity : in_use(v, state, tracked);
     out->tracking = tracked ? "cbt" : "none";
+    // a full that leaves out what is not in use is not gone on from: the next run may not take that word
+    bool may_leave_out = !parent && v->unallocated_zero && state->in_use_known;
     out->label = mem_printf(err, "%.100s: %.700s", d->label, d->file);
     if (!out->label || !mem_replace(&out->backing_identity, d->uuid, err) ||
-        (tracked ? !mem_replace(&out->change_id, d->change_id, err) || !mem_replace(&out->token, d->change_id, err)
+        (tracked ? !mem_replace(&out->change_id, d->change_id, err) ||
+                 (!may_leave_out && !mem_replace(&out->token, d->change_id, err))
                  : !source_mint(&out->change_id, err)))
         return false;
     if (parent && parent->tracking &&

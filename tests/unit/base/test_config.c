@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 typedef struct Values {
     uint64_t number;
@@ -124,6 +125,10 @@ static void test_a_folder_in_the_order_of_its_names(void **state)
     assert_int_equal(v.number, 2);
     assert_string_equal(v.text, "of 10");
     assert_ok(config_folder("/nowhere", table(), except, &err), &err);
+    char loop[300];
+    (void)snprintf(loop, sizeof(loop), "%s/loop", folder);
+    assert_int_equal(symlink(loop, loop), 0); // it cannot be told whether there is one: not "none"
+    assert_fails(config_folder(loop, table(), except, &err), &err, ERR_USAGE);
     (void)write_file("30.conf", "nonsense", 8);
     assert_false(config_folder(folder, table(), except, &err));
     assert_non_null(strstr(err.details, "30.conf:1"));
