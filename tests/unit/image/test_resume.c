@@ -304,6 +304,37 @@ static void left_by_the_run_before(void **state)
     model_clear(&m);
 }
 
+// Zeros over what the parent has: marks without a host cluster, which the second run confirms like all the rest.
+static void zero_marks(void **state)
+{
+    Err err = ERR_INIT;
+    uint64_t size = 20 * 65536;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    uint8_t *bytes = calloc(1, size);
+    assert_non_null(bytes);
+    set_paths(&m);
+    Writer *w = model_begin(&m, DISK_FULL, size);
+    model_fill(&m, m.points[m.len].bytes, size);
+    model_cover(&m, w);
+    model_end(&m, w);
+    memset(bytes, 0x5a, size);
+    memset(bytes + 4 * 65536, 0, 6 * 65536);
+    m.points[m.len].size = size;
+    w = begin(&m, DISK_COMPARE, size, bytes, false);
+    model_write(&m, w, 0, 4 * 65536);
+    model_zero(&m, w, 4 * 65536, 2 * 65536); // two requests, one run of marks
+    model_zero(&m, w, 6 * 65536, 4 * 65536);
+    w = begin_again(&m, w, bytes);
+    assert_ok(writer_same(w, 0, 10 * 65536, &err), &err);
+    assert_fails(writer_same(w, 4 * 65536, 65536, &err), &err, ERR_INVALID); // it is this run's by now
+    memset(m.arrived, 1, 10 * 65536);
+    model_write(&m, w, 10 * 65536, 10 * 65536);
+    model_end(&m, w);
+    assert_int_equal(m.points[1].summary.zeroed_clusters, 6);
+    free(bytes);
+    model_clear(&m);
+}
+
 // Bytes that were changed behind our back are met when they are confirmed, and nobody goes on from them again.
 static void damaged_data(void **state)
 {
@@ -491,6 +522,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         in_folder(random_cuts),
         in_folder(left_by_the_run_before),
+        in_folder(zero_marks),
         in_folder(damaged_data),
         in_folder(nothing_counts_unsaid),
         in_folder(a_stray_cluster),
