@@ -93,6 +93,7 @@ def test_a_reload(make_hub, place, how):
     file.write_text("audit-blocks = 13\nnonsense\n")
     said = reload(status=1)
     assert how == "signal" or (said.status == 1 and "hub.conf:2" in said.json["details"])
+    hub.api.post("/reload").expect(409, "settings not usable")
     assert asked() == 12
     file.write_text("max-jobs = 1\n")
     reload()
