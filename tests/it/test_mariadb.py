@@ -2,6 +2,7 @@
 tests/unit/store/test_store.c.
 """
 
+import contextlib
 import subprocess
 
 import pytest
@@ -75,14 +76,20 @@ def test_the_main_job(server, make_hub, place):
     line.check_everything()
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
-def test_a_server_that_restarts_costs_no_job(server, make_hub, place, end):
+@contextlib.contextmanager
+def half_done(server, make_hub, place):
+    """(stage, backup_id): an increment that is half done."""
     with Stage(make_hub, place, options=server.options()) as stage:
         sources = stage.own_processes
         stage.own_processes = lambda: sources() | {server.process.pid}
         stage.first()
         stage.change()
-        backup_id = stage.at_half_done()
+        yield stage, stage.at_half_done()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_server_that_restarts_costs_no_job(server, make_hub, place, end):
+    with half_done(server, make_hub, place) as (stage, backup_id):
         getattr(server, end)()
         assert stage.api.get("/backups").status == 503      # clear, and it passes
         assert stage.hub.process.poll() is None
@@ -95,12 +102,7 @@ def test_a_server_that_restarts_costs_no_job(server, make_hub, place, end):
 
 def test_whatever_keeps_it_from_connecting_again_ends_no_job(server, make_hub, place):
     """A refused password was 403, which tells a client that its job is over; it passes like any other absence."""
-    with Stage(make_hub, place, options=server.options()) as stage:
-        sources = stage.own_processes
-        stage.own_processes = lambda: sources() | {server.process.pid}
-        stage.first()
-        stage.change()
-        backup_id = stage.at_half_done()
+    with half_done(server, make_hub, place) as (stage, backup_id):
         server.sql(f"ALTER USER {USER}@'%' IDENTIFIED BY 'another'")
         (thread,), = server.sql(f"SELECT id FROM information_schema.processlist WHERE user = '{USER}'")
         server.sql(f"KILL {thread}")

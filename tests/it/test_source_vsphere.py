@@ -279,7 +279,7 @@ def test_a_snapshot_that_was_in_the_making_when_its_job_was_cancelled(make_hub, 
     vms = [{"path": WEB, "cbt": cbt, "disks": [{"key": key, "size": size} for key, size in SIZES.items()]}]
     with VsphereHistory(make_hub, place, vms=vms) as history:
         history.register()
-        history.sim("task", call="CreateSnapshot_Task", hold=True, stubborn=True)
+        history.sim("task", call="CreateSnapshot_Task", hold=True, cancelable=False)
         backup_id = history.start("main")
         history.sim("wait_call", call="CreateSnapshot_Task", count=1)
         history.api.post(f"/backups/{backup_id}/cancel").expect(202)

@@ -160,7 +160,7 @@ typedef struct Task {
     Vm *vm;
     TaskState state;
     bool held;
-    bool stubborn; // cannot be cancelled
+    bool not_cancelable; // TaskInfo.cancelable
     int64_t due_ms;
     int64_t queued_us;
     int64_t done_us;
@@ -261,7 +261,7 @@ typedef struct Plan {
     uint64_t times;
     int64_t ms;
     bool held;
-    bool stubborn; // cannot be cancelled
+    bool not_cancelable; // TaskInfo.cancelable
     Fault fault;
 } Plan;
 

@@ -329,7 +329,7 @@ static bool do_task(const json_t *c, json_t *reply, Err *err)
     plan->times = number(c, "times", 1);
     plan->ms = (int64_t)number(c, "ms", 0);
     plan->held = json_is_true(json_object_get(c, "hold"));
-    plan->stubborn = json_is_true(json_object_get(c, "stubborn"));
+    plan->not_cancelable = json_is_false(json_object_get(c, "cancelable"));
     fault_of(c, &plan->fault);
     return true;
 }

@@ -286,7 +286,7 @@ static bool cancel_task(Call *c)
     Task *task = c->target.p;
     if (task->state != TASK_RUNNING)
         return fault_set(c->fault, "InvalidState", NULL, "The task is over");
-    if (task->stubborn)
+    if (task->not_cancelable)
         return fault_set(c->fault, "NotSupported", NULL, "The task cannot be cancelled");
     fault_set(&task->fault, "RequestCanceled", NULL, "The task was canceled by a user.");
     task->held = false;

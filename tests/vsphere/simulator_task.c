@@ -19,7 +19,7 @@ Task *task_new(const char *method, Vm *vm)
             plan->times--;
             task->due_ms += plan->ms;
             task->held = plan->held;
-            task->stubborn = plan->stubborn;
+            task->not_cancelable = plan->not_cancelable;
             task->fault = plan->fault;
             break;
         }

@@ -92,7 +92,7 @@ static bool copy_audited(Copy *c, MoverSpec *spec, MoverResult *ret, uint64_t *r
 static bool leaves_out(const Copy *c)
 {
     const AnnounceAnswerDisk *a = c->disk->answer;
-    uint64_t clusters = c->disk->source->size / c->job->order.cluster_size;
+    uint64_t clusters = (c->disk->source->size + c->job->order.cluster_size - 1) / c->job->order.cluster_size;
     return c->from->zeros_on_word && a->mode == DISK_FULL && !c->disk->source->token && a->leaves_uri &&
         c->job->order.audit_blocks >= MIN(AUDIT_BLOCKS_CLEAN, MAX(1, clusters));
 }
