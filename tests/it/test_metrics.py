@@ -1,6 +1,10 @@
 """What Prometheus is told (docs/reference/metrics.md)."""
 
+import contextlib
+import sqlite3
 import subprocess
+
+import pytest
 
 from lib import promtool
 from lib.api import quote
@@ -76,6 +80,22 @@ def test_what_was_done(hub, place):
     assert not [n for n, value in found.items() if "_total{" in n and value]     # since the start
     assert "sendense_vm_verified_point_age_seconds" + there not in found
     check(text)
+
+
+@pytest.mark.parametrize("suspect, result, good, verified", [
+    (0, "ok", True, True), (1, "ok", False, False), (0, "damaged", True, False), (0, None, True, False)])
+def test_which_points_count(hub, place, suspect, result, good, verified):
+    """What is suspect is no point to rest on, whatever a verify said of its files."""
+    line = Line(hub, place, [bytes(65536)])
+    line.point()
+    with contextlib.closing(sqlite3.connect(hub.database, timeout=10)) as database:
+        database.execute("UPDATE backup_jobs SET suspect = ?, verify_result = ?", (suspect, result))
+        database.commit()
+    found, _ = metrics(hub)
+    there = '{vm="pgtest1",repository="main"}'
+    assert found["sendense_vm_points" + there] == 1
+    assert ("sendense_vm_good_point_age_seconds" + there in found) is good
+    assert ("sendense_vm_verified_point_age_seconds" + there in found) is verified
 
 
 def test_a_job_that_comes_to_nothing(world):
