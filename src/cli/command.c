@@ -174,12 +174,14 @@ const Command command_table[] = {
      .max_words = 1,
      .run = command_hub_export_end},
     {.name = "login",
-     .usage = "[--token-file PATH | --token-fd N]",
+     .usage = "[--token-file PATH | --token-fd N] [--thumbprint SHA256]",
      .summary = "keep a token for this hub, after a look whether it takes it",
      .notes =
          "Without options the token is asked for on the terminal. The first one is in the file admin-token of the\n"
-         "hub's data folder. SENDENSE_TOKEN, or a file named by SENDENSE_TOKEN_FILE, goes before what is kept.",
-     .options = {"token-file", "token-fd"},
+         "hub's data folder. SENDENSE_TOKEN, or a file named by SENDENSE_TOKEN_FILE, goes before what is kept.\n"
+         "--thumbprint is the hub's own, for https:// with a certificate that no known CA has signed: the hub writes it to\n"
+         "its log when it starts. It is kept with the token.",
+     .options = {"token-file", "token-fd", "thumbprint"},
      .run = command_login},
     {.name = "logout", .usage = "", .summary = "forget the token that was kept for this hub", .run = command_logout},
     {.name = "token create",

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "cli/ask.h"
 #include "codec/json.h"
+#include "wire/hub_api.h"
 
 #include <errno.h>
 #include <sys/stat.h>
@@ -36,7 +37,7 @@ static bool check_mode(const char *path, Err *err)
     return true;
 }
 
-// {"<url>": "<token>", ...}; an empty one where there is no file.
+// {"<url>": "<token>" or {"token": "<token>", "thumbprint": "<sha256>"}, ...}; an empty one where there is no file.
 static bool read_all(const char *path, json_t **ret, Err *err)
 {
     char *text = NULL;
@@ -84,15 +85,45 @@ bool credentials_find(const char *hub_url, Secret *ret, Err *err)
         return ask_secret("token", file, NULL, ret, err);
     if (!own_path(&path, &homeless))
         return true;
-    return read_all(path, &all, err) && secret_set(ret, json_string_value(json_object_get(all, hub_url)), err);
+    if (!read_all(path, &all, err))
+        return false;
+    const json_t *kept = json_object_get(all, hub_url);
+    return secret_set(ret, json_string_value(json_is_object(kept) ? json_object_get(kept, "token") : kept), err);
 }
 
-bool credentials_keep(const char *hub_url, const Secret *token, Err *err)
+bool credentials_trust(const char *hub_url, TlsTrust *ret, Err *err)
+{
+    cleanup_json json_t *all = NULL;
+    cleanup_free char *path = NULL;
+    Err homeless = ERR_INIT;
+    cleanup(hub_trust_clear) TlsTrust said = {0};
+    if (!hub_trust_environment(&said, err))
+        return false;
+    if (!said.thumbprint && !said.ca_pem && own_path(&path, &homeless)) {
+        if (!read_all(path, &all, err))
+            return false;
+        const char *pin = json_string_value(json_object_get(json_object_get(all, hub_url), "thumbprint"));
+        return hub_trust_copy(&(TlsTrust){.thumbprint = pin}, ret, err);
+    }
+    return hub_trust_copy(&said, ret, err);
+}
+
+static bool keep_one(json_t *all, const char *hub_url, const Secret *token, const char *thumbprint, Err *err)
+{
+    json_t *one = json_object();
+    if (one && codec_json_set_text(one, "token", secret_reveal(token), err) &&
+        (!thumbprint || codec_json_set_text(one, "thumbprint", thumbprint, err)))
+        return codec_json_set(all, hub_url, one, err);
+    json_decref(one);
+    return err->code == ERR_NONE ? err_no_memory(err) : false;
+}
+
+bool credentials_keep(const char *hub_url, const Secret *token, const char *thumbprint, Err *err)
 {
     cleanup_json json_t *all = NULL;
     cleanup_free char *path = NULL;
     return own_path(&path, err) && read_all(path, &all, err) &&
-        codec_json_set_text(all, hub_url, secret_reveal(token), err) && write_all(path, all, err);
+        keep_one(all, hub_url, token, thumbprint, err) && write_all(path, all, err);
 }
 
 bool credentials_forget(const char *hub_url, bool *ret_any, Err *err)

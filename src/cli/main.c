@@ -100,7 +100,10 @@ static bool open_hub(Cli *c, const Command *command, Err *err)
     c->hub_url = c->values.hub ? c->values.hub : env && *env ? env : HUB_API_URL_DEFAULT;
     cleanup(secret_clear) Secret token = {0};
     bool own = command->run == command_login || command->run == command_logout;
-    return (own || credentials_find(c->hub_url, &token, err)) && hub_api_new(c->hub_url, &token, &c->hub, err);
+    cleanup(hub_trust_clear) TlsTrust trust = {0};
+    return (own ||
+            (credentials_find(c->hub_url, &token, err) && credentials_trust(c->hub_url, &trust, err))) &&
+        hub_api_new(c->hub_url, &token, &trust, &c->hub, err);
 }
 
 static bool run_command(Cli *c, const Command *command, int argc, char *const *argv, Err *err)

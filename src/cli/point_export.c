@@ -2,7 +2,6 @@
 
 #include "base/clock.h"
 #include "cli/stop.h"
-#include "wire/nbd.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -50,7 +49,9 @@ bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const 
         !codec_json_set_text(body, "purpose", purpose, err) ||
         !cli_send(c, "POST", "/api/v1/exports", body, true, &answer, err))
         return false;
-    if (!read_answer(answer, disk, &e, err)) {
+    cleanup_free char *path = NULL;
+    if (!read_answer(answer, disk, &e, err) || !(path = cli_path("exports", e.id, "nbd", err)) ||
+        !hub_nbd_new(c->hub, e.uri, path, &e.way, err)) {
         if (err->code == ERR_INVALID)
             err->code = ERR_PROTOCOL;
         (void)err_context(err, "the answer to POST /api/v1/exports");
@@ -63,14 +64,9 @@ bool point_export_open(Cli *c, const char *backup_id, const json_t *disk, const 
 
 bool point_export_read(const PointExport *e, Blocks **ret, Err *err)
 {
-    NbdSpec spec = {
-        .uri = e->uri, .connections = CONNECTIONS, .read_only = true, .want_zeros = true, .reconnects = RECONNECTS};
-    if (nbd_blocks_open(&spec, ret, err))
-        return true;
-    if (err->code == ERR_NOT_FOUND || err->code == ERR_UNAVAILABLE || err->code == ERR_FORBIDDEN)
-        (void)err_context(err,
-                          "the hub's export is a socket on its machine: run this there, as a user who may open it");
-    return false;
+    NbdSpec spec = {.connections = CONNECTIONS, .read_only = true, .want_zeros = true, .reconnects = RECONNECTS};
+    hub_nbd_spec(e->way, &spec);
+    return nbd_blocks_open(&spec, ret, err);
 }
 
 void point_export_close(PointExport *e)
@@ -83,6 +79,7 @@ void point_export_close(PointExport *e)
         if (!ended && err.code != ERR_NOT_FOUND)
             cli_note("export %s is left: %s; end it with: sendense export end %s", e->id, err.details, e->id);
     }
+    hub_nbd_free(e->way);
     free(e->id);
     free(e->uri);
     free(e->root);

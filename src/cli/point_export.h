@@ -1,14 +1,16 @@
-// A disk of a restore point, served by the hub for as long as it is read: a socket of the hub's machine.
+// A disk of a restore point, served by the hub for as long as it is read: by a socket of the hub's
+// machine, or through its port.
 #pragma once
 
 #include "cli/cli.h"
 #include "image/hash.h"
-#include "wire/blocks.h"
+#include "wire/hub_nbd.h"
 
 typedef struct PointExport {
     Cli *cli; // borrowed
     char *id; // NULL: none
     char *uri;
+    HubNbd *way; // to it
     char *root; // the disk's root hash as text
     uint64_t disk_id, size;
     uint32_t cluster_size;

@@ -52,6 +52,8 @@ static void help(const Opt *table)
            "  MIGRATEKIT_JOB_ID    the job: backup-… or replication-…\n"
            "  SHA_API_URL          the hub; default " HUB_API_URL_DEFAULT "\n"
            "  SENDENSE_JOB_TOKEN   the job's token\n"
+           "  SENDENSE_HUB_THUMBPRINT, SENDENSE_HUB_CA\n"
+           "                       SHA-256 of the certificate of an https:// hub, or a file of CAs\n"
            "  SENDENSE_LOG         debug, info, warn or error\n"
            "\n");
     opt_print_help(table);
@@ -68,10 +70,13 @@ static int run(ClientSpec *spec)
 {
     Err err = ERR_INIT;
     cleanup(secret_clear) Secret token = {0};
+    cleanup(hub_trust_clear) TlsTrust trust = {0};
     spec->job_id = getenv("MIGRATEKIT_JOB_ID");
     spec->hub_url = getenv("SHA_API_URL");
     if (!take_token(&token, &err))
         return failed("the job's token cannot be used", spec->job_id, &err);
+    if (!hub_trust_environment(&trust, &err))
+        return failed("the hub cannot be known", spec->job_id, &err);
     if (!spec->job_id || !*spec->job_id) {
         (void)err_set(&err, ERR_USAGE, "MIGRATEKIT_JOB_ID is not set; set it to the job's ID");
         return failed("there is no job to do", NULL, &err);
@@ -83,6 +88,7 @@ static int run(ClientSpec *spec)
     if (!spec->hub_url || !*spec->hub_url)
         spec->hub_url = HUB_API_URL_DEFAULT;
     spec->token = &token;
+    spec->trust = &trust;
     catch_signals();
     ClientResult result;
     if (!client_backup(spec, &result, &err))

@@ -69,11 +69,11 @@ static bool wait_fd(int fd, short events, const Limit *limit, Err *err)
     }
 }
 
-static bool control_connect(const char *control, int timeout_ms, int *ret_fd, Err *err)
+bool exporter_connect(const char *path, int timeout_ms, int *ret_fd, Err *err)
 {
     struct sockaddr_un address;
     struct timeval limit = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000 + 1}; // 0: for ever
-    if (!unix_address(control, &address, err))
+    if (!unix_address(path, &address, err))
         return false;
     cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     // while the engine seals, calls that were given up fill its queue: the next one would wait in connect()
@@ -81,7 +81,7 @@ static bool control_connect(const char *control, int timeout_ms, int *ret_fd, Er
         return err_errno(err, errno, "socket");
     if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0)
         return err_set(err, errno == EAGAIN ? ERR_TIMEOUT : ERR_UNAVAILABLE, "the exporter %s: %s: %s",
-                       errno == EAGAIN ? "does not answer" : "is gone", control, strerrordesc_np(errno));
+                       errno == EAGAIN ? "does not answer" : "is gone", path, strerrordesc_np(errno));
     if (fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
         return err_errno(err, errno, "fcntl");
     *ret_fd = mem_take_fd(&fd);
@@ -131,7 +131,7 @@ bool exporter_call_until(const char *control, const EngineRequest *req, int time
     cleanup_free char *text = NULL;
     StrBuf line = STR_BUF(ENGINE_LINE_MAX);
     EngineAnswer answer = {0};
-    bool ok = engine_request_encode(req, &text, err) && control_connect(control, timeout_ms, &fd, err) &&
+    bool ok = engine_request_encode(req, &text, err) && exporter_connect(control, timeout_ms, &fd, err) &&
         send_all(fd, text, strlen(text), &limit, err) && (str_ends(text, "\n") || send_all(fd, "\n", 1, &limit, err)) &&
         receive_line(fd, &limit, &line, err) && engine_answer_decode(line.s, line.len, &answer, err);
     str_clear(&line);

@@ -32,6 +32,9 @@ bool exporter_call(const char *control, const EngineRequest *req, int timeout_ms
 // The same; *stop becoming true ends it soon, with ERR_CANCELLED. NULL: nothing does.
 bool exporter_call_until(const char *control, const EngineRequest *req, int timeout_ms, const atomic_bool *stop,
                          EngineAnswer *ret, Err *err) must_check;
+// A connection to the exporter's unix socket, for NBD or for control, not blocking. ERR_UNAVAILABLE: nobody listens;
+// ERR_TIMEOUT: its queue is full.
+bool exporter_connect(const char *path, int timeout_ms, int *ret_fd, Err *err) must_check;
 // "nbd+unix:///NAME?socket=PATH"
 char *exporter_uri(const char *socket, const char *export_name, Err *err) must_check;
 // Ends it (asks, then SIGTERM, then SIGKILL) and removes its folder. Always succeeds in the end; fine on NONE.

@@ -154,11 +154,22 @@ struct MHD_Response *http_answer_stream(HttpResponse *response, HttpWatch *watch
     return with_headers(r, type);
 }
 
+struct MHD_Response *http_answer_upgrade(const char *protocol, MHD_UpgradeHandler on_upgrade)
+{
+    struct MHD_Response *r = MHD_create_response_for_upgrade(on_upgrade, NULL);
+    if (r && MHD_add_response_header(r, "Upgrade", protocol) != MHD_YES) {
+        MHD_destroy_response(r);
+        return NULL;
+    }
+    return r;
+}
+
 void http_answer_discard(HttpResponse *response)
 {
     json_decref(response->body);
     free(response->text);
     if (response->stream.next && response->stream.close)
         response->stream.close(response->stream.ctx);
-    *response = (HttpResponse){0};
+    mem_cleanup_close(&response->relay);
+    *response = (HttpResponse){.relay = -1};
 }

@@ -429,6 +429,12 @@ HANDLER(job_audit)
         hub_job_audit(hub(ctx), BACKUP, &audit, &ret->body, err);
 }
 
+HANDLER(job_nbd)
+{
+    return check_token(req, ctx, BACKUP, true, err) &&
+        hub_job_disk_connect(hub(ctx), BACKUP, http_request_param(req, "disk_key"), &ret->relay, err);
+}
+
 HANDLER(job_fail)
 {
     size_t n;
@@ -480,6 +486,11 @@ HANDLER(export_list)
 HANDLER(export_end)
 {
     return hub_export_end(hub(ctx), http_request_param(req, "export_id"), &ret->body, err);
+}
+
+HANDLER(export_nbd)
+{
+    return hub_export_connect(hub(ctx), http_request_param(req, "export_id"), &ret->relay, err);
 }
 
 // ---- replications
@@ -568,12 +579,14 @@ static const HttpRoute routes[] = {
     {"POST", V1 "/backups/{backup_id}/verification", backup_verification, HTTP_BODY, NULL, MAY_OPERATE},
     {"POST", V1 "/backups/{backup_id}/claim", job_claim, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/disks", job_disks, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
+    {"GET", V1 "/backups/{backup_id}/disks/{disk_key}/nbd", job_nbd, HTTP_RELAY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/progress", job_progress, HTTP_BODY | HTTP_OWN_TOKEN | HTTP_OFTEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/audit", job_audit, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/fail", job_fail, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/backups/{backup_id}/complete", backup_complete, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},
     {"POST", V1 "/exports", export_start, HTTP_BODY, NULL, MAY_OPERATE},
     {"GET", V1 "/exports", export_list, 0, NULL, MAY_LOOK},
+    {"GET", V1 "/exports/{export_id}/nbd", export_nbd, HTTP_RELAY, NULL, MAY_OPERATE},
     {"DELETE", V1 "/exports/{export_id}", export_end, 0, NULL, MAY_OPERATE},
     {"POST", V1 "/replications", replication_add, HTTP_BODY, NULL, MAY_OPERATE},
     {"GET", V1 "/replications", replication_list, 0, NULL, MAY_ANY_ROLE},

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -19,11 +20,13 @@
 #define LEAVE_MAX (UINT64_C(64) << 20)
 #define FULL_MS 100 // pause when the process has no descriptor left
 #define EVENTS 64
+#define TLS_HANDSHAKE 0x16 // the first byte of a ClientHello's record; no method's name begins like that
 #define PEEK_MAX (HTTP_URI_MAX + HTTP_HEADERS_MAX + 1024) // above it the guard has refused already
 
 typedef struct Guest {
     int fd;
     bool leaving; // was answered
+    bool begun;   // its first byte was looked at
     int64_t deadline_ms;
     uint64_t wasted; // bytes read away
     struct sockaddr_storage addr;
@@ -53,6 +56,13 @@ static void send_away(HttpDoor *d, Guest *g)
 {
     (void)close(g->fd); // nothing was promised to the peer
     forget(d, g);
+}
+
+static void await(HttpDoor *d, Guest *g)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = g};
+    if (epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, g->fd, &event) != 0)
+        send_away(d, g);
 }
 
 static const char *reason(int status)
@@ -131,6 +141,68 @@ static bool check_host(const HttpDoor *d, HttpSlice host, Err *err)
     return err_title(err, "host not accepted");
 }
 
+// Its bytes come in the clear from here on, on another descriptor.
+static void unwrap(HttpDoor *d, Guest *g)
+{
+    Err err = ERR_INIT;
+    int clear;
+    (void)epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, g->fd, NULL); // it is in there
+    if (!d->config.unwrap(d->config.ctx, g->fd, &clear, &err)) {
+        if (d->config.refused)
+            d->config.refused(d->config.ctx, (const struct sockaddr *)&g->addr, "", err_http(err.code), &err);
+        send_away(d, g);
+        return;
+    }
+    g->fd = clear;
+    await(d, g);
+}
+
+// An IPv4 address within IPv6 is what it holds.
+static bool same_address(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
+{
+    const struct sockaddr_in6 *six_a = (const void *)a, *six_b = (const void *)b;
+    const struct sockaddr_in *four_a = (const void *)a, *four_b = (const void *)b;
+    if (a->ss_family != b->ss_family)
+        return false;
+    return a->ss_family == AF_INET ? four_a->sin_addr.s_addr == four_b->sin_addr.s_addr
+                                   : IN6_ARE_ADDR_EQUAL(&six_a->sin6_addr, &six_b->sin6_addr);
+}
+
+bool http_door_is_here(int fd, const struct sockaddr *peer)
+{
+    struct sockaddr_storage called = {0}, caller = {0};
+    socklen_t n = sizeof(called);
+    const struct sockaddr_in6 *six = (const void *)&caller;
+    const struct sockaddr_in *four = (const void *)&caller;
+    if (peer->sa_family != AF_INET && peer->sa_family != AF_INET6)
+        return false;
+    memcpy(&caller, peer, peer->sa_family == AF_INET ? sizeof(*four) : sizeof(*six));
+    bool loopback = peer->sa_family == AF_INET
+        ? ntohl(four->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET
+        : IN6_IS_ADDR_LOOPBACK(&six->sin6_addr) ||
+            (IN6_IS_ADDR_V4MAPPED(&six->sin6_addr) && six->sin6_addr.s6_addr[12] == IN_LOOPBACKNET);
+    return loopback || (getsockname(fd, (struct sockaddr *)&called, &n) == 0 && same_address(&called, &caller));
+}
+
+// The first byte tells what is spoken. False: the guest is not to be looked at any more, and may be gone.
+static bool begin(HttpDoor *d, Guest *g)
+{
+    if (g->begun || !d->config.tls)
+        return true;
+    g->begun = true;
+    if (d->peeked[0] == TLS_HANDSHAKE) {
+        unwrap(d, g);
+        return false;
+    }
+    if (http_door_is_here(g->fd, (const struct sockaddr *)&g->addr))
+        return true;
+    Err err = ERR_INIT;
+    err_set(&err, ERR_FORBIDDEN, "from another machine this port takes https:// only");
+    (void)err_title(&err, "not encrypted");
+    refuse(d, g, (HttpSlice){"", 0}, err_http(err.code), &err);
+    return false;
+}
+
 // Something arrived for a guest that waits. It stays in the socket: the library will read it.
 static void look(HttpDoor *d, Guest *g)
 {
@@ -141,6 +213,8 @@ static void look(HttpDoor *d, Guest *g)
         send_away(d, g);
         return;
     }
+    if (!begin(d, g))
+        return;
     HttpHead head;
     size_t len;
     int status;
@@ -169,9 +243,7 @@ static bool take_one(HttpDoor *d)
     *g = (Guest){.fd = fd, .deadline_ms = clock_mono_ms() + d->config.head_ms, .addr = addr, .addr_len = addr_len};
     TAILQ_INSERT_TAIL(&d->guests, g, link);
     d->waiting++;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = g};
-    if (epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
-        send_away(d, g);
+    await(d, g);
     return true;
 }
 

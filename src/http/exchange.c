@@ -2,12 +2,15 @@
 
 #include "base/clock.h"
 #include "http/answer.h"
+#include "http/door.h"
 #include "http/request_internal.h"
 
 #include <arpa/inet.h>
 
 // Of a chunked body that turns out too large so much is read before the 413
 #define DISCARD_MAX (UINT64_C(64) << 20)
+
+#define HTTP_RELAY_PROTOCOL "nbd"
 
 typedef struct Exchange {
     HttpSite *site;
@@ -16,9 +19,11 @@ typedef struct Exchange {
     HttpRequest req;
     const HttpRoute *route; // NULL: the request is answered by err
     char allow[HTTP_ALLOW_MAX];
+    bool here;  // the peer is on this machine
     bool begun; // the headers were looked at
     uint64_t body_seen;
     int64_t started_ms;
+    int relay;  // what the connection is to be passed on to; -1: nothing
     int status; // 0: nothing answered
     Err err;
 } Exchange;
@@ -37,6 +42,7 @@ void *http_exchange_begin(void *site, const char *target, struct MHD_Connection 
         return NULL;
     ex->site = site;
     ex->conn = conn;
+    ex->relay = -1;
     ex->started_ms = clock_mono_ms();
     ex->req.body.max = HTTP_BODY_MAX;
     ex->target = mem_strdup(target, &ex->err);
@@ -65,7 +71,8 @@ static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection, s
     else if (ex->status == 401)
         complete = MHD_add_response_header(r, "WWW-Authenticate", "Bearer") == MHD_YES;
     // One request a connection: bytes that were meant to be taken for a second one are never looked at
-    complete = complete && MHD_add_response_header(r, "Connection", "close") == MHD_YES;
+    complete = complete &&
+        (ex->status == 101 || MHD_add_response_header(r, "Connection", "close") == MHD_YES);
     http_watch_phase(&ex->site->watch, ex->conn, phase);
     enum MHD_Result queued = complete ? MHD_queue_response(connection, (unsigned)ex->status, r) : MHD_NO;
     MHD_destroy_response(r); // our hold on it; the connection has its own
@@ -85,6 +92,7 @@ static void begin(Exchange *ex, struct MHD_Connection *connection, const char *m
     ex->req.method = method;
     ex->req.authorization = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
     http_exchange_remote(info ? info->client_addr : NULL, ex->req.remote);
+    ex->here = info && info->client_addr && http_door_is_here(ex->conn->fd, info->client_addr);
     const HttpRoute *route;
     if (ex->target && http_url_parse(ex->target, &ex->req.url, &ex->err) &&
         http_route_find(&ex->site->config.routes, &ex->req, &route, ex->allow, &ex->err))
@@ -102,13 +110,46 @@ static bool take_body(Exchange *ex, const char *data, size_t n)
     return str_add_bytes(&ex->req.body, data, n, &ex->err) || ex->err.code == ERR_NO_MEMORY;
 }
 
+// Nobody on the way may read, or write, what is relayed.
+static bool check_relay(const Exchange *ex, struct MHD_Connection *connection, Err *err)
+{
+    const char *protocol = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Upgrade");
+    const char *hop = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Connection");
+    if (!ex->here && !http_pipes_encrypted(&ex->site->pipes, ex->conn->fd)) {
+        err_set(err, ERR_FORBIDDEN, "the blocks of disks are not sent without TLS; use https://");
+        return err_title(err, "not encrypted");
+    }
+    if (!str_eq(ex->req.method, "GET") || !protocol || strcasecmp(protocol, HTTP_RELAY_PROTOCOL) != 0 || !hop || !strcasestr(hop, "upgrade"))
+        return err_set(err, ERR_INVALID,
+                       "this call is for programs that speak NBD: it needs the headers \"Connection: Upgrade\" and "
+                       "\"Upgrade: " HTTP_RELAY_PROTOCOL "\"");
+    return true;
+}
+
+// MHD_UpgradeHandler. The 101 is sent.
+static void on_upgrade(void *cls, struct MHD_Connection *connection, void *exchange, const char *extra,
+                       size_t extra_size, MHD_socket fd, struct MHD_UpgradeResponseHandle *handle)
+{
+    Exchange *ex = exchange;
+    Err err = ERR_INIT;
+    (void)cls;
+    (void)connection;
+    (void)extra;
+    // The server speaks first: who has sent something already does not speak NBD
+    if (extra_size == 0 && http_pipes_relay(&ex->site->pipes, fd, ex->relay, &err))
+        ex->relay = -1;
+    (void)MHD_upgrade_action(handle, MHD_UPGRADE_ACTION_CLOSE); // its hold on the connection, not the relay's
+}
+
 static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
 {
     const HttpRoute *route = ex->route;
-    HttpResponse response = {0};
+    HttpResponse response = {.relay = -1};
     http_watch_phase(&ex->site->watch, ex->conn, HTTP_HANDLING);
     const HttpConfig *config = &ex->site->config;
     if (config->admit && !config->admit(config->ctx, &ex->req, route, &ex->err))
+        return answer_error(ex, connection);
+    if ((route->flags & HTTP_RELAY) && !check_relay(ex, connection, &ex->err))
         return answer_error(ex, connection);
     if (!(route->flags & HTTP_BODY) && !http_request_no_body(&ex->req, &ex->err))
         return answer_error(ex, connection);
@@ -117,6 +158,11 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
         return answer_error(ex, connection);
     }
     ex->status = response.status ? response.status : 200;
+    if (response.relay >= 0) {
+        ex->status = 101;
+        ex->relay = response.relay;
+        return answer(ex, connection, http_answer_upgrade(HTTP_RELAY_PROTOCOL, on_upgrade), HTTP_SENDING);
+    }
     if (response.stream.next) {
         bool with_body = str_eq(ex->req.method, "GET");
         struct MHD_Response *r = http_answer_stream(&response, &ex->site->watch, with_body);
@@ -175,6 +221,7 @@ void http_exchange_end(void *site, struct MHD_Connection *connection, void **exc
         config->done(config->ctx, &done);
     }
     http_watch_phase(&ex->site->watch, ex->conn, HTTP_ANSWERED);
+    mem_cleanup_close(&ex->relay);
     http_request_clear(&ex->req);
     free(ex->target);
     free(ex);

@@ -1,6 +1,7 @@
 // One request from its first line to the end of its answer: the library's callbacks.
 #pragma once
 
+#include "http/pipes.h"
 #include "http/server.h"
 #include "http/watch.h"
 
@@ -11,6 +12,7 @@
 typedef struct HttpSite {
     HttpConfig config;
     HttpWatch watch;
+    HttpPipes pipes;
 } HttpSite;
 
 // MHD_OPTION_URI_LOG_CALLBACK: begins a request, with the target as it was sent. NULL on lack of memory.

@@ -23,13 +23,14 @@ typedef struct HttpStream {
 } HttpStream;
 
 // What a handler answers: status (200 when left 0) and one of these, owned by the response from here
-// on: a JSON value, JSON as text, or a stream.
+// on: a JSON value, JSON as text, a stream, or a socket.
 typedef struct HttpResponse {
     int status;
     json_t *body;
     char *text;
     const char *type;  // of the text, where it is not JSON; borrowed
     HttpStream stream; // next != NULL: a stream
+    int relay;         // of a route with HTTP_RELAY: a connected socket; -1: none
 } HttpResponse;
 
 // ctx is the server's. On false the answer is the error's: status and text by err.
@@ -39,6 +40,7 @@ enum {
     HTTP_BODY = 1 << 0,      // takes a JSON object; without this flag a body other than "{}" is 400
     HTTP_ANYBODY = 1 << 1,   // nobody is asked who they are
     HTTP_OFTEN = 1 << 3,     // comes once a second: of no interest to a log of who did what
+    HTTP_RELAY = 1 << 4,     // its connection is passed on to a socket (101): NBD, with TLS or from this machine
     HTTP_OWN_TOKEN = 1 << 2, // the handler looks at the token, which is one for this thing alone
 };
 

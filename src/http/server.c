@@ -96,6 +96,12 @@ static bool on_admitted(void *ctx, int fd, const struct sockaddr *addr, socklen_
     return true;
 }
 
+// HttpDoorConfig's unwrap
+static bool on_handshake(void *ctx, int fd, int *ret, Err *err)
+{
+    return http_pipes_unwrap(&((HttpServer *)ctx)->site.pipes, fd, ret, err);
+}
+
 // HttpDoorConfig's refused
 static void on_refused(void *ctx, const struct sockaddr *addr, const char *method, int status, const Err *err)
 {
@@ -118,7 +124,7 @@ static bool start_daemon(HttpServer *s, Err *err)
 {
     const HttpConfig *config = &s->site.config;
     unsigned flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_USE_ITC |
-        MHD_USE_NO_LISTEN_SOCKET;
+        MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_UPGRADE;
     s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_exchange_run, &s->site,             //
                                  MHD_OPTION_CONNECTION_LIMIT, config->max_connections + SPARE,  //
                                  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)STALLED_S,            //
@@ -136,10 +142,12 @@ static bool open_door(HttpServer *s, Err *err)
 {
     const HttpDoorConfig config = {.listen_fd = s->listen_fd,
                                    .head_ms = s->site.config.request_timeout_ms,
+                                   .tls = s->site.config.tls != NULL,
                                    .local_only = s->local_only,
                                    .max_waiting = s->site.config.max_connections,
                                    .ctx = s,
                                    .admit = on_admitted,
+                                   .unwrap = on_handshake,
                                    .refused = on_refused};
     return http_door_open(&config, &s->door, err);
 }
@@ -180,12 +188,14 @@ bool http_server_start(const HttpConfig *config, HttpServer **ret, Err *err)
     if (!s)
         return false;
     s->site.config = *config;
+    http_pipes_init(&s->site.pipes, config->tls);
     s->listen_fd = -1;
     if (!config->max_connections)
         s->site.config.max_connections = CONNECTIONS_DEFAULT;
     if (!config->request_timeout_ms)
         s->site.config.request_timeout_ms = REQUEST_DEFAULT_MS;
     if (!start_all(s, err)) {
+        http_pipes_close(&s->site.pipes);
         mem_cleanup_close(&s->listen_fd);
         free(s);
         return false;
@@ -207,6 +217,7 @@ void http_server_stop(HttpServer *server, int deadline_ms)
     mem_cleanup_close(&server->listen_fd); // from here on the kernel refuses connections
     http_watch_drain(&server->site.watch, deadline_ms);
     MHD_stop_daemon(server->daemon);
+    http_pipes_close(&server->site.pipes);
     http_watch_clear(&server->site.watch);
     free(server);
 }

@@ -1,10 +1,12 @@
 // The HTTP/1.1 server: bytes to a request, one handler, an answer to bytes. One thread for each
 // connection. docs/internals/http.md tells what is refused before a handler sees it, and why.
 //
+// With TLS the same port takes both; without it only callers on this machine (docs/internals/wire.md).
 // Every answer is JSON, an event stream or text for Prometheus; every error {"error", "details", "timestamp"}.
 #pragma once
 
 #include "http/route.h"
+#include "wire/tls_server.h"
 
 #define HTTP_BODY_MAX (UINT64_C(1) << 20) // of a request; above it 413
 #define HTTP_URI_MAX 8192                 // above it 414
@@ -25,6 +27,7 @@ typedef struct HttpDone {
 
 typedef struct HttpConfig {
     const char *address; // numeric; NULL: 127.0.0.1
+    TlsServer *tls;      // must outlive the server. NULL: no TLS; then other machines may come without
     uint16_t port;       // 0: any free one
     HttpRoutes routes;   // must outlive the server
     void *ctx;           // of the handlers and of done()

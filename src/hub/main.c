@@ -19,6 +19,7 @@ typedef struct Running {
     char *const *argv; // read anew by a reload
     Settings settings; // of the start
     Hub *hub;
+    TlsServer *tls; // NULL: without
 } Running;
 
 // What an option names has to be there now: a job that finds it missing has failed already.
@@ -65,13 +66,33 @@ static void note_request(void *ctx, const HttpDone *d)
                   LOG_NUM("ms", d->duration_ms));
 }
 
+static void show_certificate(const Running *r)
+{
+    TlsCertificate shown;
+    tls_server_certificate(r->tls, &shown);
+    hub_set_thumbprint(r->hub, shown.sha256);
+    log_info("certificate", LOG_STR("sha256", shown.sha256), LOG_STR("subject", shown.subject),
+             LOG_STR("issuer", shown.issuer));
+}
+
+// The certificate that settings name, or one of the hub's own.
+static bool open_tls(const Settings *o, TlsServer **ret, Err *err)
+{
+    if (o->tls_cert)
+        return tls_server_load(o->tls_cert, o->tls_key, ret, err);
+    cleanup_free char *own = file_join(settings_data_dir(o), "tls.pem", err);
+    return own && (file_exists(own) || tls_server_make(own, err)) && tls_server_load(own, own, ret, err);
+}
+
 // What may change while it runs does; what may not is told.
 static bool reload(void *ctx, json_t *changed, Err *err)
 {
     Running *r = ctx;
     Settings now;
     const char *fixed[32];
-    bool ok = settings_load(r->argc, r->argv, &now, err);
+    bool ok = settings_load(r->argc, r->argv, &now, err) && (!r->tls || tls_server_reload(r->tls, err));
+    if (ok && r->tls)
+        show_certificate(r);
     if (ok) {
         HubLimits limits = settings_limits(&now);
         size_t n = settings_fixed_changes(&r->settings, &now, fixed, ARRAY_LEN(fixed));
@@ -112,6 +133,7 @@ static bool serve(Running *r, const sigset_t *signals, Err *err)
     const Settings *o = &r->settings;
     HttpConfig config = {.address = o->listen,
                          .port = (uint16_t)o->port,
+                         .tls = r->tls,
                          .routes = api_routes(),
                          .ctx = hub,
                          .admit = api_admit,
@@ -124,6 +146,8 @@ static bool serve(Running *r, const sigset_t *signals, Err *err)
                                         any ? "127.0.0.1" : address, (unsigned)http_server_port(server));
     bool ok = url && hub_set_url(hub, url, err);
     if (ok) {
+        if (r->tls)
+            show_certificate(r);
         log_info("listening", LOG_STR("url", url), LOG_STR("version", SENDENSE_VERSION));
         wait_for_end(r, signals);
     }
@@ -141,15 +165,21 @@ static bool find_files(const Settings *o, char **ret_plugin, char **ret_client, 
                    : sibling("sendense-backup-client", ret_client, err));
 }
 
+static void warn_of_address(const Settings *o)
+{
+    if (!o->auth)
+        log_warn("anybody who reaches this address may do everything", LOG_STR("listen", o->listen));
+    else if (!o->tls)
+        log_warn("tokens travel as they are, without TLS; put a proxy with TLS in front", LOG_STR("listen", o->listen));
+}
+
 static void warn(const Settings *o)
 {
     if (o->pass_on_command_line)
         log_warn("a password on a command line is visible to every user of this machine; use db-pass-file, in the "
                  "settings or as SENDENSE_DB_PASS_FILE");
     if (o->listen && !str_starts(o->listen, "127.") && !str_eq(o->listen, "::1"))
-        log_warn(o->auth ? "tokens and data travel as they are, without TLS; put a proxy with TLS in front"
-                         : "anybody who reaches this address may do everything",
-                 LOG_STR("listen", o->listen));
+        warn_of_address(o);
 }
 
 static bool run(Running *r, Err *err)
@@ -159,7 +189,10 @@ static bool run(Running *r, Err *err)
     cleanup(secret_clear) Secret password = {0};
     if (!settings_database_password(o, &password, err) || !find_files(o, &plugin, &client, err))
         return false;
+    if (o->check_config && o->tls_cert && !open_tls(o, &r->tls, err))
+        return false;
     if (o->check_config) {
+        tls_server_free(r->tls);
         settings_print(o);
         return true;
     }
@@ -180,7 +213,7 @@ static bool run(Running *r, Err *err)
                             .user = o->db_user,
                             .password = &password};
     HubConfig config = {.mariadb = o->db_host ? &mariadb : NULL,
-                        .data_dir = o->data_dir ? o->data_dir : "/var/lib/sendense",
+                        .data_dir = settings_data_dir(o),
                         .key_file = o->key_file,
                         .run_dir = o->run_dir,
                         .plugin = plugin,
@@ -190,8 +223,9 @@ static bool run(Running *r, Err *err)
                         .new_admin = o->new_admin_token,
                         .reload = reload,
                         .reload_ctx = r};
-    bool ok = hub_open(&config, &r->hub, err) && serve(r, &signals, err);
+    bool ok = hub_open(&config, &r->hub, err) && (!o->tls || open_tls(o, &r->tls, err)) && serve(r, &signals, err);
     hub_close(r->hub);
+    tls_server_free(r->tls);
     return ok;
 }
 

@@ -23,6 +23,10 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
         {"port", OPT_U64, &o->port, 0, 65535, "PORT", "port of the API, 0 for any free one; default 8082"},
         {"listen", OPT_TEXT, &o->listen, 0, 0, "ADDRESS", "address to listen on; default 127.0.0.1"},
         {"auth", OPT_FLAG, &o->auth, 0, 0, NULL, "-auth=false: nobody has to authenticate"},
+        {"tls", OPT_FLAG, &o->tls, 0, 0, NULL, "-tls=false: no HTTPS; other machines may come without it"},
+        {"tls-cert", OPT_TEXT, &o->tls_cert, 0, 0, "FILE",
+         "certificate, and its chain, in PEM; default: one of its own, made in DIR/tls.pem"},
+        {"tls-key", OPT_TEXT, &o->tls_key, 0, 0, "FILE", "its private key"},
         {"let-anybody-in", OPT_FLAG, &o->let_anybody_in, 0, 0, NULL,
          "with -auth=false: also on an address that others reach"},
         {"new-admin-token", OPT_FLAG, &o->new_admin_token, 0, 0, NULL,
@@ -62,6 +66,7 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
 static void set_defaults(Settings *s)
 {
     *s = (Settings){.auth = true,
+                    .tls = true,
                     .port = 8082,
                     .db_port = 3306,
                     .max_jobs = 4,
@@ -113,6 +118,10 @@ static bool check(const Settings *s, Err *err)
                        "-auth=false and --listen %s: whoever reaches that address could read and delete every backup; "
                        "HINT: leave out one of them, or say --let-anybody-in",
                        s->listen);
+    if (!s->tls_cert != !s->tls_key)
+        return err_set(err, ERR_USAGE, "--tls-cert and --tls-key go together");
+    if (s->tls_cert && !s->tls)
+        return err_set(err, ERR_USAGE, "--tls-cert and -tls=false exclude each other");
     if (!s->db_host && (s->db_name || s->db_user || s->db_pass || s->db_pass_file))
         return err_set(err, ERR_USAGE, "--db-name, --db-user and a password go with --db-host");
     if (s->db_host && (!s->db_name || !s->db_user))
@@ -143,7 +152,7 @@ bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)
 void settings_clear(Settings *s)
 {
     char *texts[] = {s->config, s->listen,  s->data_dir, s->key_file, s->run_dir, s->plugin,
-                     s->client, s->db_host, s->db_name,  s->db_user,  s->db_pass, s->db_pass_file};
+                     s->client, s->tls_cert, s->tls_key, s->db_host, s->db_name,  s->db_user,  s->db_pass, s->db_pass_file};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         free(texts[i]);
 }
@@ -180,6 +189,11 @@ void settings_print(const Settings *s)
         else if (*(char *const *)o->target)
             (void)printf("%s = %s\n", o->name, str_eq(o->name, "db-pass") ? "(not shown)" : *(char *const *)o->target);
     }
+}
+
+const char *settings_data_dir(const Settings *s)
+{
+    return s->data_dir ? s->data_dir : "/var/lib/sendense";
 }
 
 HubLimits settings_limits(const Settings *s)

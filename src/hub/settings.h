@@ -5,10 +5,10 @@
 #include "service/hub/hub.h"
 
 typedef struct Settings { // text owned
-    bool auth, let_anybody_in, new_admin_token, check_config, help, version;
+    bool auth, let_anybody_in, new_admin_token, tls, check_config, help, version;
     uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint,
         audit;
-    char *config, *listen, *data_dir, *key_file, *run_dir, *plugin, *client;
+    char *config, *listen, *data_dir, *key_file, *run_dir, *plugin, *client, *tls_cert, *tls_key;
     char *db_host, *db_name, *db_user, *db_pass, *db_pass_file;
     bool pass_on_command_line;
 } Settings;
@@ -21,6 +21,7 @@ bool settings_load(int argc, char *const *argv, Settings *ret, Err *err) must_ch
 void settings_clear(Settings *s);
 void settings_print_help(void);
 void settings_print(const Settings *s); // name = value, as they are in effect; no password
+const char *settings_data_dir(const Settings *s);
 HubLimits settings_limits(const Settings *s);
 // Names of settings, but for limits, in which the two differ: a running hub cannot change these. At most n.
 size_t settings_fixed_changes(const Settings *a, const Settings *b, const char **ret_names, size_t n);

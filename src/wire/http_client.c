@@ -1,9 +1,7 @@
-#include "wire/http_client.h"
+#include "wire/http_client_parts.h"
 
 #include "base/clock.h"
-#include "base/str.h"
 
-#include <curl/curl.h>
 #include <pthread.h>
 #include <stdio.h>
 
@@ -11,24 +9,6 @@
 #define TIMEOUT_MS_DEFAULT 30000
 #define MAX_ANSWER_DEFAULT ((size_t)4 << 20)
 #define AHEAD_MAX ((size_t)64 << 10) // bytes that arrived and were not read: then the server waits
-#define POLL_MS 100                  // at most so long until the cancel flag is looked at
-
-struct HttpClient {
-    CURLM *multi; // keeps the connections
-    CURL *curl;
-    char error[CURL_ERROR_SIZE];
-    TlsCheck tls;
-    char *ca_pem; // NULL: the system's
-    // of the running exchange
-    const HttpRequest *request;
-    struct curl_slist *headers;
-    StrBuf ahead; // arrived,
-    size_t taken; // and read
-    bool paused;
-    bool done;
-    CURLcode result;
-    Err failed; // memory is gone
-};
 
 static pthread_once_t global_once = PTHREAD_ONCE_INIT;
 static CURLcode global_result;
@@ -108,7 +88,6 @@ static CURLcode on_ssl_ctx(CURL *curl, void *ssl_ctx, void *ctx)
     return CURLE_OK;
 }
 
-#define SET(option, value) (curl_easy_setopt(c->curl, (option), (value)) == CURLE_OK)
 
 static bool set_cas(HttpClient *c)
 {
@@ -212,7 +191,7 @@ static bool untrusted(const HttpClient *c, const char *why, Err *err)
     return err_title(err, "certificate not trusted");
 }
 
-static bool curl_error(const HttpClient *c, CURLcode code, Err *err)
+bool http_client_error(const HttpClient *c, CURLcode code, Err *err)
 {
     const char *why = c->error[0] ? c->error : curl_easy_strerror(code);
     const HttpRequest *r = c->request;
@@ -271,7 +250,7 @@ static bool advance(HttpClient *c, int silence_ms, Err *err)
         if (code == CURLM_OK)
             look_for_end(c);
         if (code == CURLM_OK && c->taken == c->ahead.len && !c->done)
-            code = curl_multi_poll(c->multi, NULL, 0, POLL_MS, NULL);
+            code = curl_multi_poll(c->multi, NULL, 0, HTTP_CLIENT_POLL_MS, NULL);
         if (code != CURLM_OK)
             return multi_error(code, err);
     }
@@ -279,7 +258,7 @@ static bool advance(HttpClient *c, int silence_ms, Err *err)
         *err = c->failed;
     if (c->failed.code != ERR_NONE)
         return err_context(err, "%s %s", r->method, r->url);
-    return (c->taken < c->ahead.len || c->result == CURLE_OK) || curl_error(c, c->result, err);
+    return (c->taken < c->ahead.len || c->result == CURLE_OK) || http_client_error(c, c->result, err);
 }
 
 static bool begin(HttpClient *c, const HttpRequest *r, Err *err)
@@ -337,14 +316,14 @@ failed:
     return false;
 }
 
-static int silence_of(const HttpRequest *r)
+int http_client_silence(const HttpRequest *r)
 {
     return r->timeout_ms ? r->timeout_ms : TIMEOUT_MS_DEFAULT;
 }
 
 bool http_client_open(HttpClient *c, const HttpRequest *r, int *ret_status, Err *err)
 {
-    return open_with(c, r, silence_of(r), ret_status, err);
+    return open_with(c, r, http_client_silence(r), ret_status, err);
 }
 
 static bool read_with(HttpClient *c, void *buf, size_t cap, int silence_ms, size_t *ret_n, Err *err)
@@ -361,7 +340,7 @@ static bool read_with(HttpClient *c, void *buf, size_t cap, int silence_ms, size
 
 bool http_client_read(HttpClient *c, void *buf, size_t cap, size_t *ret_n, Err *err)
 {
-    return read_with(c, buf, cap, silence_of(c->request), ret_n, err);
+    return read_with(c, buf, cap, http_client_silence(c->request), ret_n, err);
 }
 
 const char *http_client_header(HttpClient *c, const char *name, size_t index)
@@ -388,7 +367,7 @@ static bool read_all(HttpClient *c, const HttpRequest *r, int silence_ms, bool s
 bool http_client_call(HttpClient *c, const HttpRequest *r, HttpAnswer *ret, Err *err)
 {
     StrBuf body = STR_BUF(r->max_answer ? r->max_answer : MAX_ANSWER_DEFAULT);
-    int status, silence_ms = r->on_data ? silence_of(r) : 0;
+    int status, silence_ms = r->on_data ? http_client_silence(r) : 0;
     if (!open_with(c, r, silence_ms, &status, err))
         return false;
     bool fine = read_all(c, r, silence_ms, r->on_data && status == 200, &body, err);
@@ -401,14 +380,19 @@ bool http_client_call(HttpClient *c, const HttpRequest *r, HttpAnswer *ret, Err 
     return true;
 }
 
-static bool shake_hands(HttpClient *c, const HttpRequest *r, TlsCertificate *ret, Err *err)
+bool http_client_connect(HttpClient *c, const HttpRequest *r, Err *err)
 {
     if (!begin(c, r, err))
         return false;
-    bool fine = set_connection(c, r) && SET(CURLOPT_CONNECT_ONLY, 1L);
-    if (!fine)
-        (void)err_set(err, ERR_USAGE, "libcurl cannot connect to %s", r->url);
-    fine = fine && start(c, err) && advance(c, silence_of(r), err);
+    return ((set_connection(c, r) && SET(CURLOPT_CONNECT_ONLY, 1L) &&
+             SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1)) ||
+            err_set(err, ERR_USAGE, "libcurl cannot connect to %s", r->url)) &&
+        start(c, err) && advance(c, http_client_silence(r), err);
+}
+
+static bool shake_hands(HttpClient *c, const HttpRequest *r, TlsCertificate *ret, Err *err)
+{
+    bool fine = http_client_connect(c, r, err);
     http_client_end(c);
     if (fine && !c->tls.seen)
         return err_set(err, ERR_PROTOCOL, "%s: no certificate was shown", r->url);

@@ -55,6 +55,17 @@ void http_client_end(HttpClient *c);
 // Between open() and end(): the index-th header of that name; NULL: there is none. Borrowed until the next call.
 const char *http_client_header(HttpClient *c, const char *name, size_t index);
 
+// Asks for another protocol on the same connection (RFC 9110, 7.8), by a GET. Of r only url, token, timeout_ms and cancel
+// are looked at. True: either the server answered 101, and *ret is the connection, all that comes behind the answer
+// still unread in it: fd is the caller's, ssl (OpenSSL's; NULL with http://) lives and dies with c, which makes no call
+// any more. Or it refused, and *ret_refusal says how (its status is set); then ret->fd is -1.
+typedef struct HttpUpgraded {
+    int fd;
+    void *ssl;
+} HttpUpgraded;
+bool http_client_upgrade(HttpClient *c, const HttpRequest *r, const char *protocol, HttpUpgraded *ret,
+                         HttpAnswer *ret_refusal, Err *err) must_check;
+
 // The certificate that the server of an https:// URL shows, trusted or not. Only a TLS handshake: nothing is sent.
 bool http_client_certificate(const char *url, int timeout_ms, const atomic_bool *cancel, TlsCertificate *ret, Err *err)
     must_check;

@@ -12,7 +12,7 @@ static bool copy_token(HubApi *h, const Secret *token, Err *err)
     return !token || !secret_is_set(token) || secret_set(&h->token, secret_reveal(token), err);
 }
 
-bool hub_api_new(const char *url, const Secret *token, HubApi **ret, Err *err)
+bool hub_api_new(const char *url, const Secret *token, const TlsTrust *trust, HubApi **ret, Err *err)
 {
     if (!str_starts(url, "http://") && !str_starts(url, "https://"))
         return err_set(err, ERR_USAGE, "the hub's URL %s starts with neither http:// nor https://", url);
@@ -20,7 +20,8 @@ bool hub_api_new(const char *url, const Secret *token, HubApi **ret, Err *err)
     if (!h)
         return false;
     h->url = mem_strdup(url, err);
-    if (!h->url || !copy_token(h, token, err) || !http_client_new(&h->http, err)) {
+    if (!h->url || !copy_token(h, token, err) || (trust && !hub_trust_copy(trust, &h->trust, err)) ||
+        !http_client_new(&h->http, err) || !http_client_trust(h->http, &h->trust, err)) {
         hub_api_free(h);
         return false;
     }
@@ -38,6 +39,7 @@ void hub_api_free(HubApi *h)
         return;
     http_client_free(h->http);
     secret_clear(&h->token);
+    hub_trust_clear(&h->trust);
     free(h->url);
     free(h);
 }
@@ -97,7 +99,7 @@ ErrCode hub_api_code(int status)
 }
 
 // The hub's own words where it has some.
-static bool answer_error(const char *method, const char *url, const HttpAnswer *a, Err *err)
+bool hub_api_refused(const char *method, const char *url, const HttpAnswer *a, Err *err)
 {
     cleanup_json json_t *body = NULL;
     Err ignored = ERR_INIT;
@@ -138,7 +140,7 @@ bool hub_api_ask(HubApi *h, const char *method, const char *path, const char *bo
     if (!hub_api_exchange(h, method, path, body, &a, err))
         return false;
     if (a.status < 200 || a.status > 202)
-        return answer_error(method, path, &a, err);
+        return hub_api_refused(method, path, &a, err);
     *ret = a;
     a = (HttpAnswer){0};
     return true;
@@ -257,7 +259,7 @@ bool hub_api_events(HubApi *h, const char *path, HubApiEvent on_event, void *ctx
         return false;
     h->status = a.status;
     if (a.status != 200)
-        return answer_error("GET", path, &a, err);
+        return hub_api_refused("GET", path, &a, err);
     if (s.failed.code != ERR_NONE) {
         if (err->code == ERR_NONE)
             *err = s.failed;

@@ -11,10 +11,17 @@
 
 typedef struct HubApi HubApi;
 
+// Whom to trust as the hub, as the environment has it: SENDENSE_HUB_THUMBPRINT, or a file of CAs, SENDENSE_HUB_CA.
+// ERR_USAGE. Texts of *ret are owned: hub_trust_clear().
+bool hub_trust_environment(TlsTrust *ret, Err *err) must_check;
+bool hub_trust_copy(const TlsTrust *trust, TlsTrust *ret, Err *err) must_check;
+void hub_trust_clear(TlsTrust *trust);
+
 #define HUB_API_URL_DEFAULT "http://localhost:8082"
 
-// url: "http://HOST:PORT", a path after it is kept as a prefix. token is copied; NULL or not set: none.
-bool hub_api_new(const char *url, const Secret *token, HubApi **ret, Err *err) must_check;
+// url: "http://HOST:PORT" or "https://HOST:PORT", a path after it is kept as a prefix. token and trust are copied; NULL or
+// not set: none, and the system's CAs.
+bool hub_api_new(const char *url, const Secret *token, const TlsTrust *trust, HubApi **ret, Err *err) must_check;
 void hub_api_free(HubApi *h);
 void hub_api_set_cancel(HubApi *h,
                         const atomic_bool *cancel);   // for all calls from now on; NULL: none
@@ -46,5 +53,7 @@ bool hub_api_fail(HubApi *h, const char *job_id, const WorkFailure *f, Err *err)
 // 200 is success; for any other status the details are "SHA API returned status 404: <body>".
 bool hub_api_complete(HubApi *h, const char *job_id, const Completion *c, Err *err) must_check;
 bool hub_api_changeid(HubApi *h, const char *job_id, const ChangeIdReport *r, Err *err) must_check;
+// The call that becomes an NBD connection to what the job writes the disk to. New memory.
+bool hub_api_disk_path(const char *job_id, const char *disk_key, char **ret, Err *err) must_check;
 // The whole URL of complete or changeid for this job, for the log. New memory.
 char *hub_api_record_url(const HubApi *h, const char *job_id, Err *err) must_check;

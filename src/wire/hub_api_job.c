@@ -1,6 +1,8 @@
 // The client's calls.
 #include "wire/hub_api_parts.h"
 
+#define DISK_PATH_MAX 4096
+
 // An answer that we cannot read is the hub's fault, not the caller's.
 static bool bad_answer(Err *err, const char *call)
 {
@@ -13,6 +15,20 @@ static bool post(HubApi *h, const char *job_id, const char *call, const char *bo
 {
     cleanup_free char *path = NULL;
     return hub_api_job_path(job_id, call, &path, err) && hub_api_ask(h, "POST", path, body, ret, err);
+}
+
+bool hub_api_disk_path(const char *job_id, const char *disk_key, char **ret, Err *err)
+{
+    StrBuf path = STR_BUF(DISK_PATH_MAX);
+    cleanup_free char *disks = NULL;
+    bool ok = hub_api_job_path(job_id, "disks/", &disks, err) && str_add(&path, disks, err) &&
+        hub_api_segment(&path, disk_key, err) && str_add(&path, "/nbd", err);
+    if (!ok) {
+        str_clear(&path);
+        return false;
+    }
+    *ret = path.s;
+    return true;
 }
 
 bool hub_api_claim(HubApi *h, const char *job_id, const char *claim_uuid, WorkOrder *ret, Err *err)

@@ -7,6 +7,7 @@ struct HubApi {
     HttpClient *http;
     char *url; // without a slash at the end
     Secret token;
+    TlsTrust trust; // texts owned
     const atomic_bool *cancel; // borrowed
     int timeout_ms;
     size_t max_answer; // 0: the HTTP client's default
@@ -14,6 +15,8 @@ struct HubApi {
 };
 
 ErrCode hub_api_code(int status); // of an answer that is no success
+// An answer that is no success, in the hub's own words where it has some. Returns false.
+bool hub_api_refused(const char *method, const char *url, const HttpAnswer *a, Err *err);
 // Sends; true for any answer.
 bool hub_api_exchange(HubApi *h, const char *method, const char *path, const char *body, HttpAnswer *ret, Err *err)
     must_check;

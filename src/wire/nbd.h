@@ -3,9 +3,15 @@
 
 #include "wire/blocks.h"
 
+typedef struct NbdDial { // *ret_fd: a connected stream socket, the caller's
+    bool (*connect)(void *ctx, int timeout_ms, int *ret_fd, Err *err);
+    void *ctx;
+} NbdDial;
+
 typedef struct NbdSpec {
-    const char *uri;    // nbd+unix:///EXPORT?socket=PATH (nbd:// later)
-    const char *socket; // instead of uri: a unix socket path, with export_name
+    const char *uri;     // nbd+unix:///EXPORT?socket=PATH
+    const char *socket;  // instead of uri: a unix socket path, with export_name
+    const NbdDial *dial; // instead of both: makes the connections, with export_name. Borrowed, outlives the Blocks
     const char *export_name;
     unsigned connections; // 1..16; cut to 1 where the server is not multi-conn safe
     bool read_only;       // refuse nothing, but never write

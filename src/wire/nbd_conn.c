@@ -149,6 +149,17 @@ void nbd_facts_clear(NbdFacts *f)
     *f = (NbdFacts){0};
 }
 
+static bool connect_to(struct nbd_handle *h, const NbdSpec *spec, Err *err)
+{
+    int fd = -1;
+    if (spec->dial && !spec->dial->connect(spec->dial->ctx, spec->timeout_ms, &fd, err))
+        return false;
+    int r = spec->dial ? nbd_aio_connect_socket(h, fd)
+        : spec->uri    ? nbd_aio_connect_uri(h, spec->uri)
+                       : nbd_aio_connect_unix(h, spec->socket);
+    return r == 0 || from_libnbd(err, "nbd connect"); // libnbd closes fd in any case
+}
+
 bool nbd_conn_open(const NbdSpec *spec, struct nbd_handle **ret, NbdFacts *ret_facts, Err *err)
 {
     int64_t deadline = deadline_of(spec);
@@ -156,10 +167,7 @@ bool nbd_conn_open(const NbdSpec *spec, struct nbd_handle **ret, NbdFacts *ret_f
     if (!h)
         return err_no_memory(err);
     bool ok = configure(h, spec) || from_libnbd(err, "nbd set-up");
-    if (ok) {
-        int r = spec->uri ? nbd_aio_connect_uri(h, spec->uri) : nbd_aio_connect_unix(h, spec->socket);
-        ok = r == 0 || from_libnbd(err, "nbd connect");
-    }
+    ok = ok && connect_to(h, spec, err);
     while (ok && nbd_aio_is_ready(h) != 1)
         ok = step(h, deadline, "nbd handshake", err);
     if (!ok || !read_facts(h, spec, ret_facts, err)) {

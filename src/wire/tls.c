@@ -76,6 +76,12 @@ static bool look_at(const X509 *x, TlsCertificate *ret, unsigned char sha256[32]
     return true;
 }
 
+bool tls_certificate_of(const void *x509, TlsCertificate *ret)
+{
+    unsigned char sha256[32];
+    return look_at(x509, ret, sha256);
+}
+
 static int verify(X509_STORE_CTX *ctx, void *arg)
 {
     TlsCheck *c = arg;

@@ -24,6 +24,9 @@ typedef struct TlsCertificate {
     int64_t not_before_us, not_after_us; // UTC since 1970
 } TlsCertificate;
 
+// Of an OpenSSL X509. False where OpenSSL fails.
+bool tls_certificate_of(const void *x509, TlsCertificate *ret) must_check;
+
 // ERR_INVALID: no SHA-256 in hex. ret: 32 bytes.
 bool tls_thumbprint_parse(const char *text, unsigned char ret[32], Err *err) must_check;
 

@@ -25,7 +25,7 @@ static bool report(Job *j, const WorkAudit *a, Err *err)
     HubApi *hub = NULL;
     bool alarm = a->figures.wrong > 0;
     int64_t give_up = clock_mono_ms() + REPORT_UNTIL_MS;
-    if (!hub_api_new(j->spec->hub_url, j->spec->token, &hub, err))
+    if (!hub_api_new(j->spec->hub_url, j->spec->token, j->spec->trust, &hub, err))
         return false;
     hub_api_set_timeout(hub, TIMEOUT_MS);
     hub_api_set_cancel(hub, alarm ? NULL : j->spec->stop);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/secret.h"
+#include "wire/tls.h"
 
 #include <stdatomic.h>
 
@@ -10,6 +11,7 @@ typedef struct ClientSpec { // all borrowed
     const char *job_id;
     const char *hub_url;
     const Secret *token;  // of the job; may be not set
+    const TlsTrust *trust; // whose certificate a hub with https:// shows
     const char *scratch;  // folder for a source's scratch images; NULL: the source's default
     unsigned parallel;    // disks copied at a time; 0: as many as the source thinks best
     unsigned connections; // to each export, 1 to 16

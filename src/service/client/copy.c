@@ -2,7 +2,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "service/client/job.h"
-#include "wire/nbd.h"
+#include "wire/hub_nbd.h"
 
 #define CONNECT_MS 15000
 #define PARALLEL_DEFAULT 2
@@ -10,7 +10,8 @@
 typedef struct Copy {
     Job *job;
     JobDisk *disk;
-    Blocks *from, *to;    // owned
+    HubNbd *way, *leaves_way; // to the export; owned
+    Blocks *from, *to;        // owned
     MoverKnown known;     // its leaves, owned; NULL: everything travels
     MoverResume resume;   // its end, owned; NULL: nothing changed since
     MoverProgress before; // of a first pass, where this is a second
@@ -46,6 +47,9 @@ static void close_ends(Copy *c)
     blocks_cleanup(&c->resume.since);
     blocks_cleanup(&c->to);
     blocks_cleanup(&c->from);
+    hub_nbd_free(c->leaves_way);
+    hub_nbd_free(c->way);
+    c->way = c->leaves_way = NULL;
 }
 
 // Everything is read and sent once more; what the parent has the same is not stored.
@@ -151,16 +155,27 @@ static void *copy_thread(void *ctx)
     return NULL;
 }
 
+static bool open_export(Copy *c, const char *uri, NbdSpec *nbd, HubNbd **ret_way, Blocks **ret, Err *err)
+{
+    cleanup_free char *path = NULL;
+    const Job *j = c->job;
+    if (!hub_api_disk_path(j->spec->job_id, c->disk->source->key, &path, err) ||
+        !hub_nbd_new(j->hub, uri, path, ret_way, err))
+        return false;
+    hub_nbd_spec(*ret_way, nbd);
+    return nbd_blocks_open(nbd, ret, err);
+}
+
 // What the parent holds: in a comparison only what differs travels; an audit looks there.
 static bool open_leaves(Copy *c, Err *err)
 {
     const AnnounceAnswerDisk *a = c->disk->answer;
-    NbdSpec nbd = {.uri = a->leaves_uri, .connections = 1, .read_only = true, .timeout_ms = CONNECT_MS};
+    NbdSpec nbd = {.connections = 1, .read_only = true, .timeout_ms = CONNECT_MS};
     if (!a->leaves_uri || !(a->mode == DISK_COMPARE || is_audited(c)))
         return true;
     c->known.hash.seed = a->hash_seed;
     return hash_algorithm_parse(a->hash_algorithm, &c->known.hash.algorithm, err) &&
-        nbd_blocks_open(&nbd, &c->known.leaves, err);
+        open_export(c, a->leaves_uri, &nbd, &c->leaves_way, &c->known.leaves, err);
 }
 
 // Both ends are opened here, on the main thread: a source's child process dies with the thread that started it.
@@ -169,15 +184,15 @@ static bool open_ends(Copy *c, size_t index, Err *err)
     Source *source = c->job->source;
     bool tracked = c->disk->answer->mode == DISK_TRACKED;
     bool resume = c->disk->answer->resume;
-    NbdSpec nbd = {.uri = c->disk->answer->uri,
-                   .connections = c->job->spec->connections,
+    NbdSpec nbd = {.connections = c->job->spec->connections,
                    .require_zeros = resume, // what it holds of the interrupted backup
                    .timeout_ms = CONNECT_MS};
     if (resume && !c->disk->source->resumes)
         return err_set(err, ERR_PROTOCOL, "the hub goes on from a backup that the source cannot compare with");
     if (tracked && !c->disk->source->base_change_id)
         return err_set(err, ERR_PROTOCOL, "the hub wants only changes, and the source has no change set");
-    return source->ops->blocks(source, index, tracked, &c->from, err) && nbd_blocks_open(&nbd, &c->to, err) &&
+    return source->ops->blocks(source, index, tracked, &c->from, err) && 
+        open_export(c, c->disk->answer->uri, &nbd, &c->way, &c->to, err) &&
         (!resume || source->ops->since(source, index, &c->resume.since, err)) && open_leaves(c, err);
 }
 

@@ -82,7 +82,7 @@ static void *heartbeat_thread(void *ctx)
     Job *j = ctx;
     Err err = ERR_INIT;
     HubApi *hub = NULL;
-    if (!hub_api_new(j->spec->hub_url, j->spec->token, &hub, &err)) {
+    if (!hub_api_new(j->spec->hub_url, j->spec->token, j->spec->trust, &hub, &err)) {
         job_fail(j, &err);
         return NULL;
     }

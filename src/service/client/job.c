@@ -15,7 +15,7 @@ bool job_init(Job *j, const ClientSpec *spec, Err *err)
     if (pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC) != 0 || pthread_cond_init(&j->changed, &monotonic) != 0)
         return err_no_memory(err);
     (void)pthread_condattr_destroy(&monotonic); // nothing to free with glibc
-    return hub_api_new(spec->hub_url, spec->token, &j->hub, err);
+    return hub_api_new(spec->hub_url, spec->token, spec->trust, &j->hub, err);
 }
 
 void job_clear(Job *j)

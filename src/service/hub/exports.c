@@ -8,6 +8,8 @@
 
 #include <stdio.h>
 
+#define CONNECT_MS 5000
+
 // by_number: what a user calls a disk; else its key alone, as it is on record.
 static bool find_disk(Hub *h, const char *id, const char *disk, bool by_number, StoreDisk *ret, Err *err)
 {
@@ -178,6 +180,31 @@ bool hub_export_start(Hub *h, const json_t *body, json_t **ret, Err *err)
                  LOG_STR("purpose", purpose));
     store_disk_clear(&d);
     store_export_clear(&e);
+    return ok;
+}
+
+// ---- NBD through the hub's port
+
+bool hub_export_connect(Hub *h, const char *id, int *ret_fd, Err *err)
+{
+    StoreExport e = {0};
+    bool ok = store_export_get(h->store, id, &e, err) && exporter_connect(e.socket, CONNECT_MS, ret_fd, err);
+    store_export_clear(&e);
+    return ok;
+}
+
+bool hub_job_disk_connect(Hub *h, const char *id, const char *disk_key, int *ret_fd, Err *err)
+{
+    StoreBackup cleanup_backup b = {0};
+    StoreDisk d = {0};
+    if (!store_backup_get(h->store, id, &b, err))
+        return false;
+    if (strcmp(b.status, "running") != 0)
+        return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", id, b.status);
+    bool ok = find_disk(h, id, disk_key, false, &d, err) &&
+        (d.socket || err_set(err, ERR_CONFLICT, "disk %s of backup %s is not written to", disk_key, id)) &&
+        exporter_connect(d.socket, CONNECT_MS, ret_fd, err);
+    store_disk_clear(&d);
     return ok;
 }
 

@@ -176,6 +176,13 @@ bool hub_set_url(Hub *h, const char *url, Err *err)
     return true;
 }
 
+void hub_set_thumbprint(Hub *h, const char *sha256)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    (void)snprintf(h->thumbprint, sizeof(h->thumbprint), "%s", sha256);
+    (void)pthread_mutex_unlock(&h->lock);
+}
+
 void hub_close(Hub *h)
 {
     if (!h)
@@ -228,15 +235,19 @@ static void look_at_data_dir(const Hub *h, uint64_t *ret_free, char ret_problem[
 bool hub_health(Hub *h, json_t **ret, Err *err)
 {
     uint64_t running, free_bytes;
-    char problem[PROBLEM_MAX];
+    char problem[PROBLEM_MAX], thumbprint[sizeof(h->thumbprint)];
     if (!store_backup_count_active(h->store, &running, err))
         return false;
     look_at_data_dir(h, &free_bytes, problem);
+    (void)pthread_mutex_lock(&h->lock);
+    memcpy(thumbprint, h->thumbprint, sizeof(thumbprint));
+    (void)pthread_mutex_unlock(&h->lock);
     bool well = problem[0] == '\0';
     json_t *o = json_object();
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "status", well ? "ok" : "degraded", err) &&
         codec_json_set_text(o, "problem", well ? NULL : problem, err) &&
         codec_json_set_text(o, "version", SENDENSE_VERSION, err) &&
+        codec_json_set_text(o, "tls_thumbprint", thumbprint[0] ? thumbprint : NULL, err) &&
         codec_json_set_text(o, "database", store_engine(h->store), err) && hub_set_now(o, "time", err) &&
         codec_json_set_u64(o, "running_jobs", running, err) &&
         codec_json_set_u64(o, "data_dir_free_bytes", free_bytes, err);

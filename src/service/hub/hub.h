@@ -45,6 +45,8 @@ typedef struct Hub Hub;
 bool hub_open(const HubConfig *config, Hub **ret, Err *err) must_check;
 // The URL that clients started by the hub use. Before it is set no client is started.
 bool hub_set_url(Hub *h, const char *url, Err *err) must_check;
+// SHA-256 of the certificate that the API shows, for health. Copied.
+void hub_set_thumbprint(Hub *h, const char *sha256);
 void hub_set_limits(Hub *h, const HubLimits *limits); // for whatever begins from now on
 // One at a time. ERR_USAGE: the settings are wrong, and those of before stay.
 bool hub_reload(Hub *h, json_t **ret, Err *err) must_check;
@@ -126,11 +128,15 @@ bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer 
 bool hub_job_progress(Hub *h, const char *id, const WorkProgress *p, WorkProgressAnswer *ret, Err *err) must_check;
 bool hub_job_audit(Hub *h, const char *id, const WorkAudit *a, json_t **ret, Err *err) must_check;
 bool hub_job_fail(Hub *h, const char *id, const WorkFailure *f, json_t **ret, Err *err) must_check;
+// A connection to what the running job writes that disk to, for NBD; the caller's. ERR_CONFLICT: it does not run.
+bool hub_job_disk_connect(Hub *h, const char *id, const char *disk_key, int *ret_fd, Err *err) must_check;
 bool hub_job_complete(Hub *h, const char *id, const Completion *c, json_t **ret, Err *err) must_check;
 
 // ---- exports of points
 bool hub_export_start(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
 bool hub_export_list(Hub *h, json_t **ret, Err *err) must_check;
+// A connection to what it serves, for NBD; the caller's.
+bool hub_export_connect(Hub *h, const char *id, int *ret_fd, Err *err) must_check;
 bool hub_export_end(Hub *h, const char *id, json_t **ret, Err *err) must_check;
 
 // ---- replications: registered, listed, recorded; not run yet

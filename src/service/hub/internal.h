@@ -50,6 +50,7 @@ struct Hub {
     unsigned refused[2];      // without a known token, and with one
     int lock_fd, run_lock_fd;
     pthread_mutex_t lock; // of the members below
+    char thumbprint[128]; // "": no TLS
     pthread_cond_t changed;
     Running *running;
     HubCounters *counters;

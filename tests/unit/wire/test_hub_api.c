@@ -16,7 +16,7 @@ static Fixture start(const char *answer)
     Fixture f = {.server = canned_start(&(Canned){.answer = answer}, 1), .err = ERR_INIT};
     char url[80];
     (void)snprintf(url, sizeof(url), "%s//", f.server->url); // slashes at the end do not matter
-    assert_ok(hub_api_new(url, NULL, &f.hub, &f.err), &f.err);
+    assert_ok(hub_api_new(url, NULL, NULL, &f.hub, &f.err), &f.err);
     return f;
 }
 
@@ -68,7 +68,7 @@ static void errors_carry_the_hubs_words(void **state)
     f = start(OK_HEAD "{");
     assert_fails(hub_api_call(f.hub, "GET", "/x", NULL, &answer, &f.err), &f.err, ERR_PROTOCOL);
     stop(&f);
-    assert_fails(hub_api_new("localhost:8082", NULL, &f.hub, &f.err), &f.err, ERR_USAGE);
+    assert_fails(hub_api_new("localhost:8082", NULL, NULL, &f.hub, &f.err), &f.err, ERR_USAGE);
 }
 
 // The contract's text, and its rule for the path.
