@@ -1,5 +1,6 @@
 """The same work by Sendense, as its user does it: a running hub, and the CLI."""
 
+import os
 import socket
 import struct
 import sys
@@ -7,13 +8,13 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from measure import Peaks, cost
+from measure import Peaks, cost, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "it"))
 
 from lib.api import quote       # noqa: E402
 from lib.cli import Cli         # noqa: E402
-from lib.hub import Hub         # noqa: E402
+from lib.hub import BIN, Hub         # noqa: E402
 
 
 class Ours:
@@ -46,6 +47,27 @@ class Ours:
         """The Cost of a full backup that nobody keeps."""
         backup, spent = self.backup(vm, repository, "--full")
         self.delete(backup)
+        return spent
+
+    def full_from_elsewhere(self, vm, repository):
+        """The Cost of the same by a client that cannot see the hub's sockets: through its port, with TLS."""
+        thumbprint = self.hub.api.get("/health").expect(200)["tls_thumbprint"]
+        number = next(r["repository_id"] for r in self.hub.api.get("/repositories").expect(200)["repositories"]
+                      if r["name"] == repository)
+        said = []
+
+        def work():
+            job = self.hub.api.post("/backups", {"vm_name": vm, "repository_id": number, "backup_type": "full",
+                                                 "start_client": False}).expect(201)
+            said.append(job["backup_id"])
+            run("unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && exec "$2"', "sh", self.hub.run_dir,
+                BIN / "sendense-backup-client",
+                env={**os.environ, "MIGRATEKIT_JOB_ID": job["backup_id"], "SENDENSE_JOB_TOKEN": job["job_token"],
+                     "SHA_API_URL": f"https://127.0.0.1:{self.hub.port}", "SENDENSE_HUB_THUMBPRINT": thumbprint,
+                     "SENDENSE_LOG": "error"})
+
+        spent = cost(work, (self.pid,), self.pid)
+        self.delete(said[0])
         return spent
 
     def delete(self, backup):

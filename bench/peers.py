@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import secrets
+import socket
 import subprocess
 import tempfile
 import time
@@ -14,15 +16,20 @@ from measure import run
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "536870912", "MALLOC_ARENA_MAX": "2"}
 
 
+def listens(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextlib.contextmanager
-def qemu_nbd(image, *options, environment=None):
-    """An export of an image over a unix socket, for as long as the block runs; its URI."""
+def qemu_nbd(image, *options, environment=None, port=None):
+    """An export of an image over a unix socket, for as long as the block runs; its URI. port: the options say where."""
     with tempfile.TemporaryDirectory(prefix="sb-") as folder:
         path = Path(folder, "s")
-        command = ["qemu-nbd", "-t", "-k", path, *options, image]
+        command = ["qemu-nbd", "-t", *([] if port else ["-k", path]), *map(str, options), image]
         with subprocess.Popen(command, env={**os.environ, **(environment or {})}) as server:
             try:
-                while not path.exists():
+                while not (listens(port) if port else path.exists()):
                     if server.poll() is not None:
                         raise RuntimeError(f"qemu-nbd ended with {server.returncode}")
                     time.sleep(0.002)
@@ -36,6 +43,20 @@ def qemu_nbd(image, *options, environment=None):
 def create(image, size, *options):
     image.unlink(missing_ok=True)
     run("qemu-img", "create", "-q", "-f", "qcow2", *options, image, size)
+
+
+def nbdcopy_tls(source, image):
+    """The same over TCP and TLS with a key that both have, as it comes."""
+    create(image, os.path.getsize(source))
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder, socket.socket() as free:
+        keys = Path(folder, "keys.psk")
+        keys.write_text(f"bench:{secrets.token_hex(32)}\n")
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        with qemu_nbd(image, "-f", "qcow2", "-b", "127.0.0.1", "-p", port, "--object",
+                      f"tls-creds-psk,id=tls,endpoint=server,dir={folder}", "--tls-creds", "tls", port=port):
+            run("nbdcopy", "--flush", source, f"nbds://bench@127.0.0.1:{port}/?tls-psk-file={keys}")
 
 
 def nbdcopy(source, image):

@@ -179,8 +179,8 @@ const Command command_table[] = {
      .notes =
          "Without options the token is asked for on the terminal. The first one is in the file admin-token of the\n"
          "hub's data folder. SENDENSE_TOKEN, or a file named by SENDENSE_TOKEN_FILE, goes before what is kept.\n"
-         "--thumbprint is the hub's own, for https:// with a certificate that no known CA has signed: the hub writes it to\n"
-         "its log when it starts. It is kept with the token.",
+         "--thumbprint is of the hub's certificate, for https:// where no known CA has signed it: it is in the hub's\n"
+         "log. It is kept with the token.",
      .options = {"token-file", "token-fd", "thumbprint"},
      .run = command_login},
     {.name = "logout", .usage = "", .summary = "forget the token that was kept for this hub", .run = command_logout},

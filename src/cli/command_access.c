@@ -19,10 +19,11 @@ static bool tell_thumbprint(const Cli *c, Err *err)
         !http_client_certificate(c->hub_url, TIMEOUT_MS, NULL, &shown, &asking))
         return false;
     *err = ERR_INIT;
-    (void)err_set(err, ERR_PROTOCOL,
-                  "%s shows a certificate that no known CA has signed; if the hub's own log names the same SHA-256, give "
-                  "it: --thumbprint %s",
-                  c->hub_url, shown.sha256);
+    (void)err_set(
+        err, ERR_PROTOCOL,
+        "%s shows a certificate that no known CA has signed; if the hub's own log names the same SHA-256, give "
+        "it: --thumbprint %s",
+        c->hub_url, shown.sha256);
     return err_title(err, "certificate not trusted");
 }
 
@@ -37,13 +38,22 @@ static bool try_token(const Cli *c, const Secret *token, const TlsTrust *trust, 
     return ok;
 }
 
+static bool check_thumbprint(const char *text, Err *err)
+{
+    unsigned char digest[32];
+    if (!text || tls_thumbprint_parse(text, digest, err))
+        return true;
+    err->code = ERR_USAGE;
+    return err_context(err, "option --thumbprint");
+}
+
 bool command_login(Cli *c, Err *err)
 {
     cleanup(secret_clear) Secret token = {0};
     cleanup(hub_trust_clear) TlsTrust said = {0};
     cleanup_json json_t *answer = NULL;
     const char *pin = c->values.thumbprint;
-    if (!hub_trust_environment(&said, err) ||
+    if (!check_thumbprint(pin, err) || !hub_trust_environment(&said, err) ||
         !ask_secret("token", c->values.token_file, c->values.token_fd, &token, err))
         return false;
     const TlsTrust pinned = {.thumbprint = pin};

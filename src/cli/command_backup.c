@@ -21,10 +21,12 @@ static bool say_client(const Cli *c, const json_t *backup, Err *err)
     cleanup_free char *job = text_shell("MIGRATEKIT_JOB_ID", cli_text(backup, "backup_id"), err);
     cleanup_free char *url = text_shell("SHA_API_URL", c->hub_url, err);
     cleanup_free char *token = text_shell("SENDENSE_JOB_TOKEN", cli_text(backup, "job_token"), err);
-    if (!job || !url || !token)
+    const char *pin = hub_api_thumbprint(c->hub);
+    cleanup_free char *trust = text_shell("SENDENSE_HUB_THUMBPRINT", pin ? pin : "", err);
+    if (!job || !url || !token || !trust)
         return false;
-    (void)fprintf(stderr, "Run this where the VM's disks can be read:\n    %s %s %s sendense-backup-client\n", job, url,
-                  token);
+    (void)fprintf(stderr, "Run this where the VM's disks can be read:\n    %s %s %s%s%s sendense-backup-client\n", job,
+                  url, token, pin ? " " : "", pin ? trust : "");
     return true;
 }
 

@@ -122,8 +122,8 @@ bool credentials_keep(const char *hub_url, const Secret *token, const char *thum
 {
     cleanup_json json_t *all = NULL;
     cleanup_free char *path = NULL;
-    return own_path(&path, err) && read_all(path, &all, err) &&
-        keep_one(all, hub_url, token, thumbprint, err) && write_all(path, all, err);
+    return own_path(&path, err) && read_all(path, &all, err) && keep_one(all, hub_url, token, thumbprint, err) &&
+        write_all(path, all, err);
 }
 
 bool credentials_forget(const char *hub_url, bool *ret_any, Err *err)

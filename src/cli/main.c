@@ -101,8 +101,7 @@ static bool open_hub(Cli *c, const Command *command, Err *err)
     cleanup(secret_clear) Secret token = {0};
     bool own = command->run == command_login || command->run == command_logout;
     cleanup(hub_trust_clear) TlsTrust trust = {0};
-    return (own ||
-            (credentials_find(c->hub_url, &token, err) && credentials_trust(c->hub_url, &trust, err))) &&
+    return (own || (credentials_find(c->hub_url, &token, err) && credentials_trust(c->hub_url, &trust, err))) &&
         hub_api_new(c->hub_url, &token, &trust, &c->hub, err);
 }
 

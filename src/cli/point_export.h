@@ -11,7 +11,7 @@ typedef struct PointExport {
     char *id; // NULL: none
     char *uri;
     HubNbd *way; // to it
-    char *root; // the disk's root hash as text
+    char *root;  // the disk's root hash as text
     uint64_t disk_id, size;
     uint32_t cluster_size;
     HashSpec hash;

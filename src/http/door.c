@@ -177,9 +177,8 @@ bool http_door_is_here(int fd, const struct sockaddr *peer)
     if (peer->sa_family != AF_INET && peer->sa_family != AF_INET6)
         return false;
     memcpy(&caller, peer, peer->sa_family == AF_INET ? sizeof(*four) : sizeof(*six));
-    bool loopback = peer->sa_family == AF_INET
-        ? ntohl(four->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET
-        : IN6_IS_ADDR_LOOPBACK(&six->sin6_addr) ||
+    bool loopback = peer->sa_family == AF_INET ? ntohl(four->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET
+                                               : IN6_IS_ADDR_LOOPBACK(&six->sin6_addr) ||
             (IN6_IS_ADDR_V4MAPPED(&six->sin6_addr) && six->sin6_addr.s6_addr[12] == IN_LOOPBACKNET);
     return loopback || (getsockname(fd, (struct sockaddr *)&called, &n) == 0 && same_address(&called, &caller));
 }

@@ -72,7 +72,8 @@ static enum MHD_Result answer(Exchange *ex, struct MHD_Connection *connection, s
         complete = MHD_add_response_header(r, "WWW-Authenticate", "Bearer") == MHD_YES;
     // One request a connection: bytes that were meant to be taken for a second one are never looked at
     complete = complete &&
-        (ex->status == 101 || MHD_add_response_header(r, "Connection", "close") == MHD_YES);
+        (ex->status == 101 || // the library's own
+         MHD_add_response_header(r, "Connection", "close") == MHD_YES);
     http_watch_phase(&ex->site->watch, ex->conn, phase);
     enum MHD_Result queued = complete ? MHD_queue_response(connection, (unsigned)ex->status, r) : MHD_NO;
     MHD_destroy_response(r); // our hold on it; the connection has its own
@@ -111,15 +112,20 @@ static bool take_body(Exchange *ex, const char *data, size_t n)
 }
 
 // Nobody on the way may read, or write, what is relayed.
-static bool check_relay(const Exchange *ex, struct MHD_Connection *connection, Err *err)
+static bool check_encrypted(const Exchange *ex, Err *err)
+{
+    if (ex->here || http_pipes_encrypted(&ex->site->pipes, ex->conn->fd))
+        return true;
+    err_set(err, ERR_FORBIDDEN, "the blocks of disks are not sent without TLS; use https://");
+    return err_title(err, "not encrypted");
+}
+
+static bool check_upgrade(const Exchange *ex, struct MHD_Connection *connection, Err *err)
 {
     const char *protocol = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Upgrade");
     const char *hop = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Connection");
-    if (!ex->here && !http_pipes_encrypted(&ex->site->pipes, ex->conn->fd)) {
-        err_set(err, ERR_FORBIDDEN, "the blocks of disks are not sent without TLS; use https://");
-        return err_title(err, "not encrypted");
-    }
-    if (!str_eq(ex->req.method, "GET") || !protocol || strcasecmp(protocol, HTTP_RELAY_PROTOCOL) != 0 || !hop || !strcasestr(hop, "upgrade"))
+    if (!str_eq(ex->req.method, "GET") || !protocol || strcasecmp(protocol, HTTP_RELAY_PROTOCOL) != 0 || !hop ||
+        !strcasestr(hop, "upgrade"))
         return err_set(err, ERR_INVALID,
                        "this call is for programs that speak NBD: it needs the headers \"Connection: Upgrade\" and "
                        "\"Upgrade: " HTTP_RELAY_PROTOCOL "\"");
@@ -149,11 +155,12 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
     const HttpConfig *config = &ex->site->config;
     if (config->admit && !config->admit(config->ctx, &ex->req, route, &ex->err))
         return answer_error(ex, connection);
-    if ((route->flags & HTTP_RELAY) && !check_relay(ex, connection, &ex->err))
+    if ((route->flags & HTTP_RELAY) && !check_encrypted(ex, &ex->err))
         return answer_error(ex, connection);
     if (!(route->flags & HTTP_BODY) && !http_request_no_body(&ex->req, &ex->err))
         return answer_error(ex, connection);
-    if (!route->handler(&ex->req, config->ctx, &response, &ex->err)) {
+    if (!route->handler(&ex->req, config->ctx, &response, &ex->err) ||
+        ((route->flags & HTTP_RELAY) && !check_upgrade(ex, connection, &ex->err))) {
         http_answer_discard(&response);
         return answer_error(ex, connection);
     }

@@ -23,8 +23,8 @@ void http_pipes_init(HttpPipes *p, TlsServer *tls);
 bool http_pipes_unwrap(HttpPipes *p, int fd, int *ret, Err *err) must_check;
 // Is that an end in the clear of ours?
 bool http_pipes_encrypted(HttpPipes *p, int fd);
-// From now on the connection's bytes are exchanged with `to` instead, which is the pipes' from here on; fd (an end in the
-// clear, or a connection without TLS) stays the caller's, who closes it. ERR_UNAVAILABLE: there are too many.
+// From now on the connection's bytes are exchanged with `to` instead, which is the pipes' from here on; fd (an end in
+// the clear, or a connection without TLS) stays the caller's, who closes it. ERR_UNAVAILABLE: there are too many.
 bool http_pipes_relay(HttpPipes *p, int fd, int to, Err *err) must_check;
 // Ends all of them, and waits for that: relays at once, the others when what was answered is sent, or seconds later.
 void http_pipes_close(HttpPipes *p);

@@ -151,8 +151,8 @@ bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)
 
 void settings_clear(Settings *s)
 {
-    char *texts[] = {s->config, s->listen,  s->data_dir, s->key_file, s->run_dir, s->plugin,
-                     s->client, s->tls_cert, s->tls_key, s->db_host, s->db_name,  s->db_user,  s->db_pass, s->db_pass_file};
+    char *texts[] = {s->config,   s->listen,  s->data_dir, s->key_file, s->run_dir, s->plugin,  s->client,
+                     s->tls_cert, s->tls_key, s->db_host,  s->db_name,  s->db_user, s->db_pass, s->db_pass_file};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         free(texts[i]);
 }

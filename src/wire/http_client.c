@@ -88,7 +88,6 @@ static CURLcode on_ssl_ctx(CURL *curl, void *ssl_ctx, void *ctx)
     return CURLE_OK;
 }
 
-
 static bool set_cas(HttpClient *c)
 {
     if (c->ca_pem)

@@ -55,10 +55,10 @@ void http_client_end(HttpClient *c);
 // Between open() and end(): the index-th header of that name; NULL: there is none. Borrowed until the next call.
 const char *http_client_header(HttpClient *c, const char *name, size_t index);
 
-// Asks for another protocol on the same connection (RFC 9110, 7.8), by a GET. Of r only url, token, timeout_ms and cancel
-// are looked at. True: either the server answered 101, and *ret is the connection, all that comes behind the answer
-// still unread in it: fd is the caller's, ssl (OpenSSL's; NULL with http://) lives and dies with c, which makes no call
-// any more. Or it refused, and *ret_refusal says how (its status is set); then ret->fd is -1.
+// Asks for another protocol on the same connection (RFC 9110, 7.8), by a GET. Of r only url, token, timeout_ms and
+// cancel are looked at. True: either the server answered 101, and *ret is the connection, all that comes behind the
+// answer still unread in it: fd is the caller's, ssl (OpenSSL's; NULL with http://) lives and dies with c, which makes
+// no call any more. Or it refused, and *ret_refusal says how (its status is set); then ret->fd is -1.
 typedef struct HttpUpgraded {
     int fd;
     void *ssl;

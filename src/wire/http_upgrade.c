@@ -101,10 +101,15 @@ static bool read_refusal(const Talk *t, StrBuf *body, Err *err)
 
 static bool status_of(const char *head, const char *url, int *ret, Err *err)
 {
-    int status = 0;
-    if (sscanf(head, "HTTP/1.1 %3d", &status) != 1 || status < 100)
+    static const char before[] = "HTTP/1.1 ";
+    char digits[4] = "";
+    uint64_t status = 0;
+    Err ignored = ERR_INIT;
+    if (str_starts(head, before))
+        (void)snprintf(digits, sizeof(digits), "%s", head + strlen(before));
+    if (!num_u64(digits, 100, 599, &status, &ignored))
         return err_set(err, ERR_PROTOCOL, "%s: the answer is no HTTP/1.1", url);
-    *ret = status;
+    *ret = (int)status;
     return true;
 }
 

@@ -59,6 +59,11 @@ void hub_api_set_max_answer(HubApi *h, size_t bytes)
     h->max_answer = bytes;
 }
 
+const char *hub_api_thumbprint(const HubApi *h)
+{
+    return h->trust.thumbprint;
+}
+
 int hub_api_status(const HubApi *h)
 {
     return h->status;

@@ -19,8 +19,8 @@ void hub_trust_clear(TlsTrust *trust);
 
 #define HUB_API_URL_DEFAULT "http://localhost:8082"
 
-// url: "http://HOST:PORT" or "https://HOST:PORT", a path after it is kept as a prefix. token and trust are copied; NULL or
-// not set: none, and the system's CAs.
+// url: "http://HOST:PORT" or "https://HOST:PORT", a path after it is kept as a prefix. token and trust are copied; NULL
+// or not set: none, and the system's CAs.
 bool hub_api_new(const char *url, const Secret *token, const TlsTrust *trust, HubApi **ret, Err *err) must_check;
 void hub_api_free(HubApi *h);
 void hub_api_set_cancel(HubApi *h,
@@ -34,6 +34,7 @@ bool hub_api_is_unknown(const HubApi *h);
 // One segment of a path, percent-encoded (everything but letters, digits and "-._~"), appended.
 bool hub_api_segment(StrBuf *path, const char *segment, Err *err) must_check;
 
+const char *hub_api_thumbprint(const HubApi *h); // that it trusts; NULL: none
 // Any call. path from "/api/v1" on, encoded. body NULL: none. *ret_answer is the answer's JSON.
 bool hub_api_call(HubApi *h, const char *method, const char *path, const json_t *body, json_t **ret_answer, Err *err)
     must_check;

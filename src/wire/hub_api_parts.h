@@ -7,7 +7,7 @@ struct HubApi {
     HttpClient *http;
     char *url; // without a slash at the end
     Secret token;
-    TlsTrust trust; // texts owned
+    TlsTrust trust;            // texts owned
     const atomic_bool *cancel; // borrowed
     int timeout_ms;
     size_t max_answer; // 0: the HTTP client's default

@@ -34,7 +34,7 @@ struct Pipe {
     BIO *sealed; // the records that are to be sent; NULL without TLS
     int inner;   // now
     _Atomic int next;
-    int cut; // eventfd
+    int cut;              // eventfd
     Ready out, in;        // outer, inner
     char *up, *down;      // outer to inner; inner to outer, without TLS
     size_t up_at, up_len; // [at, len) is not passed on

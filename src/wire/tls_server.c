@@ -173,7 +173,8 @@ static bool fill_names(X509 *x)
     char host[HOST_NAME_MAX + 1] = "", names[HOST_NAME_MAX + 64];
     static const char here[] = "DNS:localhost,IP:127.0.0.1,IP:::1";
     (void)gethostname(host, sizeof(host) - 1); // "" then
-    bool plain = host[0] && strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == strlen(host);
+    bool plain =
+        host[0] && strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == strlen(host);
     const char *common = plain && strlen(host) <= 64 ? host : "sendense-hub";
     X509_NAME *name = X509_get_subject_name(x);
     (void)snprintf(names, sizeof(names), plain ? "%s,DNS:%s" : "%s", here, host);
@@ -207,7 +208,8 @@ static bool write_pem(const char *path, EVP_PKEY *key, X509 *x, Err *err)
 {
     char *text = NULL;
     BIO *b = BIO_new(BIO_s_mem());
-    bool ok = (b && PEM_write_bio_X509(b, x) == 1 && PEM_write_bio_PKCS8PrivateKey(b, key, NULL, NULL, 0, NULL, NULL) == 1) ||
+    bool ok =
+        (b && PEM_write_bio_X509(b, x) == 1 && PEM_write_bio_PKCS8PrivateKey(b, key, NULL, NULL, 0, NULL, NULL) == 1) ||
         openssl_error(err, ERR_INTERNAL, "writing a certificate");
     long n = ok ? BIO_get_mem_data(b, &text) : 0;
     ok = ok && file_create_durable(path, text, (size_t)n, 0600, err);

@@ -1,4 +1,5 @@
-// The hub's side of TLS: its certificate and key, and the connections that are made with them. TLS 1.2 and 1.3. Over OpenSSL.
+// The hub's side of TLS: its certificate and key, and the connections that are made with them. TLS 1.2 and 1.3. Over
+// OpenSSL.
 #pragma once
 
 #include "wire/tls.h"
@@ -18,6 +19,6 @@ void tls_server_certificate(TlsServer *s, TlsCertificate *ret);
 void *tls_server_accept(TlsServer *s) must_check;
 void tls_server_end(void *ssl); // frees what accept gave
 
-// A new key (ECDSA P-256) and a certificate for it, signed by itself, for this machine's names, good for ten years, into
-// one file of mode 0600. ERR_EXISTS: the file is there.
+// A new key (ECDSA P-256) and a certificate for it, signed by itself, for this machine's names, good for ten years,
+// into one file of mode 0600. ERR_EXISTS: the file is there.
 bool tls_server_make(const char *path, Err *err) must_check;

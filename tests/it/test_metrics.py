@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from lib import promtool
+from lib import unpacked
 from lib.api import quote
 from lib.cli import Cli
 from lib.line import Line
@@ -36,7 +36,8 @@ def test_a_hub_that_has_done_nothing(hub):
 
 def check(text):
     """The grammar, and Prometheus' own advice on names and types."""
-    done = subprocess.run([promtool.program(), "check", "metrics"], input=text, text=True, capture_output=True,
+    done = subprocess.run([unpacked.program("prometheus", "usr/bin/promtool"), "check", "metrics"], input=text,
+                          text=True, capture_output=True,
                           check=False)
     assert done.returncode == 0 and not done.stderr.strip(), done
 

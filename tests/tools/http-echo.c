@@ -1,8 +1,10 @@
 // A server with a few routes, for the tests of src/http/ over real sockets (tests/it/test_http_hardening.py).
 //
-//     http-echo [--request-timeout MS] [--max-connections N] [--stop-deadline MS]
+//     http-echo [--request-timeout MS] [--max-connections N] [--stop-deadline MS] [--tls FILE]
 //
+// --tls: with a certificate and its key in that file, made if it is not there.
 // Prints "port N", and then one line for each answered request. Ends on SIGTERM.
+#include "base/file.h"
 #include "base/opt.h"
 #include "http/server.h"
 
@@ -170,10 +172,13 @@ static void done(void *ctx, const HttpDone *d)
 int main(int argc, char **argv)
 {
     uint64_t request = 30000, connections = 256, stop = 2000;
+    cleanup_free char *pem = NULL;
+    TlsServer *tls = NULL;
     const Opt options[] = {
         {.name = "request-timeout", .kind = OPT_U64, .target = &request, .min = 1, .max = 3600000},
         {.name = "max-connections", .kind = OPT_U64, .target = &connections, .min = 1, .max = 10000},
         {.name = "stop-deadline", .kind = OPT_U64, .target = &stop, .min = 0, .max = 60000},
+        {.name = "tls", .kind = OPT_TEXT, .target = &pem},
         {.name = NULL},
     };
     OptList args = {0};
@@ -186,8 +191,10 @@ int main(int argc, char **argv)
     HttpServer *server;
     const HttpRoutes routes = {table, ARRAY_LEN(table)};
     if (!opt_parse(argc, argv, options, false, &args, &err) ||
+        (pem && !file_exists(pem) && !tls_server_make(pem, &err)) || (pem && !tls_server_load(pem, pem, &tls, &err)) ||
         !http_server_start(&(HttpConfig){.routes = routes,
                                          .done = done,
+                                         .tls = tls,
                                          .max_connections = (unsigned)connections,
                                          .request_timeout_ms = (unsigned)request},
                            &server, &err)) {
@@ -200,6 +207,7 @@ int main(int argc, char **argv)
     int got;
     (void)sigwait(&set, &got);
     http_server_stop(server, (int)stop);
+    tls_server_free(tls);
     (void)printf("stopped\n");
     return 0;
 }

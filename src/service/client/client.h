@@ -10,14 +10,14 @@
 typedef struct ClientSpec { // all borrowed
     const char *job_id;
     const char *hub_url;
-    const Secret *token;  // of the job; may be not set
+    const Secret *token;   // of the job; may be not set
     const TlsTrust *trust; // whose certificate a hub with https:// shows
-    const char *scratch;  // folder for a source's scratch images; NULL: the source's default
-    unsigned parallel;    // disks copied at a time; 0: as many as the source thinks best
-    unsigned connections; // to each export, 1 to 16
-    unsigned reach_s;     // a hub that cannot be reached is asked again for so long before the copy
-    unsigned record_s;    // `complete` without a clear answer is repeated for so long
-    atomic_bool *stop;    // set by a signal handler, and by the client itself once the job cannot go on
+    const char *scratch;   // folder for a source's scratch images; NULL: the source's default
+    unsigned parallel;     // disks copied at a time; 0: as many as the source thinks best
+    unsigned connections;  // to each export, 1 to 16
+    unsigned reach_s;      // a hub that cannot be reached is asked again for so long before the copy
+    unsigned record_s;     // `complete` without a clear answer is repeated for so long
+    atomic_bool *stop;     // set by a signal handler, and by the client itself once the job cannot go on
 } ClientSpec;
 
 typedef struct ClientResult {

@@ -12,9 +12,9 @@ typedef struct Copy {
     JobDisk *disk;
     HubNbd *way, *leaves_way; // to the export; owned
     Blocks *from, *to;        // owned
-    MoverKnown known;     // its leaves, owned; NULL: everything travels
-    MoverResume resume;   // its end, owned; NULL: nothing changed since
-    MoverProgress before; // of a first pass, where this is a second
+    MoverKnown known;         // its leaves, owned; NULL: everything travels
+    MoverResume resume;       // its end, owned; NULL: nothing changed since
+    MoverProgress before;     // of a first pass, where this is a second
     pthread_t thread;
     bool started;
 } Copy;
@@ -191,7 +191,7 @@ static bool open_ends(Copy *c, size_t index, Err *err)
         return err_set(err, ERR_PROTOCOL, "the hub goes on from a backup that the source cannot compare with");
     if (tracked && !c->disk->source->base_change_id)
         return err_set(err, ERR_PROTOCOL, "the hub wants only changes, and the source has no change set");
-    return source->ops->blocks(source, index, tracked, &c->from, err) && 
+    return source->ops->blocks(source, index, tracked, &c->from, err) &&
         open_export(c, c->disk->answer->uri, &nbd, &c->way, &c->to, err) &&
         (!resume || source->ops->since(source, index, &c->resume.since, err)) && open_leaves(c, err);
 }

@@ -159,7 +159,7 @@ class Hub:
         """Ends whatever runs or is being read, so that the hub leaves nothing behind when it stops."""
         if self.auth:       # whatever became of its tokens
             self.auth = False
-            self.options = [o for o in self.options if o != "--new-admin-token"]
+            self.options = [o if o != "0.0.0.0" else "127.0.0.1" for o in self.options if o != "--new-admin-token"]
             self.restart()
         for status in ("pending", "running", "committing"):
             for backup in self.api.get(f"/backups?status={status}&limit=1000").expect(200)["backups"]:
