@@ -24,6 +24,7 @@ static const struct {
     [ERR_CONFLICT] = {"conflict", "conflict", 409, 1, false},
     [ERR_BUSY] = {"busy", "busy", 409, 1, true},
     [ERR_EXISTS] = {"exists", "already exists", 409, 1, false},
+    [ERR_LIMITED] = {"limited", "too many attempts", 429, 1, true},
     [ERR_TOO_LARGE] = {"too_large", "request too large", 413, 1, false},
     [ERR_UNSUPPORTED] = {"unsupported", "not supported", 501, 1, false},
     [ERR_NO_SPACE] = {"no_space", "no space left", 507, 1, true},

@@ -26,6 +26,7 @@ typedef enum ErrCode {
     ERR_CONFLICT,     // the state of the thing forbids it now
     ERR_BUSY,         // in use by somebody else; later it may work
     ERR_EXISTS,       // a name that is taken
+    ERR_LIMITED,      // asked too often; later it may work
     ERR_TOO_LARGE,    // above a ceiling of ours
     ERR_UNSUPPORTED,  // understood, and not built or not possible here
     ERR_NO_SPACE,     // a disk, a quota or a scratch folder is full

@@ -4,8 +4,7 @@
 
 #include <sodium.h>
 
-#define STORED_BYTES \
-    (SECRET_MAX + 1) // always as many, so that comparing tells nothing of the length
+#define STORED_BYTES (SECRET_MAX + 1) // always as many, so that comparing tells nothing of the length
 
 static bool ready(Err *err)
 {
@@ -87,5 +86,30 @@ bool secret_digest(const char *text, char out[SECRET_DIGEST_TEXT], Err *err)
     unsigned char digest[crypto_hash_sha256_BYTES];
     (void)crypto_hash_sha256(digest, (const unsigned char *)text, strlen(text)); // always 0
     str_hex(digest, sizeof(digest), out);
+    return true;
+}
+
+bool secret_password_hash(const Secret *password, char out[SECRET_PASSWORD_TEXT], Err *err)
+{
+    _Static_assert(SECRET_PASSWORD_TEXT >= crypto_pwhash_argon2id_STRBYTES, "libsodium writes as many");
+    const char *text = secret_reveal(password);
+    if (!ready(err))
+        return false;
+    return crypto_pwhash_argon2id_str(out, text, strlen(text), crypto_pwhash_argon2id_OPSLIMIT_INTERACTIVE,
+                                      crypto_pwhash_argon2id_MEMLIMIT_INTERACTIVE) == 0 ||
+        err_no_memory(err); // the one thing that it fails for
+}
+
+bool secret_password_check(const Secret *password, const char *hash, bool *ret, Err *err)
+{
+    const char *text = secret_reveal(password);
+    char other[SECRET_PASSWORD_TEXT];
+    if (!hash) {
+        *ret = false;
+        return secret_password_hash(password, other, err);
+    }
+    if (!ready(err))
+        return false;
+    *ret = crypto_pwhash_argon2id_str_verify(hash, text, strlen(text)) == 0;
     return true;
 }

@@ -21,3 +21,11 @@ void secret_clear(Secret *s);
 // so no salt is needed).
 #define SECRET_DIGEST_TEXT 65
 bool secret_digest(const char *text, char out[SECRET_DIGEST_TEXT], Err *err) must_check;
+
+// A password as argon2id makes it, with its salt and parameters, to keep in a database: 64 MiB and some hundredths of a
+// second each time. Thread-safe.
+#define SECRET_PASSWORD_TEXT 128
+bool secret_password_hash(const Secret *password, char out[SECRET_PASSWORD_TEXT], Err *err) must_check;
+// *ret: is it the one that hash was made of? hash NULL: as long as it takes, and false: who asks for a user that is not
+// there learns nothing by the time. ERR_NO_MEMORY.
+bool secret_password_check(const Secret *password, const char *hash, bool *ret, Err *err) must_check;

@@ -24,7 +24,7 @@ typedef struct CliValues {
     OptList file, exclude;
     uint64_t limit;
     bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,
-        all_disks, force, yes, pin, ask_password, failed;
+        all_disks, force, yes, pin, ask_password, failed, disable, enable;
 } CliValues;
 
 typedef struct Cli {

@@ -155,6 +155,95 @@ bool command_token_revoke(Cli *c, Err *err)
     return true;
 }
 
+// ---- people
+
+static bool add_new_password(const CliValues *v, json_t *body, Err *err)
+{
+    cleanup(secret_clear) Secret password = {0}, again = {0};
+    if (!ask_secret("password", v->password_file, v->password_fd, &password, err))
+        return false;
+    bool typed = !v->password_file && !v->password_fd;
+    if (typed && !ask_secret("password", NULL, NULL, &again, err))
+        return false;
+    if (typed && !secret_equal(&password, secret_reveal(&again)))
+        return err_set(err, ERR_USAGE, "the two passwords differ; nothing was changed");
+    return codec_json_set_text(body, "password", secret_reveal(&password), err);
+}
+
+static bool say_user(Cli *c, const json_t *u)
+{
+    if (cli_said_json(c, u))
+        return true;
+    cli_show("user", cli_text(u, "name"));
+    cli_show("role", cli_text(u, "role"));
+    cli_show("disabled", cli_flag(u, "disabled") ? "yes" : "no");
+    return true;
+}
+
+bool command_user_add(Cli *c, Err *err)
+{
+    cleanup_json json_t *body = json_object(), *answer = NULL;
+    if (!body)
+        return err_no_memory(err);
+    return cli_need(c->values.role, "role", err) && codec_json_set_text(body, "name", c->words[0], err) &&
+        codec_json_set_text(body, "role", c->values.role, err) && add_new_password(&c->values, body, err) &&
+        cli_send(c, "POST", "/api/v1/users", body, false, &answer, err) && say_user(c, answer);
+}
+
+bool command_user_list(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    cleanup(table_clear) Table t = {.titles = {"NAME", "ROLE", "CREATED (UTC)", "BY", "LAST LOGIN (UTC)", "REMARKS"}};
+    if (!cli_get(c, "/api/v1/users", &answer, err))
+        return false;
+    if (cli_said_json(c, answer))
+        return true;
+    size_t i;
+    json_t *e;
+    json_array_foreach(cli_list(answer, "users"), i, e)
+    {
+        char created[TEXT_TIME], login[TEXT_TIME];
+        text_time(cli_text(e, "created_at"), created);
+        text_time(cli_text(e, "login_at"), login);
+        const char *const cells[] = {
+            cli_text(e, "name"),       cli_text(e, "role"),   created,
+            cli_text(e, "created_by"), *login ? login : NULL, cli_flag(e, "disabled") ? "disabled" : NULL};
+        if (!table_row(&t, cells, err))
+            return false;
+    }
+    table_print(&t, stdout);
+    return true;
+}
+
+bool command_user_set(Cli *c, Err *err)
+{
+    const CliValues *v = &c->values;
+    bool password = v->ask_password || v->password_file || v->password_fd;
+    cleanup_json json_t *body = json_object(), *answer = NULL;
+    cleanup_free char *path = cli_path("users", c->words[0], NULL, err);
+    if (!body || !path)
+        return err_no_memory(err);
+    if (v->disable && v->enable)
+        return err_set(err, ERR_USAGE, "--disable and --enable exclude each other");
+    if (!v->role && !password && !v->disable && !v->enable)
+        return err_set(err, ERR_USAGE, "nothing to change; see sendense help user set");
+    return (!v->role || codec_json_set_text(body, "role", v->role, err)) &&
+        (!password || add_new_password(v, body, err)) &&
+        (!(v->disable || v->enable) || codec_json_set_bool(body, "disabled", v->disable, err)) &&
+        cli_send(c, "PATCH", path, body, false, &answer, err) && say_user(c, answer);
+}
+
+bool command_user_remove(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    cleanup_free char *path = cli_path("users", c->words[0], NULL, err);
+    if (!path || !cli_send(c, "DELETE", path, NULL, false, &answer, err))
+        return false;
+    if (!cli_said_json(c, answer))
+        cli_show("removed", c->words[0]);
+    return true;
+}
+
 // ---- the audit log
 
 bool command_audit_list(Cli *c, Err *err)

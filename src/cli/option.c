@@ -58,6 +58,8 @@ const Option option_table[] = {
     {"limit", OPT_U64, AT(limit), .value = "N", .help = "at most so many (100)", .min = 1, .max = 1000},
     {"full", OPT_FLAG, AT(full), .help = "read and store everything"},
     {"incremental", OPT_FLAG, AT(incremental), .help = "what changed (the default where there is a parent)"},
+    {"disable", OPT_FLAG, AT(disable), .help = "nobody logs in as that user, from now on"},
+    {"enable", OPT_FLAG, AT(enable), .help = "undo --disable"},
     {"no-client", OPT_FLAG, AT(no_client), .help = "do not start a client; say what to run instead"},
     {"detach", OPT_FLAG, AT(detach), .help = "do not wait for the end"},
     {"with-dependents", OPT_FLAG, AT(with_dependents), .help = "and every later backup that rests on it"},

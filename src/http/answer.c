@@ -61,6 +61,7 @@ struct MHD_Response *http_answer_error(const Err *err)
 struct MHD_Response *http_answer_json(HttpResponse *response, Err *err)
 {
     cleanup_json json_t *body = mem_take(response->body);
+    cleanup_free char *cookie = mem_take(response->cookie);
     char *text = mem_take(response->text);
     if (!text && !body) {
         err_set(err, ERR_INTERNAL, "the handler gave no answer");
@@ -69,6 +70,10 @@ struct MHD_Response *http_answer_json(HttpResponse *response, Err *err)
     if (!text && !codec_json_dump(body, &text, err))
         return NULL;
     struct MHD_Response *r = from_text(text, response->type);
+    if (r && cookie && MHD_add_response_header(r, "Set-Cookie", cookie) != MHD_YES) {
+        MHD_destroy_response(r);
+        r = NULL;
+    }
     if (!r)
         err_no_memory(err);
     return r;
@@ -171,5 +176,6 @@ void http_answer_discard(HttpResponse *response)
     if (response->stream.next && response->stream.close)
         response->stream.close(response->stream.ctx);
     mem_cleanup_close(&response->relay);
+    free(response->cookie);
     *response = (HttpResponse){.relay = -1};
 }

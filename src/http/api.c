@@ -55,15 +55,39 @@ HANDLER(reload)
 
 // ---- who calls
 
+#define SESSION_COOKIE "sendense_session"
+
+// By the session of a browser, where there is one and no token.
+static bool admit_session(void *ctx, HttpRequest *req, const HttpRoute *route, bool *ret_any, Err *err)
+{
+    const Secret *session;
+    HubActor actor;
+    *ret_any = false;
+    if (!hub_needs_tokens(hub(ctx)) || http_request_has_token(req))
+        return true;
+    if (!http_request_cookie(req, SESSION_COOKIE, &session, err))
+        return false;
+    if (!secret_is_set(session))
+        return true;
+    *ret_any = true;
+    bool changes = !str_eq(http_request_method(req), "GET") && !str_eq(http_request_method(req), "HEAD");
+    bool ok = hub_admit_session(hub(ctx), session, http_request_csrf(req), changes, route->roles, &actor, err);
+    http_request_set_actor(req, actor.name, actor.role);
+    return ok;
+}
+
 bool api_admit(void *ctx, HttpRequest *req, const HttpRoute *route, Err *err)
 {
     static const Secret none = {0};
+    bool by_session;
     const Secret *token = &none;
     HubActor actor;
     if (route->flags & HTTP_ANYBODY)
         return true;
     if (route->flags & HTTP_OWN_TOKEN) // check_token()
         return true;
+    if (!admit_session(ctx, req, route, &by_session, err) || by_session)
+        return err->code == ERR_NONE;
     // the contract: without authentication a token is looked at by the calls that know one, and by no other
     if (hub_needs_tokens(hub(ctx)) && !http_request_token(req, &token, err))
         return false;
@@ -104,6 +128,83 @@ HANDLER(token_list)
 HANDLER(token_remove)
 {
     return hub_token_remove(hub(ctx), http_request_param(req, "token_id"), &ret->body, err);
+}
+
+// ---- people
+
+HANDLER(user_add)
+{
+    static const char *const known[] = {"name", "role", "password", NULL};
+    const json_t *body;
+    ret->status = 201;
+    bool ok = http_request_json(req, known, &body, err) &&
+        from_body(hub_user_add(hub(ctx), body, http_request_actor(req), &ret->body, err), err);
+    return made(ok, req, ret, "name");
+}
+
+HANDLER(user_list)
+{
+    (void)req;
+    return hub_user_list(hub(ctx), &ret->body, err);
+}
+
+HANDLER(user_change)
+{
+    static const char *const known[] = {"role", "password", "disabled", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_user_change(hub(ctx), http_request_param(req, "user_id"), body, &ret->body, err), err);
+}
+
+HANDLER(user_remove)
+{
+    return hub_user_remove(hub(ctx), http_request_param(req, "user_id"), &ret->body, err);
+}
+
+// Strict: no page of another site makes the browser send it along. Secure where it came so; a browser on this machine
+// may come without.
+static bool set_cookie(const HttpRequest *req, const char *value, const char *more, HttpResponse *ret, Err *err)
+{
+    ret->cookie = mem_printf(err, SESSION_COOKIE "=%s; Path=/api/v1; HttpOnly; SameSite=Strict%s%s", value,
+                             http_request_encrypted(req) ? "; Secure" : "", more);
+    return ret->cookie != NULL;
+}
+
+HANDLER(session_begin)
+{
+    static const char *const known[] = {"name", "password", NULL};
+    cleanup(secret_clear) Secret session = {0};
+    HubActor actor = {.role = NULL};
+    const json_t *body;
+    ret->status = 201;
+    bool ok = http_request_json(req, known, &body, err) &&
+        from_body(hub_session_begin(hub(ctx), body, http_request_remote(req), &session, &actor, &ret->body, err), err);
+    if (actor.name[0])
+        http_request_set_actor(req, actor.name, actor.role);
+    return ok && set_cookie(req, secret_reveal(&session), "", ret, err);
+}
+
+HANDLER(session_show)
+{
+    const Secret *session;
+    return http_request_cookie(req, SESSION_COOKIE, &session, err) &&
+        hub_session_show(hub(ctx), session, &ret->body, err);
+}
+
+HANDLER(session_end)
+{
+    const Secret *session;
+    return http_request_cookie(req, SESSION_COOKIE, &session, err) &&
+        hub_session_end(hub(ctx), session, &ret->body, err) && set_cookie(req, "", "; Max-Age=0", ret, err);
+}
+
+HANDLER(session_password)
+{
+    static const char *const known[] = {"old_password", "new_password", NULL};
+    const Secret *session;
+    const json_t *body;
+    return http_request_json(req, known, &body, err) && http_request_cookie(req, SESSION_COOKIE, &session, err) &&
+        from_body(hub_session_password(hub(ctx), session, body, http_request_remote(req), &ret->body, err), err);
 }
 
 HANDLER(audit_list)
@@ -551,6 +652,14 @@ static const HttpRoute routes[] = {
     {"POST", V1 "/tokens", token_add, HTTP_BODY, NULL, MAY_ADMIN},
     {"GET", V1 "/tokens", token_list, 0, NULL, MAY_ADMIN},
     {"DELETE", V1 "/tokens/{token_id}", token_remove, 0, NULL, MAY_ADMIN},
+    {"POST", V1 "/users", user_add, HTTP_BODY, NULL, MAY_ADMIN},
+    {"GET", V1 "/users", user_list, 0, NULL, MAY_ADMIN},
+    {"PATCH", V1 "/users/{user_id}", user_change, HTTP_BODY, NULL, MAY_ADMIN},
+    {"DELETE", V1 "/users/{user_id}", user_remove, 0, NULL, MAY_ADMIN},
+    {"POST", V1 "/session", session_begin, HTTP_BODY | HTTP_ANYBODY, NULL, 0},
+    {"GET", V1 "/session", session_show, 0, NULL, MAY_ANY_ROLE},
+    {"DELETE", V1 "/session", session_end, 0, NULL, MAY_ANY_ROLE},
+    {"POST", V1 "/session/password", session_password, HTTP_BODY, NULL, MAY_ANY_ROLE},
     {"GET", V1 "/audit", audit_list, 0, "actor method min_status after limit newest_first", MAY_ADMIN},
     {"POST", V1 "/repositories", repository_add, HTTP_BODY, NULL, MAY_ADMIN},
     {"GET", V1 "/repositories", repository_list, 0, NULL, MAY_LOOK},

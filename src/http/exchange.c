@@ -93,6 +93,9 @@ static void begin(Exchange *ex, struct MHD_Connection *connection, const char *m
     ex->req.method = method;
     ex->req.authorization = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Authorization");
     http_exchange_remote(info ? info->client_addr : NULL, ex->req.remote);
+    ex->req.cookies = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Cookie");
+    ex->req.csrf = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "X-CSRF-Token");
+    ex->req.encrypted = http_pipes_encrypted(&ex->site->pipes, ex->conn->fd);
     ex->here = info && info->client_addr && http_door_is_here(ex->conn->fd, info->client_addr);
     const HttpRoute *route;
     if (ex->target && http_url_parse(ex->target, &ex->req.url, &ex->err) &&
@@ -114,7 +117,7 @@ static bool take_body(Exchange *ex, const char *data, size_t n)
 // Nobody on the way may read, or write, what is relayed.
 static bool check_encrypted(const Exchange *ex, Err *err)
 {
-    if (ex->here || http_pipes_encrypted(&ex->site->pipes, ex->conn->fd))
+    if (ex->here || ex->req.encrypted)
         return true;
     err_set(err, ERR_FORBIDDEN, "the blocks of disks are not sent without TLS; use https://");
     return err_title(err, "not encrypted");

@@ -141,9 +141,59 @@ bool http_request_token(HttpRequest *req, const Secret **ret, Err *err)
     return true;
 }
 
+// RFC 6265, 5.4: "name=value; name=value".
+static const char *find_cookie(const char *cookies, const char *name, size_t *ret_len)
+{
+    size_t n = strlen(name);
+    for (const char *p = cookies; p && *p; p += strcspn(p, ";")) {
+        p += strspn(p, "; ");
+        if (strncmp(p, name, n) == 0 && p[n] == '=') {
+            *ret_len = strcspn(p + n + 1, "; ");
+            return p + n + 1;
+        }
+    }
+    return NULL;
+}
+
+bool http_request_cookie(HttpRequest *req, const char *name, const Secret **ret, Err *err)
+{
+    char text[SECRET_MAX];
+    size_t n = 0;
+    const char *value = find_cookie(req->cookies, name, &n);
+    secret_clear(&req->cookie);
+    if (value && (n == 0 || n >= sizeof(text)))
+        return err_set(err, ERR_FORBIDDEN, "the cookie %s is empty or too long", name);
+    if (value) {
+        memcpy(text, value, n);
+        text[n] = '\0';
+        bool ok = secret_set(&req->cookie, text, err);
+        explicit_bzero(text, n);
+        if (!ok)
+            return false;
+    }
+    *ret = &req->cookie;
+    return true;
+}
+
+const char *http_request_csrf(const HttpRequest *req)
+{
+    return req->csrf;
+}
+
+bool http_request_encrypted(const HttpRequest *req)
+{
+    return req->encrypted;
+}
+
+bool http_request_has_token(const HttpRequest *req)
+{
+    return req->authorization != NULL;
+}
+
 void http_request_clear(HttpRequest *req)
 {
     http_url_clear(&req->url);
+    secret_clear(&req->cookie);
     secret_clear(&req->token);
     str_clear(&req->body);
     json_decref(req->json);

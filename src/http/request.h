@@ -12,6 +12,12 @@ const char *http_request_method(const HttpRequest *req);
 const char *http_request_path(const HttpRequest *req);   // as it was sent, without the query
 const char *http_request_remote(const HttpRequest *req); // the peer's address, "127.0.0.1"
 
+// The value of a cookie, borrowed; none: unset. Too long, or not a word: ERR_FORBIDDEN.
+bool http_request_cookie(HttpRequest *req, const char *name, const Secret **ret, Err *err) must_check;
+const char *http_request_csrf(const HttpRequest *req); // the header X-CSRF-Token; NULL: none
+bool http_request_encrypted(const HttpRequest *req);   // it came with TLS
+bool http_request_has_token(const HttpRequest *req);   // there is an Authorization header, whatever it holds
+
 // Who calls, and as what, as far as HttpConfig.admit has found out; "" until then.
 #define HTTP_ACTOR_MAX 256
 #define HTTP_ROLE_MAX 16

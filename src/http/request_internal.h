@@ -22,7 +22,9 @@ struct HttpRequest {
     size_t n_params;
     char actor[HTTP_ACTOR_MAX], role[HTTP_ROLE_MAX], object[HTTP_OBJECT_MAX];
     const char *authorization; // borrowed from the connection; NULL: none sent
-    Secret token;
+    const char *cookies, *csrf;  // the same
+    bool encrypted;
+    Secret token, cookie;
     StrBuf body;
     json_t *json; // of the body, once somebody asked
 };

@@ -28,6 +28,7 @@ typedef struct HttpResponse {
     int status;
     json_t *body;
     char *text;
+    char *cookie;      // Set-Cookie, besides; NULL: none
     const char *type;  // of the text, where it is not JSON; borrowed
     HttpStream stream; // next != NULL: a stream
     int relay;         // of a route with HTTP_RELAY: a connected socket; -1: none

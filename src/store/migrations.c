@@ -84,6 +84,13 @@ static const char *const steps[] = {
     "CREATE TABLE audit_log (id BIGINT PRIMARY KEY, at VARCHAR(32) NOT NULL, actor VARCHAR(300) NOT NULL, role"
     " VARCHAR(16) NOT NULL, remote VARCHAR(64) NOT NULL, method VARCHAR(32) NOT NULL, path TEXT NOT NULL, object"
     " TEXT NOT NULL, status BIGINT NOT NULL, hash VARCHAR(64) NOT NULL)",
+    /* 31 */
+    "CREATE TABLE users (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, role VARCHAR(16) NOT NULL,"
+    " password VARCHAR(128) NOT NULL, disabled INTEGER NOT NULL DEFAULT 0, created_at VARCHAR(32) NOT NULL, created_by"
+    " VARCHAR(300) NOT NULL, changed_at VARCHAR(32) NOT NULL, login_at VARCHAR(32))",
+    /* 32 */
+    "CREATE TABLE sessions (digest VARCHAR(64) PRIMARY KEY, user_id VARCHAR(36) NOT NULL, remote VARCHAR(64) NOT NULL,"
+    " created_at VARCHAR(32) NOT NULL, used_at VARCHAR(32) NOT NULL)",
 };
 
 static bool run_step(Db *db, unsigned version, bool first, Err *err)

@@ -78,6 +78,7 @@ typedef struct StoreToken {
 } StoreToken;
 bool store_token_add(Store *s, const StoreToken *t, Err *err) must_check; // name taken: ERR_EXISTS
 bool store_token_by_digest(Store *s, const char *digest, StoreToken *ret, bool *ret_found, Err *err) must_check;
+bool store_token_by_name(Store *s, const char *name, StoreToken *ret, bool *ret_found, Err *err) must_check;
 bool store_token_find(Store *s, const char *id_or_name, StoreToken *ret, Err *err)
     must_check; // ERR_NOT_FOUND "token not found"
 bool store_token_list(Store *s, StoreToken **ret, size_t *ret_len, Err *err) must_check; // by name
@@ -86,6 +87,37 @@ bool store_token_count(Store *s, const char *role, int64_t now_us, uint64_t *ret
 bool store_token_set_used(Store *s, const char *id, int64_t now_us, Err *err) must_check;
 bool store_token_remove(Store *s, const char *id, Err *err) must_check;
 void store_token_clear(StoreToken *t);
+
+// ---- people, and the sessions of their browsers
+typedef struct StoreUser {
+    char *id, *name, *role;
+    char *password; // its hash, as secret_password_hash() made it
+    bool disabled;
+    int64_t created_us;
+    char *created_by;
+    int64_t changed_us, login_us; // login_us: 0: never
+} StoreUser;
+bool store_user_add(Store *s, const StoreUser *u, Err *err) must_check; // name taken: ERR_EXISTS
+bool store_user_find(Store *s, const char *id_or_name, StoreUser *ret, bool *ret_found, Err *err) must_check;
+bool store_user_list(Store *s, StoreUser **ret, size_t *ret_len, Err *err) must_check; // by name
+// Role, password, disabled, changed_us.
+bool store_user_set(Store *s, const StoreUser *u, Err *err) must_check;
+bool store_user_set_login(Store *s, const char *id, int64_t now_us, Err *err) must_check;
+bool store_user_remove(Store *s, const char *id, Err *err) must_check; // and their sessions
+void store_user_clear(StoreUser *u);
+
+typedef struct StoreSession {
+    char *digest, *user_id, *remote;
+    int64_t created_us, used_us;
+} StoreSession;
+bool store_session_add(Store *s, const StoreSession *x, Err *err) must_check;
+bool store_session_get(Store *s, const char *digest, StoreSession *ret, bool *ret_found, Err *err) must_check;
+bool store_session_set_used(Store *s, const char *digest, int64_t now_us, Err *err) must_check;
+bool store_session_remove(Store *s, const char *digest, Err *err) must_check;
+bool store_session_remove_of(Store *s, const char *user_id, Err *err) must_check;
+// Those that began, or were used last, before these.
+bool store_session_remove_old(Store *s, int64_t created_us, int64_t used_us, Err *err) must_check;
+void store_session_clear(StoreSession *x);
 
 // ---- who did what: rows are added, and never changed
 typedef struct StoreTrail {

@@ -252,3 +252,32 @@ static const DbColumn trail_columns[] = {
 };
 #undef C
 const DbTable tables_trail = {"audit_log", trail_columns, ARRAY_LEN(trail_columns), sizeof(StoreTrail)};
+
+#define C(member, column, kind)                   \
+    {                                             \
+        column, kind, offsetof(StoreUser, member) \
+    }
+static const DbColumn user_columns[] = {
+    C(id, "id", DB_TEXT),
+    C(name, "name", DB_TEXT),
+    C(role, "role", DB_TEXT),
+    C(password, "password", DB_TEXT),
+    C(disabled, "disabled", DB_BOOL),
+    C(created_us, "created_at", DB_TIME),
+    C(created_by, "created_by", DB_TEXT),
+    C(changed_us, "changed_at", DB_TIME),
+    C(login_us, "login_at", DB_TIME),
+};
+#undef C
+const DbTable tables_user = {"users", user_columns, ARRAY_LEN(user_columns), sizeof(StoreUser)};
+
+#define C(member, column, kind)                      \
+    {                                                \
+        column, kind, offsetof(StoreSession, member) \
+    }
+static const DbColumn session_columns[] = {
+    C(digest, "digest", DB_TEXT),         C(user_id, "user_id", DB_TEXT), C(remote, "remote", DB_TEXT),
+    C(created_us, "created_at", DB_TIME), C(used_us, "used_at", DB_TIME),
+};
+#undef C
+const DbTable tables_session = {"sessions", session_columns, ARRAY_LEN(session_columns), sizeof(StoreSession)};

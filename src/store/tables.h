@@ -12,7 +12,8 @@ struct Store {
 };
 
 extern const DbTable tables_repository, tables_source, tables_vm, tables_disk_number, tables_backup, tables_disk,
-    tables_export, tables_replication, tables_change_id, tables_token, tables_trail;
+    tables_export, tables_replication, tables_change_id, tables_token, tables_trail, tables_user,
+    tables_session;
 
 // Run statements as one transaction, also inside one that this thread has open.
 void store_lock(Store *s);

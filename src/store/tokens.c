@@ -13,12 +13,17 @@ bool store_token_by_digest(Store *s, const char *digest, StoreToken *ret, bool *
     return store_one(s, &tables_token, "WHERE digest = ?", DB_ARGS(DB_T(digest)), ret, ret_found, err);
 }
 
+bool store_token_by_name(Store *s, const char *name, StoreToken *ret, bool *ret_found, Err *err)
+{
+    return store_one(s, &tables_token, "WHERE name = ?", DB_ARGS(DB_T(name)), ret, ret_found, err);
+}
+
 bool store_token_find(Store *s, const char *id_or_name, StoreToken *ret, Err *err)
 {
     bool found;
     if (!store_one(s, &tables_token, "WHERE id = ?", DB_ARGS(DB_T(id_or_name)), ret, &found, err))
         return false;
-    if (!found && !store_one(s, &tables_token, "WHERE name = ?", DB_ARGS(DB_T(id_or_name)), ret, &found, err))
+    if (!found && !store_token_by_name(s, id_or_name, ret, &found, err))
         return false;
     if (found)
         return true;

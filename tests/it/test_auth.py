@@ -138,7 +138,10 @@ def check_operation(hub, method, path, roles, tokens, others, job):
     of_job = roles == ["job"]
     for name, value in others.items():
         status = send(hub.api.with_token(value), method, path, job["backup_id"] if of_job else None).status
-        expected = 200 if roles == ["anybody"] else 401 if not of_job or name == "none" else 403
+        expected = 401 if not of_job or name == "none" else 403
+        if roles == ["anybody"]:
+            assert status in (200, 400), what
+            continue
         assert status == expected, f"{what} with a token that is {name}: {status}"
     for role, value in tokens.items():
         answer = send(hub.api.with_token(value), method, path, job["backup_id"] if of_job else None)

@@ -102,8 +102,8 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
     ok = ok && own_run_dir(h, run_dir, err) &&
         (c->mariadb ? store_open_mariadb(c->mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
-        check_boot(h, err) && hub_tokens_begin(h, c->new_admin, err) && hub_recover(h, err) &&
-        hub_supervisor_start(h, err);
+        check_boot(h, err) && hub_users_begin(h, err) && hub_tokens_begin(h, c->new_admin, err) &&
+        hub_recover(h, err) && hub_supervisor_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;
@@ -188,6 +188,7 @@ void hub_close(Hub *h)
     if (!h)
         return;
     hub_supervisor_stop(h);
+    hub_users_end(h);
     while (h->running) {
         Running *r = h->running;
         h->running = r->next;

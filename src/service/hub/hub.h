@@ -77,6 +77,23 @@ bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err
 bool hub_token_list(Hub *h, json_t **ret, Err *err) must_check;
 bool hub_token_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err) must_check;
 
+// People, and the sessions of their browsers. Passwords are argon2id; too many wrong ones: ERR_LIMITED.
+bool hub_user_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err *err) must_check;
+bool hub_user_list(Hub *h, json_t **ret, Err *err) must_check;
+bool hub_user_change(Hub *h, const char *id_or_name, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_user_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err) must_check;
+// ERR_UNAUTHORIZED "login failed"; ret_actor's name is who tried, in any case. *ret_session is for the cookie.
+bool hub_session_begin(Hub *h, const json_t *body, const char *remote, Secret *ret_session, HubActor *ret_actor,
+                       json_t **ret, Err *err) must_check;
+// As hub_admit(). csrf: what came with the call, NULL: nothing; needed where it may change something.
+bool hub_admit_session(Hub *h, const Secret *session, const char *csrf, bool changes, unsigned roles, HubActor *ret,
+                       Err *err) must_check;
+bool hub_session_show(Hub *h, const Secret *session, json_t **ret, Err *err) must_check;
+bool hub_session_end(Hub *h, const Secret *session, json_t **ret, Err *err) must_check;
+// Ends the user's sessions, this one included.
+bool hub_session_password(Hub *h, const Secret *session, const json_t *body, const char *remote, json_t **ret,
+                          Err *err) must_check;
+
 typedef struct HubTrail { // a call that was answered; borrowed
     const char *actor, *role, *remote, *method, *path, *object;
     bool unlogged; // a call that comes once a second

@@ -1,11 +1,13 @@
 // Shared by the hub's use cases; nobody else includes it.
 #pragma once
 
+#include "domain/guess.h"
 #include "export/exporter.h"
 #include "image/repo.h"
 #include "service/hub/hub.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 
 // A job that this process has to do with: its client and exporters. The entry's lock orders whoever changes the
@@ -55,6 +57,9 @@ struct Hub {
     Running *running;
     HubCounters *counters;
     atomic_flag gathering; // metrics
+    pthread_mutex_t guess_lock; // a leaf; of the next two
+    Guesses *guesses_by_address, *guesses_by_name;
+    sem_t hashing; // as many passwords are looked at at a time
     bool stopping, supervising;
     atomic_bool closing; // hub_quiesce() was called
     pthread_t supervisor;
@@ -66,6 +71,13 @@ struct Hub {
 // ---- tokens.c
 // Where nobody could make a token, or another one is asked for: into a file of the data folder.
 bool hub_tokens_begin(Hub *h, bool new_admin, Err *err) must_check;
+
+// Is a name another's, or one that the audit log gives to somebody? ERR_INVALID, ERR_EXISTS.
+bool hub_actor_name_check(Hub *h, const char *name, Err *err) must_check;
+
+// ---- users.c
+bool hub_users_begin(Hub *h, Err *err) must_check;
+void hub_users_end(Hub *h);
 
 // ---- metrics.c
 void hub_count_end(Hub *h, const StoreBackup *b, const char *status);

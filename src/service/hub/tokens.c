@@ -142,14 +142,23 @@ static bool read_expiry(const json_t *body, int64_t *ret_us, Err *err)
     return true;
 }
 
-// What the audit log calls somebody else.
-static bool check_reserved(const char *name, Err *err)
+// What the audit log calls somebody else, and who is there already: it tells people and tokens apart by name alone.
+bool hub_actor_name_check(Hub *h, const char *name, Err *err)
 {
     static const char *const names[] = {HUB_ANYBODY, "job", HUB_ITSELF};
     for (size_t i = 0; i < ARRAY_LEN(names); i++)
         if (str_eq(name, names[i]))
-            return err_set(err, ERR_INVALID, "\"%s\" is not a name for a token; HINT: any other is", name);
-    return true;
+            return err_set(err, ERR_INVALID, "\"%s\" is the audit log's own; HINT: any other name is fine", name);
+    cleanup(store_user_clear) StoreUser u = {0};
+    cleanup(store_token_clear) StoreToken t = {0};
+    bool user, token;
+    if (!store_user_find(h->store, name, &u, &user, err) || !store_token_by_name(h->store, name, &t, &token, err))
+        return false;
+    if (!user && !token)
+        return true;
+    (void)err_set(err, ERR_EXISTS, "there is a %s \"%s\"; %s", user ? "user" : "token", name,
+                  user ? "remove it first, or take another name" : "revoke it first, or take another name");
+    return err_title(err, user ? "user name taken" : "token name taken");
 }
 
 bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err *err)
@@ -161,7 +170,7 @@ bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err
     Role role;
     json_t *o = NULL;
     if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
-        !check_reserved(name, err) || !codec_json_text(body, "role", 32, &role_text, err) ||
+        !hub_actor_name_check(h, name, err) || !codec_json_text(body, "role", 32, &role_text, err) ||
         !role_parse(role_text, &role, err) || !read_expiry(body, &expires_us, err) ||
         !make(h, name, role, expires_us, by, &row, &token, err) || !view(&row, &o, err))
         return false;

@@ -84,12 +84,39 @@ static void test_digest(void **state)
     assert_string_equal(out, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 }
 
+static void test_passwords(void **state)
+{
+    (void)state;
+    char a[SECRET_PASSWORD_TEXT], b[SECRET_PASSWORD_TEXT];
+    Err err = ERR_INIT;
+    cleanup(secret_clear) Secret right = {0}, wrong = {0}, none = {0};
+    bool same = true;
+    assert_ok(secret_set(&right, "correct horse", &err) && secret_set(&wrong, "correct horsf", &err), &err);
+    assert_ok(secret_password_hash(&right, a, &err) && secret_password_hash(&right, b, &err), &err);
+    assert_memory_equal(a, "$argon2id$v=19$m=65536,t=2,p=1$", 31);
+    assert_string_not_equal(a, b); // a salt each
+    assert_ok(secret_password_check(&right, a, &same, &err), &err);
+    assert_true(same);
+    const Secret *const others[] = {&wrong, &none};
+    for (size_t i = 0; i < ARRAY_LEN(others); i++) {
+        same = true;
+        assert_ok(secret_password_check(others[i], a, &same, &err), &err);
+        assert_false(same);
+    }
+    const char *const hashes[] = {NULL, "", "x", "$argon2id$v=19$m=65536,t=2,p=1$"};
+    for (size_t i = 0; i < ARRAY_LEN(hashes); i++) {
+        same = true;
+        assert_ok(secret_password_check(&right, hashes[i], &same, &err), &err);
+        assert_false(same);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_set_and_equal), cmocka_unit_test(test_empty_is_none),
         cmocka_unit_test(test_ceiling),       cmocka_unit_test(test_random),
-        cmocka_unit_test(test_digest),
+        cmocka_unit_test(test_digest),        cmocka_unit_test(test_passwords),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
