@@ -338,6 +338,8 @@ static void test_migration_copies_an_older_database(void **state)
         " excluded_disks TEXT NOT NULL, created_at VARCHAR(32) NOT NULL)",
         "DROP TABLE api_tokens",
         "DROP TABLE audit_log",
+        "DROP TABLE users",
+        "DROP TABLE sessions",
         "ALTER TABLE backup_jobs DROP COLUMN doubted",
         "ALTER TABLE backup_disks DROP COLUMN areas",
         "ALTER TABLE backup_disks DROP COLUMN area_bytes",
