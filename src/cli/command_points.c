@@ -58,7 +58,8 @@ bool command_points_list(Cli *c, Err *err)
         return false;
     table_print(&t, stdout);
     if (json_array_size(list) < cli_u64(answer, "total"))
-        cli_note("%zu of %" PRIu64 " are shown; --limit shows more", json_array_size(list), cli_u64(answer, "total"));
+        cli_note("%zu of %s%" PRIu64 " are shown; --limit shows more", json_array_size(list),
+                 cli_flag(answer, "more_than_total") ? "more than " : "", cli_u64(answer, "total"));
     return true;
 }
 

@@ -248,22 +248,23 @@ static bool verify_id(Verify *v, const char *id, bool gone_is_fine, Err *err)
 // The completed points of the catalogue, not what lies in the repository: what is gone must be noticed.
 static bool list_points(Cli *c, json_t *ids, Err *err)
 {
-    for (uint64_t offset = 0;;) {
-        char number[24];
+    cleanup_free char *next = NULL;
+    for (;;) {
         size_t i;
         json_t *b;
         cleanup_json json_t *answer = NULL;
         cleanup(str_clear) StrBuf path = STR_BUF(8192);
-        (void)snprintf(number, sizeof(number), "%" PRIu64, offset); // fits: 20 digits
         if (!str_addf(&path, err, "/api/v1/backups?status=completed&limit=%d", PAGE) ||
             !cli_query(&path, "repository_id", c->values.repo, err) ||
-            !cli_query(&path, "vm_name", c->values.vm, err) || !cli_query(&path, "offset", number, err) ||
+            !cli_query(&path, "vm_name", c->values.vm, err) || !cli_query(&path, "after", next, err) ||
             !cli_get(c, path.s, &answer, err))
             return false;
         json_array_foreach(cli_list(answer, "backups"), i,
                            b) if (!codec_json_push(ids, json_string(cli_text(b, "backup_id")), err)) return false;
-        if (i == 0 || (offset += i) >= cli_u64(answer, "total"))
+        if (!*cli_text(answer, "next"))
             return true;
+        if (!mem_replace(&next, cli_text(answer, "next"), err))
+            return false;
     }
 }
 

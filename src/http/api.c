@@ -371,8 +371,9 @@ HANDLER(backup_list)
 {
     StoreBackupFilter f = {.vm_name = http_request_query(req, "vm_name"), .status = http_request_query(req, "status")};
     return http_request_query_u64(req, "limit", 1, 1000, 100, &f.limit, err) &&
-        http_request_query_u64(req, "offset", 0, INT64_MAX, 0, &f.offset, err) &&
-        hub_backup_list(hub(ctx), &f, http_request_query(req, "repository_id"), &ret->body, err);
+        http_request_query_u64(req, "offset", 0, STORE_COUNT_MAX, 0, &f.offset, err) &&
+        hub_backup_list(hub(ctx), &f, http_request_query(req, "repository_id"), http_request_query(req, "after"),
+                        &ret->body, err);
 }
 
 HANDLER(backup_show)
@@ -680,7 +681,7 @@ static const HttpRoute routes[] = {
     {"PATCH", V1 "/vms/{vm_id}", vm_change, HTTP_BODY, NULL, MAY_ADMIN},
     {"DELETE", V1 "/vms/{vm_id}", vm_remove, 0, NULL, MAY_ADMIN},
     {"POST", V1 "/backups", backup_start, HTTP_BODY, NULL, MAY_RECORD},
-    {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset", MAY_LOOK},
+    {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset after", MAY_LOOK},
     {"GET", V1 "/backups/{backup_id}", backup_show, 0, NULL, MAY_ANY_ROLE},
     {"DELETE", V1 "/backups/{backup_id}", backup_delete, 0, "with_dependents", MAY_ADMIN},
     {"GET", V1 "/backups/{backup_id}/events", backup_events, 0, NULL, MAY_LOOK},

@@ -44,26 +44,72 @@ bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err)
     return true;
 }
 
+// ---- listing: each filter has an index that also has the order
+
+typedef struct Where {
+    StrBuf sql;
+    DbArg args[12];
+    size_t len;
+} Where;
+
+static bool add(Where *w, const char *condition, DbArg arg, Err *err)
+{
+    w->args[w->len++] = arg;
+    return str_addf(&w->sql, err, "%s %s", w->len == 1 ? "WHERE" : " AND", condition);
+}
+
+static bool add_filter(Where *w, const StoreBackupFilter *f, Err *err)
+{
+    return (!f->vm_name || add(w, "vm_name = ?", DB_T(f->vm_name), err)) &&
+        (!f->vm_id || add(w, "vm_id = ?", DB_T(f->vm_id), err)) &&
+        (!f->status || add(w, "status = ?", DB_T(f->status), err)) &&
+        (!f->repository_id || add(w, "repository_id = ?", DB_N(f->repository_id), err)) && str_add(&w->sql, "", err);
+}
+
+// The first condition is what an index is used for: MariaDB uses none for (a, b) < (?, ?).
+static bool add_place(Where *w, const StoreBackupPlace *p, char created[CLOCK_TEXT], Err *err)
+{
+    clock_format(p->created_us, created);
+    if (!add(w, "created_at <= ?", DB_T(created), err) ||
+        !str_add(&w->sql, " AND (created_at < ? OR sequence < ? OR (sequence = ? AND id < ?))", err))
+        return false;
+    const DbArg more[] = {DB_T(created), DB_N((int64_t)p->sequence), DB_N((int64_t)p->sequence), DB_T(p->id)};
+    memcpy(&w->args[w->len], more, sizeof(more));
+    w->len += ARRAY_LEN(more);
+    return true;
+}
+
+static bool count(Store *s, const Where *w, uint64_t *ret, Err *err)
+{
+    StrBuf sql = STR_BUF(4096);
+    int64_t n = 0;
+    bool ok = str_addf(&sql, err, "SELECT COUNT(*) FROM (SELECT 1 FROM backup_jobs %s LIMIT %d) AS some", w->sql.s,
+                       STORE_COUNT_MAX + 1) &&
+        store_number(s, sql.s, w->args, w->len, 0, &n, err);
+    str_clear(&sql);
+    *ret = (uint64_t)n;
+    return ok;
+}
+
+static bool select_page(Store *s, Where *w, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    char created[CLOCK_TEXT];
+    if ((f->behind && !add_place(w, f->behind, created, err)) ||
+        !str_add(&w->sql, " ORDER BY created_at DESC, sequence DESC, id DESC LIMIT ? OFFSET ?", err))
+        return false;
+    w->args[w->len++] = DB_N((int64_t)f->limit);
+    w->args[w->len++] = DB_N((int64_t)f->offset);
+    return store_all(s, &tables_backup, w->sql.s, w->args, w->len, (void **)ret, ret_len, err);
+}
+
 bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
                        Err *err)
 {
-    // an absent filter compares the column with itself
-    static const char where[] = "WHERE vm_name = COALESCE(?, vm_name) AND vm_id = COALESCE(?, vm_id)"
-                                " AND status = COALESCE(?, status) AND (? = 0 OR repository_id = ?)";
-    const DbArg args[] = {DB_T(f->vm_name),       DB_T(f->vm_id), DB_T(f->status), DB_N(f->repository_id),
-                          DB_N(f->repository_id), DB_N(f->limit), DB_N(f->offset)};
-    StrBuf sql = STR_BUF(4096), count = STR_BUF(4096);
-    int64_t total = 0;
-    bool ok = str_addf(&sql, err, "%s ORDER BY created_at DESC, sequence DESC, id DESC LIMIT ? OFFSET ?", where) &&
-        str_addf(&count, err, "SELECT COUNT(*) FROM backup_jobs %s", where);
+    Where w = {.sql = STR_BUF(4096)};
     store_lock(s);
-    ok = ok && db_number(s->db, count.s, args, 5, 0, &total, err) &&
-        db_select_all(s->db, &tables_backup, sql.s, args, ARRAY_LEN(args), (void **)ret, ret_len, err);
+    bool ok = add_filter(&w, f, err) && count(s, &w, ret_total, err) && select_page(s, &w, f, ret, ret_len, err);
     store_unlock(s);
-    if (ok)
-        *ret_total = (uint64_t)total;
-    str_clear(&sql);
-    str_clear(&count);
+    str_clear(&w.sql);
     return ok;
 }
 
@@ -119,12 +165,25 @@ bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_
     return true;
 }
 
+// Each half by an index of its own.
+#define DEPENDENTS                                                                                              \
+    "(SELECT id, sequence FROM backup_jobs WHERE parent_id = ? AND status NOT IN ('failed', 'cancelled') UNION" \
+    " SELECT b.id, b.sequence FROM backup_disks d JOIN backup_jobs b ON b.id = d.backup_id WHERE"               \
+    " d.parent_backup_id = ? AND b.status NOT IN ('failed', 'cancelled')) AS dependents"
+
 bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err)
 {
-    return store_all(s, &tables_backup,
-                     "WHERE status NOT IN ('failed', 'cancelled') AND (parent_id = ? OR id IN"
-                     " (SELECT backup_id FROM backup_disks WHERE parent_backup_id = ?)) ORDER BY sequence",
+    return store_all(s, &tables_backup, "WHERE id IN (SELECT id FROM " DEPENDENTS ") ORDER BY sequence",
                      DB_ARGS(DB_T(id), DB_T(id)), (void **)ret, ret_len, err);
+}
+
+bool store_backup_count_dependents(Store *s, const char *id, uint64_t *ret, Err *err)
+{
+    int64_t n;
+    if (!store_number(s, "SELECT COUNT(*) FROM " DEPENDENTS, DB_ARGS(DB_T(id), DB_T(id)), 0, &n, err))
+        return false;
+    *ret = (uint64_t)n;
+    return true;
 }
 
 // A conditional step: *ret_done tells whether the condition held.

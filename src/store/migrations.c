@@ -91,6 +91,14 @@ static const char *const steps[] = {
     /* 32 */
     "CREATE TABLE sessions (digest VARCHAR(64) PRIMARY KEY, user_id VARCHAR(36) NOT NULL, remote VARCHAR(64) NOT NULL,"
     " created_at VARCHAR(32) NOT NULL, used_at VARCHAR(32) NOT NULL)",
+    // listings of a million points, in their order; what rests on a point; the points of a VM
+    /* 33 */ "CREATE INDEX backup_jobs_by_time ON backup_jobs (created_at, sequence, id)",
+    /* 34 */ "CREATE INDEX backup_jobs_by_status ON backup_jobs (status, created_at, sequence, id)",
+    /* 35 */ "CREATE INDEX backup_jobs_by_repository ON backup_jobs (repository_id, created_at, sequence, id)",
+    /* 36 */ "CREATE INDEX backup_jobs_by_both ON backup_jobs (repository_id, status, created_at, sequence, id)",
+    /* 37 */ "CREATE INDEX backup_jobs_of_vm ON backup_jobs (vm_id, created_at, sequence, id)",
+    /* 38 */ "CREATE INDEX backup_jobs_of_parent ON backup_jobs (parent_id)",
+    /* 39 */ "CREATE INDEX backup_disks_of_parent ON backup_disks (parent_backup_id)",
 };
 
 static bool run_step(Db *db, unsigned version, bool first, Err *err)

@@ -224,21 +224,30 @@ typedef struct StoreDisk {
     bool refuted; // an audit found wrong what tracking says of the time since this point
 } StoreDisk;
 
+typedef struct StoreBackupPlace { // of a job in a listing
+    int64_t created_us;
+    uint64_t sequence;
+    const char *id;
+} StoreBackupPlace;
+
 typedef struct StoreBackupFilter {
     const char *vm_name; // NULL: any
     const char *vm_id;   // NULL: any
     const char *status;
     int64_t repository_id; // 0: any
     uint64_t limit, offset;
+    const StoreBackupPlace *behind; // those that come after it; NULL: from the first one on
 } StoreBackupFilter;
+#define STORE_COUNT_MAX 10000 // a total above it is not counted out
 
 // ERR_BUSY titled "a job of this vm is running" where active_vm is taken; ERR_EXISTS where the ID is.
 bool store_backup_add(Store *s, const StoreBackup *b, Err *err) must_check;
 bool store_backup_get(Store *s, const char *id, StoreBackup *ret, Err *err)
     must_check; // ERR_NOT_FOUND "backup job not found"
 bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err) must_check;
+// Newest first. *ret_total: of all that fit the filter, wherever `behind` and offset are; at most STORE_COUNT_MAX + 1.
 bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
-                       Err *err) must_check;                                                 // newest first
+                       Err *err) must_check;
 bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // not final
 // Jobs that take a place of the hub's limit: running, or their client was started. Those that commit do not.
 bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check;
@@ -251,6 +260,7 @@ bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, Sto
 bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_id, uint64_t *ret, Err *err) must_check;
 // Jobs, of any state but failed and cancelled, that have it as parent (job or disk).
 bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+bool store_backup_count_dependents(Store *s, const char *id, uint64_t *ret, Err *err) must_check;
 // Conditional steps; *ret_done false where the job was not in that state.
 bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err) must_check;
 bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)

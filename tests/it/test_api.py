@@ -243,13 +243,28 @@ def test_list(world, vm):
     page = world.api.get("/backups").expect(200)
     assert [b["backup_id"] for b in page["backups"]] == [other.id, *reversed(ids)]
     assert (page["total"], page["limit"], page["offset"]) == (4, 100, 0)
+    assert (page["more_than_total"], page["next"]) == (False, None)
+    # page by page, with and without a filter, while the newest goes
+    for query, expected in (("", [other.id, *reversed(ids)]), ("vm_name=pgtest1&", ids[::-1]),
+                            ("status=completed&repository_id=main&", ids[::-1])):
+        found, after = [], ""
+        while True:
+            part = world.api.get(f"/backups?{query}limit=2{after}").expect(200)
+            found += [b["backup_id"] for b in part["backups"]]
+            assert part["total"] == len(expected)
+            if part["next"] is None:
+                break
+            after = f"&after={quote(part['next'])}"
+        assert found == expected
     assert listed("vm_name=pgtest1") == ids[::-1]
     assert listed("vm_name=pgtest1&limit=1&offset=1") == [ids[1]]
     assert listed("status=running") == [other.id]
     assert listed(f"repository_id={world.repository_id}&status=completed") == ids[::-1]
     assert listed("repository_id=main&offset=4") == []
     world.api.get("/backups?repository_id=99").expect(404)
-    for query in ("limit=0", "limit=1001", "limit=x", "offset=-1", "status=done", "limit=1&limit=2", "vm=x"):
+    for query in ("limit=0", "limit=1001", "limit=x", "offset=-1", "offset=10001", "status=done", "limit=1&limit=2",
+                  "vm=x", "after=x", "after=1,2,3", f"after={page['backups'][0]['created_at']},1,",
+                  f"after={page['backups'][0]['created_at']},x,y"):
         world.api.get(f"/backups?{query}").expect(400)
 
 

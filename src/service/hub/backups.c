@@ -1,6 +1,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/num.h"
 #include "base/str.h"
 #include "domain/name.h"
 #include "service/hub/internal.h"
@@ -149,15 +150,46 @@ bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
     return true;
 }
 
-bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, json_t **ret, Err *err)
+// ---- places in a listing: "<created_at>,<sequence>,<id>"; callers are to look at none of it
+
+static bool place_parse(const char *text, char *copy, size_t size, StoreBackupPlace *ret, Err *err)
 {
+    char *rest = copy;
+    Err bad = ERR_INIT;
+    int n = snprintf(copy, size, "%s", text);
+    const char *created = strsep(&rest, ","), *sequence = strsep(&rest, ",");
+    if (n < 0 || (size_t)n >= size || !rest || !rest[0] || !clock_parse(created, &ret->created_us, &bad) ||
+        !num_u64(sequence, 0, INT64_MAX, &ret->sequence, &bad))
+        return err_set(err, ERR_INVALID, "after is none of what \"next\" has been in an answer; begin without it");
+    ret->id = rest;
+    return true;
+}
+
+static bool set_next(json_t *o, const StoreBackup *last, Err *err)
+{
+    char created[CLOCK_TEXT];
+    if (!last)
+        return codec_json_set_text(o, "next", NULL, err);
+    clock_format(last->created_us, created);
+    cleanup_free char *text = mem_printf(err, "%s,%llu,%s", created, (unsigned long long)last->sequence, last->id);
+    return text && codec_json_set_text(o, "next", text, err);
+}
+
+bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, const char *after, json_t **ret,
+                     Err *err)
+{
+    char copy[NAME_BACKUP_ID + 64];
+    StoreBackupPlace place;
     StoreBackupFilter f = *filter;
     StoreBackup *rows = NULL;
     size_t len = 0;
     uint64_t total = 0;
     JobState state;
-    if (f.status && !job_state_parse(f.status, &state, err))
+    if ((f.status && !job_state_parse(f.status, &state, err)) ||
+        (after && !place_parse(after, copy, sizeof(copy), &place, err)))
         return false;
+    if (after)
+        f.behind = &place;
     if (repository) {
         StoreRepository cleanup_repository r = {0};
         if (!store_repository_find(h->store, repository, &r, err))
@@ -172,8 +204,11 @@ bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *reposi
         json_t *item = NULL;
         ok = hub_view_backup(h, &rows[i], false, &item, err) && codec_json_push(list, item, err);
     }
+    ok = ok && set_next(o, len == f.limit && len > 0 ? &rows[len - 1] : NULL, err);
     STORE_LIST_FREE(rows, len, store_backup_clear);
-    ok = codec_json_set(o, "backups", list, err) && ok && codec_json_set_u64(o, "total", total, err) &&
+    ok = codec_json_set(o, "backups", list, err) && ok &&
+        codec_json_set_u64(o, "total", MIN(total, (uint64_t)STORE_COUNT_MAX), err) &&
+        codec_json_set_bool(o, "more_than_total", total > STORE_COUNT_MAX, err) &&
         codec_json_set_u64(o, "limit", f.limit, err) && codec_json_set_u64(o, "offset", f.offset, err);
     if (!ok) {
         json_decref(o);

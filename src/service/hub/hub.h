@@ -130,7 +130,9 @@ bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
 
 // ---- backups
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
-bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, json_t **ret, Err *err)
+// after: "next" of an answer; NULL: from the newest on.
+bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, const char *after, json_t **ret,
+                     Err *err)
     must_check;
 bool hub_backup_show(Hub *h, const char *id, json_t **ret, Err *err) must_check;
 bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err) must_check;

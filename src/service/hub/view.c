@@ -122,12 +122,9 @@ bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret
 {
     char repository[24];
     (void)snprintf(repository, sizeof(repository), "%lld", (long long)b->repository_id);
-    StoreBackup *dependents = NULL;
-    size_t dependents_len = 0;
-    if (!store_backup_dependents(h->store, b->id, &dependents, &dependents_len, err))
+    uint64_t count;
+    if (!store_backup_count_dependents(h->store, b->id, &count, err))
         return false;
-    size_t count = dependents_len;
-    STORE_LIST_FREE(dependents, dependents_len, store_backup_clear);
 
     json_t *o = json_object(), *left_out = NULL;
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "backup_id", b->id, err) &&

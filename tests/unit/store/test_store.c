@@ -316,6 +316,44 @@ static void test_disk_numbers_are_given_once(void **state)
     assert_int_equal(no, 0);
 }
 
+// The same instant and the same number in another repository: each job is on exactly one page.
+static void test_pages_of_jobs_that_are_alike(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    char seen[64] = "", id[8] = "";
+    StoreBackupPlace place = {0};
+    StoreBackupFilter f = {.vm_name = "v", .limit = 2};
+    for (unsigned i = 0; i < 6; i++) {
+        char name[3] = {'b', (char)('0' + i), '\0'};
+        StoreBackup b = job(name, "completed", i / 2); // two of each number, in two repositories; two instants
+        b.repository_id += i % 2;
+        b.created_us = (int64_t)(1 + i / 3) * 1000000;
+        assert_ok(store_backup_add(fx.store, &b, &err), &err);
+    }
+    for (int pages = 0;; pages++) {
+        StoreBackup *rows = NULL;
+        size_t len = 0;
+        uint64_t total;
+        assert_true(pages < 4);
+        assert_ok(store_backup_list(fx.store, &f, &rows, &len, &total, &err), &err);
+        assert_int_equal(total, 6);
+        for (size_t i = 0; i < len; i++)
+            (void)snprintf(seen + strlen(seen), sizeof(seen) - strlen(seen), "%s", rows[i].id);
+        if (len > 0) {
+            place = (StoreBackupPlace){rows[len - 1].created_us, rows[len - 1].sequence, id};
+            (void)snprintf(id, sizeof(id), "%s", rows[len - 1].id);
+        }
+        f.behind = &place;
+        bool end = len < f.limit;
+        STORE_LIST_FREE(rows, len, store_backup_clear);
+        if (end)
+            break;
+    }
+    // by time, then sequence, then ID, each falling
+    assert_string_equal(seen, "b5b4b3b2b1b0");
+}
+
 static void test_migration_copies_an_older_database(void **state)
 {
     (void)state;
@@ -340,6 +378,13 @@ static void test_migration_copies_an_older_database(void **state)
         "DROP TABLE audit_log",
         "DROP TABLE users",
         "DROP TABLE sessions",
+        "DROP INDEX backup_jobs_by_time",
+        "DROP INDEX backup_jobs_by_status",
+        "DROP INDEX backup_jobs_by_repository",
+        "DROP INDEX backup_jobs_by_both",
+        "DROP INDEX backup_jobs_of_vm",
+        "DROP INDEX backup_jobs_of_parent",
+        "DROP INDEX backup_disks_of_parent",
         "ALTER TABLE backup_jobs DROP COLUMN doubted",
         "ALTER TABLE backup_disks DROP COLUMN areas",
         "ALTER TABLE backup_disks DROP COLUMN area_bytes",
@@ -759,6 +804,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_illegal_transitions_are_impossible, setup, teardown),
         cmocka_unit_test_setup_teardown(test_late_progress_changes_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_list_by_identity, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pages_of_jobs_that_are_alike, setup, teardown),
         cmocka_unit_test_setup_teardown(test_newest_goes_by_sequence_among_completed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rollback_and_nesting, setup, teardown),
         cmocka_unit_test_setup_teardown(test_disk_numbers_are_given_once, setup, teardown),
