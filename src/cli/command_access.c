@@ -53,13 +53,16 @@ bool command_login(Cli *c, Err *err)
     cleanup(hub_trust_clear) TlsTrust said = {0};
     cleanup_json json_t *answer = NULL;
     const char *pin = c->values.thumbprint;
-    if (!check_thumbprint(pin, err) || !hub_trust_environment(&said, err) ||
+    if (pin && str_starts(c->hub_url, "http://"))
+        return err_set(err, ERR_USAGE, "--thumbprint goes with https://");
+    // without one, that which is kept for this hub stands: another is taken only where it is given
+    if (!check_thumbprint(pin, err) || !credentials_trust(c->hub_url, &said, err) ||
         !ask_secret("token", c->values.token_file, c->values.token_fd, &token, err))
         return false;
     const TlsTrust pinned = {.thumbprint = pin};
     if (!try_token(c, &token, pin ? &pinned : &said, &answer, err))
         return pin || said.thumbprint ? false : tell_thumbprint(c, err);
-    if (!credentials_keep(c->hub_url, &token, pin, err))
+    if (!credentials_keep(c->hub_url, &token, pin ? pin : said.thumbprint, err))
         return false;
     if (cli_said_json(c, answer))
         return true;

@@ -99,11 +99,12 @@ bool credentials_trust(const char *hub_url, TlsTrust *ret, Err *err)
     cleanup(hub_trust_clear) TlsTrust said = {0};
     if (!hub_trust_environment(&said, err))
         return false;
-    if (!said.thumbprint && !said.ca_pem && own_path(&path, &homeless)) {
+    if (!said.thumbprint && own_path(&path, &homeless)) {
         if (!read_all(path, &all, err))
             return false;
         const char *pin = json_string_value(json_object_get(json_object_get(all, hub_url), "thumbprint"));
-        return hub_trust_copy(&(TlsTrust){.thumbprint = pin}, ret, err);
+        if (pin)
+            return hub_trust_copy(&(TlsTrust){.thumbprint = pin}, ret, err);
     }
     return hub_trust_copy(&said, ret, err);
 }

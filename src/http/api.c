@@ -533,7 +533,7 @@ HANDLER(job_audit)
 
 HANDLER(job_nbd)
 {
-    return check_token(req, ctx, BACKUP, true, err) &&
+    return check_token(req, ctx, BACKUP, true, err) && http_request_is_upgrade(req, err) &&
         hub_job_disk_connect(hub(ctx), BACKUP, http_request_param(req, "disk_key"), &ret->relay, err);
 }
 
@@ -592,7 +592,8 @@ HANDLER(export_end)
 
 HANDLER(export_nbd)
 {
-    return hub_export_connect(hub(ctx), http_request_param(req, "export_id"), &ret->relay, err);
+    return http_request_is_upgrade(req, err) &&
+        hub_export_connect(hub(ctx), http_request_param(req, "export_id"), &ret->relay, err);
 }
 
 // ---- replications

@@ -1,6 +1,7 @@
 #include "http/exchange.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "http/answer.h"
 #include "http/door.h"
 #include "http/request_internal.h"
@@ -9,8 +10,6 @@
 
 // Of a chunked body that turns out too large so much is read before the 413
 #define DISCARD_MAX (UINT64_C(64) << 20)
-
-#define HTTP_RELAY_PROTOCOL "nbd"
 
 typedef struct Exchange {
     HttpSite *site;
@@ -23,8 +22,9 @@ typedef struct Exchange {
     bool begun; // the headers were looked at
     uint64_t body_seen;
     int64_t started_ms;
-    int relay;  // what the connection is to be passed on to; -1: nothing
-    int status; // 0: nothing answered
+    int relay;     // what the connection is to be passed on to; -1: nothing
+    bool reserved; // a place for that
+    int status;    // 0: nothing answered
     Err err;
 } Exchange;
 
@@ -87,7 +87,7 @@ static enum MHD_Result answer_error(Exchange *ex, struct MHD_Connection *connect
 }
 
 // Looks at what was asked for. What is wrong with it is kept in ex->err, and answered once the body was read.
-static void begin(Exchange *ex, struct MHD_Connection *connection, const char *method)
+static void begin(Exchange *ex, struct MHD_Connection *connection, const char *method, const char *version)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     ex->req.method = method;
@@ -95,6 +95,9 @@ static void begin(Exchange *ex, struct MHD_Connection *connection, const char *m
     http_exchange_remote(info ? info->client_addr : NULL, ex->req.remote);
     ex->req.cookies = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Cookie");
     ex->req.csrf = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "X-CSRF-Token");
+    ex->req.upgrade = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Upgrade");
+    ex->req.hop = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Connection");
+    ex->req.version = version;
     ex->req.encrypted = http_pipes_encrypted(&ex->site->pipes, ex->conn->fd);
     ex->here = info && info->client_addr && http_door_is_here(ex->conn->fd, info->client_addr);
     const HttpRoute *route;
@@ -123,18 +126,6 @@ static bool check_encrypted(const Exchange *ex, Err *err)
     return err_title(err, "not encrypted");
 }
 
-static bool check_upgrade(const Exchange *ex, struct MHD_Connection *connection, Err *err)
-{
-    const char *protocol = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Upgrade");
-    const char *hop = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Connection");
-    if (!str_eq(ex->req.method, "GET") || !protocol || strcasecmp(protocol, HTTP_RELAY_PROTOCOL) != 0 || !hop ||
-        !strcasestr(hop, "upgrade"))
-        return err_set(err, ERR_INVALID,
-                       "this call is for programs that speak NBD: it needs the headers \"Connection: Upgrade\" and "
-                       "\"Upgrade: " HTTP_RELAY_PROTOCOL "\"");
-    return true;
-}
-
 // MHD_UpgradeHandler. The 101 is sent.
 static void on_upgrade(void *cls, struct MHD_Connection *connection, void *exchange, const char *extra,
                        size_t extra_size, MHD_socket fd, struct MHD_UpgradeResponseHandle *handle)
@@ -145,8 +136,11 @@ static void on_upgrade(void *cls, struct MHD_Connection *connection, void *excha
     (void)connection;
     (void)extra;
     // The server speaks first: who has sent something already does not speak NBD
-    if (extra_size == 0 && http_pipes_relay(&ex->site->pipes, fd, ex->relay, &err))
-        ex->relay = -1;
+    if (extra_size == 0) {
+        ex->reserved = false; // the place goes with it
+        if (!http_pipes_relay(&ex->site->pipes, fd, mem_take_fd(&ex->relay), &err))
+            log_error("a relayed connection is cut", LOG_STR("path", ex->req.url.raw), LOG_ERR(&err));
+    }
     (void)MHD_upgrade_action(handle, MHD_UPGRADE_ACTION_CLOSE); // its hold on the connection, not the relay's
 }
 
@@ -162,8 +156,12 @@ static enum MHD_Result dispatch(Exchange *ex, struct MHD_Connection *connection)
         return answer_error(ex, connection);
     if (!(route->flags & HTTP_BODY) && !http_request_no_body(&ex->req, &ex->err))
         return answer_error(ex, connection);
-    if (!route->handler(&ex->req, config->ctx, &response, &ex->err) ||
-        ((route->flags & HTTP_RELAY) && !check_upgrade(ex, connection, &ex->err))) {
+    if (route->flags & HTTP_RELAY) {
+        ex->reserved = http_pipes_reserve(&ex->site->pipes, &ex->err);
+        if (!ex->reserved)
+            return answer_error(ex, connection);
+    }
+    if (!route->handler(&ex->req, config->ctx, &response, &ex->err)) {
         http_answer_discard(&response);
         return answer_error(ex, connection);
     }
@@ -187,14 +185,13 @@ enum MHD_Result http_exchange_run(void *site, struct MHD_Connection *connection,
                                   size_t *upload_data_size, void **exchange)
 {
     (void)site;
-    (void)version;
     (void)decoded_target; // decoded by the library: a "%2F" in it is a slash already
     Exchange *ex = *exchange;
     if (!ex)
         return MHD_NO;
     if (!ex->begun) {
         ex->begun = true;
-        begin(ex, connection, method);
+        begin(ex, connection, method, version);
         return MHD_YES;
     }
     if (*upload_data_size > 0) {
@@ -232,6 +229,8 @@ void http_exchange_end(void *site, struct MHD_Connection *connection, void **exc
     }
     http_watch_phase(&ex->site->watch, ex->conn, HTTP_ANSWERED);
     mem_cleanup_close(&ex->relay);
+    if (ex->reserved)
+        http_pipes_unreserve(&ex->site->pipes);
     http_request_clear(&ex->req);
     free(ex->target);
     free(ex);

@@ -27,9 +27,9 @@ static uint64_t number_of(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &n) == 0 ? cookie : 0;
 }
 
-void http_pipes_init(HttpPipes *p, TlsServer *tls)
+void http_pipes_init(HttpPipes *p, TlsServer *tls, unsigned max)
 {
-    *p = (HttpPipes){.tls = tls};
+    *p = (HttpPipes){.tls = tls, .max = max};
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->changed, NULL);
     LIST_INIT(&p->pipes);
@@ -44,6 +44,7 @@ static void on_end(void *ctx)
     pthread_mutex_lock(&p->lock);
     LIST_REMOVE(one, link);
     p->relays -= one->relay;
+    p->count--;
     pthread_cond_broadcast(&p->changed);
     pthread_mutex_unlock(&p->lock);
     free(one);
@@ -52,9 +53,11 @@ static void on_end(void *ctx)
 // Holds the lock: on_end() comes after this, however short the connection lives.
 static bool add(HttpPipes *p, const HttpPipe *proto, int outer, int inner, Err *err)
 {
-    HttpPipe *one = p->closing ? NULL : mem_calloc(1, sizeof(*one), err);
+    if (p->closing || p->count >= p->max)
+        return err_set(err, ERR_UNAVAILABLE, p->closing ? "the server stops" : "too many connections are open");
+    HttpPipe *one = mem_calloc(1, sizeof(*one), err);
     if (!one)
-        return err_set(err, ERR_UNAVAILABLE, "the server stops");
+        return false;
     *one = *proto;
     one->owner = p;
     PipeSpec spec = {.outer = outer, .inner = inner, .ssl = one->ssl, .ended = on_end, .ctx = one};
@@ -63,7 +66,7 @@ static bool add(HttpPipes *p, const HttpPipe *proto, int outer, int inner, Err *
         return false;
     }
     LIST_INSERT_HEAD(&p->pipes, one, link);
-    p->relays += one->relay;
+    p->count++;
     return true;
 }
 
@@ -107,19 +110,32 @@ bool http_pipes_encrypted(HttpPipes *p, int fd)
     return found;
 }
 
+bool http_pipes_reserve(HttpPipes *p, Err *err)
+{
+    pthread_mutex_lock(&p->lock);
+    bool ok = p->relays < HTTP_RELAYS_MAX;
+    p->relays += ok;
+    pthread_mutex_unlock(&p->lock);
+    return ok || err_set(err, ERR_UNAVAILABLE, "%d connections are relayed already; try again later", HTTP_RELAYS_MAX);
+}
+
+void http_pipes_unreserve(HttpPipes *p)
+{
+    pthread_mutex_lock(&p->lock);
+    p->relays--;
+    pthread_mutex_unlock(&p->lock);
+}
+
 // Holds the lock. A connection without TLS gets a pipe of its own.
 static bool relay(HttpPipes *p, int fd, int to, Err *err)
 {
-    if (p->closing || p->relays >= HTTP_RELAYS_MAX)
-        return err_set(err, ERR_UNAVAILABLE, "%u connections are relayed already; try again later", p->relays);
     HttpPipe *one = find(p, fd);
-    if (one) {
+    if (one && !one->relay && !p->closing) {
         one->relay = true;
-        p->relays++;
         pipe_follow(one->pipe, to);
         return true;
     }
-    int outer = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    int outer = one ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (outer < 0)
         return err_errno(err, errno, "cannot relay a connection");
     if (add(p, &(HttpPipe){.relay = true}, outer, to, err))
@@ -132,6 +148,7 @@ bool http_pipes_relay(HttpPipes *p, int fd, int to, Err *err)
 {
     pthread_mutex_lock(&p->lock);
     bool ok = relay(p, fd, to, err);
+    p->relays -= !ok;
     pthread_mutex_unlock(&p->lock);
     if (!ok)
         (void)close(to);

@@ -185,6 +185,16 @@ bool http_request_encrypted(const HttpRequest *req)
     return req->encrypted;
 }
 
+bool http_request_is_upgrade(const HttpRequest *req, Err *err)
+{
+    if (str_eq(req->method, "GET") && str_eq(req->version, "HTTP/1.1") && req->upgrade && req->hop &&
+        strcasecmp(req->upgrade, HTTP_RELAY_PROTOCOL) == 0 && strcasestr(req->hop, "upgrade"))
+        return true;
+    return err_set(err, ERR_INVALID,
+                   "this call is for programs that speak NBD: a GET of HTTP/1.1 with the headers \"Connection: "
+                   "Upgrade\" and \"Upgrade: " HTTP_RELAY_PROTOCOL "\"");
+}
+
 bool http_request_has_token(const HttpRequest *req)
 {
     return req->authorization != NULL;

@@ -16,6 +16,10 @@ const char *http_request_remote(const HttpRequest *req); // the peer's address, 
 bool http_request_cookie(HttpRequest *req, const char *name, const Secret **ret, Err *err) must_check;
 const char *http_request_csrf(const HttpRequest *req); // the header X-CSRF-Token; NULL: none
 bool http_request_encrypted(const HttpRequest *req);   // it came with TLS
+// Does the caller ask for the connection to become NBD's (RFC 9110, 7.8)? ERR_INVALID. To be called before anything is
+// done for it.
+#define HTTP_RELAY_PROTOCOL "nbd"
+bool http_request_is_upgrade(const HttpRequest *req, Err *err) must_check;
 bool http_request_has_token(const HttpRequest *req);   // there is an Authorization header, whatever it holds
 
 // Who calls, and as what, as far as HttpConfig.admit has found out; "" until then.

@@ -21,8 +21,8 @@ struct HttpRequest {
     HttpParam params[HTTP_PARAMS_MAX];
     size_t n_params;
     char actor[HTTP_ACTOR_MAX], role[HTTP_ROLE_MAX], object[HTTP_OBJECT_MAX];
-    const char *authorization; // borrowed from the connection; NULL: none sent
-    const char *cookies, *csrf;  // the same
+    const char *authorization;                            // borrowed from the connection; NULL: none sent
+    const char *cookies, *csrf, *upgrade, *hop, *version; // the same
     bool encrypted;
     Secret token, cookie;
     StrBuf body;

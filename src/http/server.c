@@ -188,12 +188,13 @@ bool http_server_start(const HttpConfig *config, HttpServer **ret, Err *err)
     if (!s)
         return false;
     s->site.config = *config;
-    http_pipes_init(&s->site.pipes, config->tls);
     s->listen_fd = -1;
     if (!config->max_connections)
         s->site.config.max_connections = CONNECTIONS_DEFAULT;
     if (!config->request_timeout_ms)
         s->site.config.request_timeout_ms = REQUEST_DEFAULT_MS;
+    // served, at the door, and as many that are done and on their way out
+    http_pipes_init(&s->site.pipes, config->tls, 3 * s->site.config.max_connections + HTTP_RELAYS_MAX);
     if (!start_all(s, err)) {
         http_pipes_close(&s->site.pipes);
         mem_cleanup_close(&s->listen_fd);

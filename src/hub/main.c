@@ -10,9 +10,12 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define STOP_MS 10000
+#define DESCRIPTORS 65536
+#define DESCRIPTORS_LEAST 8192
 
 typedef struct Running {
     int argc;
@@ -182,6 +185,19 @@ static void warn(const Settings *o)
         warn_of_address(o);
 }
 
+// A connection with TLS takes three, an exporter and a repository's files some more; the usual limit is 1024, and
+// the system lets a program have many more.
+static void raise_descriptors(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    limit.rlim_cur = MIN(limit.rlim_max, (rlim_t)DESCRIPTORS);
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < DESCRIPTORS_LEAST)
+        log_warn("this process may have few descriptors: many connections at a time keep backups from starting",
+                 LOG_NUM("limit", limit.rlim_cur), LOG_NUM("better", DESCRIPTORS_LEAST));
+}
+
 static bool run(Running *r, Err *err)
 {
     const Settings *o = &r->settings;
@@ -197,6 +213,7 @@ static bool run(Running *r, Err *err)
         return true;
     }
     warn(o);
+    raise_descriptors();
     // before any thread: all of them leave these to sigwait()
     sigset_t signals;
     (void)sigemptyset(&signals);

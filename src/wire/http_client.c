@@ -91,7 +91,8 @@ static CURLcode on_ssl_ctx(CURL *curl, void *ssl_ctx, void *ctx)
 static bool set_cas(HttpClient *c)
 {
     if (c->ca_pem)
-        return SET(CURLOPT_CAINFO_BLOB, (&(struct curl_blob){.data = c->ca_pem, .len = strlen(c->ca_pem)}));
+        return SET(CURLOPT_CAPATH, NULL) && // these, and not the system's besides
+            SET(CURLOPT_CAINFO_BLOB, (&(struct curl_blob){.data = c->ca_pem, .len = strlen(c->ca_pem)}));
     // Where they are of no use: reading the system's takes longer than the handshake
     bool unused = c->tls.pinned || c->tls.any;
     return !unused || (SET(CURLOPT_CAINFO, NULL) && SET(CURLOPT_CAPATH, NULL));

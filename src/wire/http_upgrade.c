@@ -85,14 +85,31 @@ static bool read_head(const Talk *t, StrBuf *head, Err *err)
     return true;
 }
 
-static bool read_refusal(const Talk *t, StrBuf *body, Err *err)
+// Where there is no length, it goes to the connection's end.
+static size_t length_of(const char *head)
+{
+    static const char name[] = "\r\nContent-Length:";
+    const char *line = strcasestr(head, name);
+    char digits[24] = "";
+    uint64_t n = REFUSAL_MAX;
+    Err ignored = ERR_INIT;
+    if (!line)
+        return REFUSAL_MAX - 1;
+    line += strlen(name) + strspn(line + strlen(name), " ");
+    (void)snprintf(digits, MIN(sizeof(digits), strcspn(line, "\r") + 1), "%s", line); // cut on purpose
+    return num_u64(digits, 0, REFUSAL_MAX - 1, &n, &ignored) ? (size_t)n : REFUSAL_MAX - 1;
+}
+
+static bool read_refusal(const Talk *t, size_t length, StrBuf *body, Err *err)
 {
     for (;;) {
         char byte;
         bool some;
+        if (body->len == length)
+            return str_add(body, "", err);
         if (!read_byte(t, &byte, &some, err))
             return false;
-        if (!some || body->len == REFUSAL_MAX - 1)
+        if (!some)
             return str_add(body, "", err);
         if (!str_add_bytes(body, &byte, 1, err))
             return false;
@@ -169,10 +186,11 @@ static bool talk(const Talk *t, const char *protocol, HttpUpgraded *ret, HttpAns
     int status = 0;
     bool ok = send_request(t, protocol, err) && read_head(t, &head, err) &&
         status_of(head.s, t->c->request->url, &status, err);
+    size_t length = ok ? length_of(head.s) : 0;
     str_clear(&head);
     if (ok && status == 101)
         return take_connection(t, ret, err);
-    ok = ok && read_refusal(t, &body, err);
+    ok = ok && read_refusal(t, length, &body, err);
     if (!ok) {
         str_clear(&body);
         return false;

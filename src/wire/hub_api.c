@@ -12,10 +12,28 @@ static bool copy_token(HubApi *h, const Secret *token, Err *err)
     return !token || !secret_is_set(token) || secret_set(&h->token, secret_reveal(token), err);
 }
 
+// Nothing that is sent there leaves this machine.
+static bool is_loopback(const char *url)
+{
+    static const char *const hosts[] = {"localhost", "127.0.0.1", "[::1]"};
+    const char *host = url + strlen("http://");
+    for (size_t i = 0; i < ARRAY_LEN(hosts); i++) {
+        size_t n = strlen(hosts[i]);
+        if (strncmp(host, hosts[i], n) == 0 && (host[n] == '\0' || host[n] == ':' || host[n] == '/'))
+            return true;
+    }
+    return false;
+}
+
 bool hub_api_new(const char *url, const Secret *token, const TlsTrust *trust, HubApi **ret, Err *err)
 {
     if (!str_starts(url, "http://") && !str_starts(url, "https://"))
         return err_set(err, ERR_USAGE, "the hub's URL %s starts with neither http:// nor https://", url);
+    if (trust && (trust->thumbprint || trust->ca_pem) && str_starts(url, "http://") && !is_loopback(url))
+        return err_set(err, ERR_USAGE,
+                       "a certificate to trust goes with https://, and %s has none: what is sent there anybody on the "
+                       "way can read",
+                       url);
     HubApi *h = mem_calloc(1, sizeof(*h), err);
     if (!h)
         return false;

@@ -6,10 +6,13 @@
 #include <curl/curl.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define URI_MAX 2048
+#define POLITE_S 3 // for the last words to a hub that takes them
 
 struct HubNbd {
     char *socket, *export_name;
@@ -20,12 +23,15 @@ struct HubNbd {
     TlsTrust trust; // texts owned
     pthread_mutex_t lock;
     pthread_cond_t ended;
-    unsigned pipes;
+    LIST_HEAD(LinkList, Link) links;
+    const atomic_bool *cancel; // borrowed; NULL: none
 };
 
 typedef struct Link {
     HubNbd *owner;
     HttpClient *http; // its connection, and its SSL
+    Pipe *pipe;
+    LIST_ENTRY(Link) link;
 } Link;
 
 // PipeSpec's ended
@@ -34,24 +40,24 @@ static void on_end(void *ctx)
     Link *l = ctx;
     HubNbd *n = l->owner;
     http_client_free(l->http);
-    free(l);
     pthread_mutex_lock(&n->lock);
-    n->pipes--;
+    LIST_REMOVE(l, link);
     pthread_cond_broadcast(&n->ended);
     pthread_mutex_unlock(&n->lock);
+    free(l);
 }
 
 static bool start_pipe(HubNbd *n, HttpClient *http, const HttpUpgraded *up, int inner, Err *err)
 {
     Link *l = mem_calloc(1, sizeof(*l), err);
-    Pipe *pipe;
     if (!l)
         return false;
     *l = (Link){.owner = n, .http = http};
     PipeSpec spec = {.outer = up->fd, .inner = inner, .ssl = up->ssl, .ended = on_end, .ctx = l};
     pthread_mutex_lock(&n->lock);
-    bool ok = pipe_start(&spec, &pipe, err);
-    n->pipes += ok;
+    bool ok = pipe_start(&spec, &l->pipe, err);
+    if (ok)
+        LIST_INSERT_HEAD(&n->links, l, link);
     pthread_mutex_unlock(&n->lock);
     if (!ok)
         free(l);
@@ -80,7 +86,7 @@ static bool dial(void *ctx, int timeout_ms, int *ret_fd, Err *err)
     HttpClient *http = NULL;
     HttpUpgraded up = {.fd = -1};
     cleanup(http_answer_clear) HttpAnswer refusal = {0};
-    HttpRequest r = {.method = "GET", .url = n->url, .token = &n->token, .timeout_ms = timeout_ms};
+    HttpRequest r = {.method = "GET", .url = n->url, .token = &n->token, .timeout_ms = timeout_ms, .cancel = n->cancel};
     bool ok = http_client_new(&http, err) && http_client_trust(http, &n->trust, err) &&
         http_client_upgrade(http, &r, "nbd", &up, &refusal, err);
     if (ok && up.fd < 0)
@@ -92,9 +98,9 @@ static bool dial(void *ctx, int timeout_ms, int *ret_fd, Err *err)
         http_client_free(http); // closes its own descriptor for the connection
         return true;
     }
+    http_client_free(http); // first: its SSL may read from the connection still
     if (up.fd >= 0)
         (void)close(up.fd);
-    http_client_free(http);
     return false;
 }
 
@@ -129,6 +135,8 @@ bool hub_nbd_new(const HubApi *h, const char *uri, const char *path, HubNbd **re
         return false;
     pthread_mutex_init(&n->lock, NULL);
     pthread_cond_init(&n->ended, NULL);
+    LIST_INIT(&n->links);
+    n->cancel = h->cancel;
     n->dial = (NbdDial){.connect = dial, .ctx = n};
     bool ok = parse(uri, &n->socket, &n->export_name, err);
     n->remote = ok && access(n->socket, R_OK | W_OK) != 0;
@@ -159,8 +167,18 @@ void hub_nbd_free(HubNbd *n)
 {
     if (!n)
         return;
+    struct timespec until;
+    (void)clock_gettime(CLOCK_REALTIME, &until); // cannot fail for this clock
+    until.tv_sec += POLITE_S;
     pthread_mutex_lock(&n->lock);
-    while (n->pipes > 0)
+    while (!LIST_EMPTY(&n->links) && pthread_cond_timedwait(&n->ended, &n->lock, &until) != ETIMEDOUT)
+        ;
+    Link *l;
+    LIST_FOREACH(l, &n->links, link)
+    {
+        pipe_cut(l->pipe);
+    }
+    while (!LIST_EMPTY(&n->links))
         pthread_cond_wait(&n->ended, &n->lock);
     pthread_mutex_unlock(&n->lock);
     pthread_cond_destroy(&n->ended);

@@ -11,17 +11,18 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PIECE ((size_t)256 << 10) // measured: larger ones gain nothing
+#define PIECE ((size_t)256 << 10)    // measured: larger ones gain nothing
+#define SEALED_MAX ((size_t)1 << 20) // a piece and a little; who has more answered to than he reads is up to no good
 #define LINGER_MS 2000
 #define STALLED_MS 60000 // for an outer that takes nothing of what an inner that is gone has left
 #define STACK ((size_t)128 << 10)
 #define ALIVE_IDLE_S 60 // then a silent peer is asked
 #define ALIVE_EVERY_S 10
 #define ALIVE_TIMES 6
+#define UNANSWERED_MS 120000 // bytes that nobody acknowledges
 
 // What a descriptor is known to be ready for, until it says otherwise.
 typedef struct Ready {
@@ -31,17 +32,21 @@ typedef struct Ready {
 struct Pipe {
     PipeSpec spec; // inner: of the start
     SSL *ssl;
-    BIO *sealed; // the records that are to be sent; NULL without TLS
-    int inner;   // now
+    BIO *arrived; // records that were not opened yet; NULL without TLS
+    BIO *sealed;  // records that are to be sent
+    int inner;    // now
     _Atomic int next;
-    int cut;              // eventfd
+    atomic_bool cut;
     Ready out, in;        // outer, inner
-    char *up, *down;      // outer to inner; inner to outer, without TLS
+    char *up, *down;      // outer to inner; inner to outer, before it is sealed
+    char *raw;            // just arrived; NULL without TLS
     size_t up_at, up_len; // [at, len) is not passed on
     size_t down_at, down_len;
     bool outer_ended, inner_ended; // will send no more
-    bool told_inner, told_outer;   // and the other side knows
+    bool inner_deaf;               // takes no more
+    bool told_inner, told_outer;   // that the other side sends no more
     bool inner_gone;               // it hung up; some of what it sent may not be read
+    bool broken;                   // what came is no TLS: an alert is sent, as far as that works at once
     bool failed;
     int64_t moved_ms; // when something was, last
 };
@@ -53,22 +58,20 @@ static bool would_block(void)
     return errno == EAGAIN || errno == EWOULDBLOCK;
 }
 
-// Bytes of a recv(); 0: none, and ready, ended or failed says why.
-static size_t take(Pipe *p, int fd, char *to, size_t room, bool *ready, bool *ended)
+// Bytes of a recv(); 0: none, and ready or ended says why. A connection that is broken has ended.
+static size_t take(int fd, char *to, size_t room, bool *ready, bool *ended)
 {
     ssize_t n = recv(fd, to, room, 0);
     if (n > 0)
         return (size_t)n;
-    if (n == 0)
-        *ended = true;
-    else if (would_block())
+    if (n < 0 && would_block())
         *ready = false;
-    else if (errno != EINTR)
-        p->failed = true;
+    else if (n == 0 || errno != EINTR)
+        *ended = true;
     return 0;
 }
 
-static size_t give(Pipe *p, int fd, const char *from, size_t len, bool *ready)
+static size_t give(int fd, const char *from, size_t len, bool *ready, bool *deaf)
 {
     ssize_t n = send(fd, from, len, MSG_NOSIGNAL);
     if (n > 0)
@@ -76,54 +79,78 @@ static size_t give(Pipe *p, int fd, const char *from, size_t len, bool *ready)
     if (would_block())
         *ready = false;
     else if (errno != EINTR)
-        p->failed = true;
+        *deaf = true;
     return 0;
 }
 
-// The handshake is made on the way, by the first of these.
-static size_t open_records(Pipe *p, char *to, size_t room)
+// So much at a time: OpenSSL opens records that carry nothing (key updates) for as long as it finds any, and all that
+// it finds is what was put there.
+static bool fetch_records(Pipe *p)
 {
-    ERR_clear_error();
-    int n = SSL_read(p->ssl, to, (int)room);
-    if (n > 0)
-        return (size_t)n;
-    switch (SSL_get_error(p->ssl, n)) {
-    case SSL_ERROR_WANT_READ: p->out.read = false; break;
-    case SSL_ERROR_ZERO_RETURN: p->outer_ended = true; break;
-    default:
-        // A peer that goes without a word; what the protocol inside has not heard the end of it knows for itself
-        p->outer_ended = true;
-        p->failed = !SSL_is_init_finished(p->ssl);
+    if (BIO_pending(p->arrived) > 0 || !p->out.read || p->outer_ended)
+        return false;
+    size_t n = take(p->spec.outer, p->raw, PIECE, &p->out.read, &p->outer_ended);
+    p->failed = p->failed || (n > 0 && BIO_write(p->arrived, p->raw, (int)n) != (int)n);
+    return n > 0;
+}
+
+// Does OpenSSL have some that was not passed on: records, or the rest of an opened one?
+static bool has_records(const Pipe *p)
+{
+    return p->ssl && !p->broken && (BIO_pending(p->arrived) > 0 || SSL_pending(p->ssl) > 0);
+}
+
+// The handshake is made on the way. More is fetched once, and only when all of what there was is used up: the rest of a
+// record may be what is missing.
+static bool open_records(Pipe *p)
+{
+    bool some = false, fetched = false;
+    while (p->up_len < PIECE && !p->failed && !p->broken) {
+        ERR_clear_error();
+        int n = SSL_read(p->ssl, p->up + p->up_len, (int)(PIECE - p->up_len));
+        int why = n > 0 ? SSL_ERROR_NONE : SSL_get_error(p->ssl, n);
+        if (n > 0) {
+            p->up_len += (size_t)n;
+            some = true;
+        } else if (why == SSL_ERROR_WANT_READ) {
+            if (fetched || !fetch_records(p))
+                break;
+            fetched = true;
+        } else {
+            p->outer_ended = true;
+            p->broken = why != SSL_ERROR_ZERO_RETURN;
+            break;
+        }
     }
-    return 0;
+    // A peer that goes without a word; what the protocol inside has not heard the end of it knows for itself
+    p->outer_ended = p->outer_ended || p->broken;
+    p->failed = p->failed || (p->outer_ended && !SSL_is_init_finished(p->ssl) && !p->broken) ||
+        (size_t)BIO_pending(p->sealed) > SEALED_MAX;
+    return some || fetched;
 }
 
 static bool fill_up(Pipe *p)
 {
-    bool some = false;
-    while (p->out.read && !p->outer_ended && !p->failed && p->up_len < PIECE) {
-        char *to = p->up + p->up_len;
-        size_t room = PIECE - p->up_len;
-        size_t n = p->ssl ? open_records(p, to, room) : take(p, p->spec.outer, to, room, &p->out.read, &p->outer_ended);
-        p->up_len += n;
-        some = some || n > 0;
-        if (!p->ssl)
-            break;
-    }
-    return some;
+    if (p->failed || p->broken || p->up_len == PIECE || (!has_records(p) && (!p->out.read || p->outer_ended)))
+        return false;
+    if (p->ssl)
+        return open_records(p);
+    size_t n = take(p->spec.outer, p->up + p->up_len, PIECE - p->up_len, &p->out.read, &p->outer_ended);
+    p->up_len += n;
+    return n > 0;
 }
 
 static bool empty_up(Pipe *p)
 {
     bool some = p->up_len > 0;
-    if (p->inner_ended) // nobody is there to take it
+    while (p->up_at < p->up_len && p->in.write && !p->inner_deaf)
+        p->up_at += give(p->inner, p->up + p->up_at, p->up_len - p->up_at, &p->in.write, &p->inner_deaf);
+    if (p->inner_ended || p->inner_deaf) // nobody is there to take it
         p->up_at = p->up_len;
-    while (p->up_at < p->up_len && p->in.write && !p->failed)
-        p->up_at += give(p, p->inner, p->up + p->up_at, p->up_len - p->up_at, &p->in.write);
     if (p->up_at < p->up_len)
         return false;
     p->up_at = p->up_len = 0;
-    if (p->outer_ended && !p->told_inner) {
+    if (p->outer_ended && !has_records(p) && !p->told_inner) {
         (void)shutdown(p->inner, SHUT_WR); // fails only where the peer is gone
         p->told_inner = true;
     }
@@ -149,37 +176,36 @@ static bool waits_for_handshake(Pipe *p)
 
 static bool fill_down(Pipe *p)
 {
-    if (!p->in.read || p->inner_ended || has_down(p) || waits_for_handshake(p))
+    if (!p->in.read || p->inner_ended || p->broken || has_down(p) || waits_for_handshake(p))
         return false;
-    size_t n = take(p, p->inner, p->down, PIECE, &p->in.read, &p->inner_ended);
+    size_t n = take(p->inner, p->down, PIECE, &p->in.read, &p->inner_ended);
     p->down_len = n;
     if (n > 0 && p->ssl) {
         ERR_clear_error();
         p->failed = SSL_write(p->ssl, p->down, (int)n) != (int)n || p->failed; // into memory: it all fits
     }
-    return n > 0;
+    return n > 0 || p->inner_ended;
 }
 
 static bool empty_down(Pipe *p)
 {
     const char *from = p->down;
-    size_t len = p->down_len;
+    size_t len = p->down_len, before = p->down_at;
     if (p->ssl) {
         char *sealed = NULL;
         long n = BIO_get_mem_data(p->sealed, &sealed);
         from = sealed;
         len = n > 0 ? (size_t)n : 0;
     }
-    if (p->down_at == len)
-        return false;
     while (p->down_at < len && p->out.write && !p->failed)
-        p->down_at += give(p, p->spec.outer, from + p->down_at, len - p->down_at, &p->out.write);
+        p->down_at += give(p->spec.outer, from + p->down_at, len - p->down_at, &p->out.write, &p->failed);
+    bool some = p->down_at > before;
     if (p->down_at < len)
-        return false;
+        return some;
     p->down_at = p->down_len = 0;
     if (p->ssl)
         (void)BIO_reset(p->sealed); // memory that may be written to
-    return true;
+    return some;
 }
 
 // ---- the whole
@@ -198,7 +224,7 @@ static bool follow(Pipe *p)
         return false;
     (void)close(p->inner);
     p->inner = next;
-    p->inner_ended = p->inner_gone = p->told_inner = false;
+    p->inner_ended = p->inner_gone = p->inner_deaf = p->told_inner = false;
     p->up_at = p->up_len = 0;
     p->in = (Ready){true, true};
     return true;
@@ -211,53 +237,52 @@ static void tell_outer(Pipe *p)
         (void)SSL_shutdown(p->ssl); // into memory
 }
 
-// What is not waited for is not looked at: its end would wake this up again and again.
-static struct pollfd look_for(int fd, bool reading, bool writing)
+// What is not waited for is looked at only while that can tell something new: its end would wake this up again and again.
+static struct pollfd look_for(int fd, bool reading, bool writing, bool at_all)
 {
     short events = (short)((reading ? POLLIN : 0) | (writing ? POLLOUT : 0));
-    return (struct pollfd){.fd = events ? fd : -1, .events = events};
+    return (struct pollfd){.fd = events || at_all ? fd : -1, .events = events};
 }
 
 static void note_ready(struct pollfd fd, Ready *ready)
 {
-    if (!fd.revents)
-        return;
-    ready->read = ready->write = true; // an error as well: the next call says which
+    if (fd.revents)
+        ready->read = ready->write = true; // an error as well: the next call says which
 }
 
+// Outer is always looked at: a cut, and a peer that is wholly gone, show there.
 static void wait_for(Pipe *p)
 {
     bool down = has_down(p);
-    struct pollfd fds[3] = {
-        look_for(p->spec.outer, p->up_len < PIECE && !p->outer_ended && !p->out.read, down && !p->out.write),
-        look_for(p->inner, !down && !p->inner_ended && !p->in.read, p->up_at < p->up_len && !p->in.write),
-        {.fd = p->cut, .events = POLLIN},
+    struct pollfd fds[2] = {
+        look_for(p->spec.outer, p->up_len < PIECE && !p->outer_ended && !p->out.read, down && !p->out.write, true),
+        // who waits for outer alone has to learn that inner is gone: then it does not wait for ever
+        look_for(p->inner, !down && !p->inner_ended && !p->in.read, p->up_at < p->up_len && !p->in.write,
+                 !p->inner_ended && !p->inner_gone),
     };
-    // Who waits for outer alone has to learn that inner is gone: then it does not wait for ever
-    if (fds[1].fd < 0 && !p->inner_ended && !p->inner_gone)
-        fds[1].fd = p->inner;
-    int64_t left = p->inner_gone ? MAX(p->moved_ms + STALLED_MS - clock_mono_ms(), 0) : -1;
+    bool last = p->inner_gone || p->inner_ended;
+    int64_t left = last ? MAX(p->moved_ms + STALLED_MS - clock_mono_ms(), 0) : -1;
     int n = poll(fds, ARRAY_LEN(fds), (int)left);
-    if (n < 0 && errno != EINTR)
-        p->failed = true;
     if (n <= 0) {
-        p->failed = p->failed || n == 0;
+        p->failed = p->failed || n == 0 || errno != EINTR;
         return;
     }
     note_ready(fds[0], &p->out);
     note_ready(fds[1], &p->in);
     p->inner_gone = p->inner_gone || (fds[1].revents & (POLLHUP | POLLERR));
-    p->failed = p->failed || fds[2].revents;
+    p->failed = p->failed || (!fds[0].events && fds[0].revents);
 }
 
 // Both directions, as long as there is something to pass on or to wait for.
 static void pump(Pipe *p)
 {
-    while (!p->failed) {
+    while (!p->failed && !atomic_load(&p->cut)) {
         bool moved = fill_up(p);
         moved = empty_up(p) || moved;
         moved = fill_down(p) || moved;
         moved = empty_down(p) || moved;
+        if (p->broken)
+            return; // what could be said is said
         if (p->inner_ended && !has_down(p) && follow(p))
             continue;
         if (p->inner_ended && !has_down(p) && !p->told_outer) {
@@ -271,6 +296,7 @@ static void pump(Pipe *p)
         else if (!p->failed)
             wait_for(p);
     }
+    p->failed = true;
 }
 
 // To close a socket with unread bytes resets the connection, and the peer may lose what it was sent last.
@@ -283,16 +309,16 @@ static void linger(Pipe *p)
         bool ended = false, ready = true;
         if (poll(&fd, 1, (int)left) <= 0)
             continue;
-        if (take(p, p->spec.outer, p->up, PIECE, &ready, &ended) == 0 && ended)
+        if (take(p->spec.outer, p->up, PIECE, &ready, &ended) == 0 && ended)
             return;
     }
 }
 
 static void release(Pipe *p)
 {
-    mem_cleanup_close(&p->cut);
     free(p->up);
     free(p->down);
+    free(p->raw);
     free(p);
 }
 
@@ -313,20 +339,18 @@ static void *pipe_main(void *ctx)
 
 static bool take_over_ssl(Pipe *p, Err *err)
 {
+    p->raw = malloc(PIECE);
     p->sealed = BIO_new(BIO_s_mem());
-    BIO *socket = p->sealed ? BIO_new_socket(p->spec.outer, BIO_NOCLOSE) : NULL;
-    if (!socket) {
+    p->arrived = BIO_new(BIO_s_mem());
+    if (!p->raw || !p->sealed || !p->arrived) {
         BIO_free(p->sealed);
-        p->sealed = NULL;
+        BIO_free(p->arrived);
         return err_no_memory(err);
     }
+    (void)BIO_set_mem_eof_return(p->arrived, -1); // empty: there may be more
     p->ssl = p->spec.ssl;
-    SSL_set0_rbio(p->ssl, socket);
+    SSL_set0_rbio(p->ssl, p->arrived);
     SSL_set0_wbio(p->ssl, p->sealed);
-    // Many records in one read
-    (void)SSL_free_buffers(p->ssl); // one that is in use stays as it is
-    SSL_set_default_read_buffer_len(p->ssl, PIECE);
-    SSL_set_read_ahead(p->ssl, 1);
     return true;
 }
 
@@ -334,12 +358,13 @@ static bool take_over_ssl(Pipe *p, Err *err)
 // the system refuses, it goes without.
 static void set_tcp(int fd)
 {
-    int yes = 1, idle = ALIVE_IDLE_S, every = ALIVE_EVERY_S, times = ALIVE_TIMES;
+    int yes = 1, idle = ALIVE_IDLE_S, every = ALIVE_EVERY_S, times = ALIVE_TIMES, unanswered = UNANSWERED_MS;
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof(yes));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every, sizeof(every));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &times, sizeof(times));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered, sizeof(unanswered));
 }
 
 static bool start_thread(Pipe *p, Err *err)
@@ -362,13 +387,12 @@ bool pipe_start(const PipeSpec *spec, Pipe **ret, Err *err)
     p->spec = *spec;
     p->inner = spec->inner;
     atomic_init(&p->next, -1);
+    atomic_init(&p->cut, false);
     p->out = p->in = (Ready){true, true};
     p->up = malloc(PIECE);
     p->down = malloc(PIECE);
-    p->cut = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     p->moved_ms = clock_mono_ms();
     bool ok = (p->up && p->down) || err_no_memory(err);
-    ok = ok && (p->cut >= 0 || err_errno(err, errno, "eventfd"));
     ok = ok && ((set_nonblocking(spec->outer) && set_nonblocking(spec->inner)) || err_errno(err, errno, "fcntl"));
     set_tcp(spec->outer);
     Pipe *started = p; // the thread may be over, and p gone, before start_thread() returns
@@ -388,5 +412,6 @@ void pipe_follow(Pipe *p, int inner)
 
 void pipe_cut(Pipe *p)
 {
-    (void)eventfd_write(p->cut, 1); // fails only where it is set
+    atomic_store(&p->cut, true);
+    (void)shutdown(p->spec.outer, SHUT_RDWR); // wakes it up; fails only where the peer is gone
 }

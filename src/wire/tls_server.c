@@ -204,6 +204,20 @@ static X509 *make_certificate(EVP_PKEY *key)
     return NULL;
 }
 
+// Whole or not at all: half a file would keep the hub from ever starting again, and another key is not the one that
+// others trust.
+static bool write_whole(const char *path, const char *text, size_t n, Err *err)
+{
+    cleanup_free char *beside = mem_printf(err, "%s.new", path), *folder = mem_strdup(path, err);
+    char *slash = folder ? strrchr(folder, '/') : NULL;
+    if (!beside || !folder)
+        return false;
+    if (slash)
+        *slash = '\0';
+    return file_unlink(beside, err) && file_create_durable(beside, text, n, 0600, err) &&
+        file_link(beside, path, err) && file_unlink(beside, err) && (!slash || file_fsync_dir(folder, err));
+}
+
 static bool write_pem(const char *path, EVP_PKEY *key, X509 *x, Err *err)
 {
     char *text = NULL;
@@ -212,7 +226,7 @@ static bool write_pem(const char *path, EVP_PKEY *key, X509 *x, Err *err)
         (b && PEM_write_bio_X509(b, x) == 1 && PEM_write_bio_PKCS8PrivateKey(b, key, NULL, NULL, 0, NULL, NULL) == 1) ||
         openssl_error(err, ERR_INTERNAL, "writing a certificate");
     long n = ok ? BIO_get_mem_data(b, &text) : 0;
-    ok = ok && file_create_durable(path, text, (size_t)n, 0600, err);
+    ok = ok && write_whole(path, text, (size_t)n, err);
     if (text)
         OPENSSL_cleanse(text, (size_t)n);
     BIO_free(b);

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import socket
 import ssl
 import stat
@@ -337,6 +338,65 @@ def test_login_pins_the_certificate(make_hub, place):
     assert thumbprint(hub.port) in refused.err
 
 
+def test_a_kept_thumbprint_stays_until_another_is_given(make_hub, place):
+    """A login without one forgot it, and went by the system's CAs."""
+    hub = make_hub(auth=True)
+    cli = Cli(f"https://127.0.0.1:{hub.port}", place)
+    token = str(hub.data / "admin-token")
+    cli.ok("login", "--token-file", token, "--thumbprint", thumbprint(hub.port))
+    cli.ok("login", "--token-file", token)
+    cli.ok("repo", "list")
+    hub.stop()
+    (hub.data / "tls.pem").unlink()
+    hub.start()
+    refused = cli.run("login", "--token-file", token)
+    assert refused.status == 1 and "not the expected one" in refused.err, refused
+    cli.ok("login", "--token-file", token, "--thumbprint", thumbprint(hub.port))
+
+
+def test_a_thumbprint_is_not_taken_for_what_has_none(make_hub, place):
+    """Before, the token went out as it is, and the login said that all was well."""
+    hub = make_hub(auth=True)
+    cli = Cli(hub.url, place)
+    refused = cli.run("login", "--token-file", hub.data / "admin-token", "--thumbprint", "00" * 32)
+    assert refused.status == 2 and "https://" in refused.err, refused
+    far = Cli("http://192.0.2.1:8082", place).run("repo", "list", environment={"SENDENSE_HUB_THUMBPRINT": "00" * 32})
+    assert far.status == 2 and "https://" in far.err, far
+    assert "whoami" not in hub.log
+
+
+def test_a_ca_that_is_given_counts_alone(make_hub, place, tmp_path):
+    """The system's CAs counted besides: here another one, in the folder that libcurl takes for them."""
+    ours, other = Ca(tmp_path), Ca(tmp_path, "other")
+    pem, key = other.sign("hub", "DNS:localhost")
+    system = tmp_path / "system"
+    system.mkdir()
+    digest = subprocess.run(["openssl", "x509", "-hash", "-noout", "-in", other.pem], capture_output=True, text=True,
+                            check=True).stdout.strip()
+    shutil.copy(other.pem, system / f"{digest}.0")
+    hub = make_hub(options=["--tls-cert", str(pem), "--tls-key", str(key)])
+    cli = Cli(f"https://localhost:{hub.port}", place)
+    environment = {"SENDENSE_HUB_CA": str(ours.pem), "SSL_CERT_DIR": str(system)}
+    refused = cli.run("repo", "list", environment=environment)
+    assert refused.status == 1 and "certificate not trusted" in refused.err, refused
+
+
+def test_half_open_handshakes_leave_the_hub_its_descriptors(make_hub):
+    """At the usual limit of 1024 a few hundred of them took all, and no backup could begin."""
+    hub = make_hub()
+    with open(f"/proc/{hub.process.pid}/limits", encoding="ascii") as f:
+        limit = int(re.search(r"Max open files +(\d+)", f.read())[1])
+    waiting = [raw.connect(hub.port) for _ in range(256)]
+    for s in waiting:
+        s.sendall(b"\x16")
+    wait_for(lambda: len(os.listdir(f"/proc/{hub.process.pid}/fd")) > 512, "they are there", 20)
+    assert limit > 3 * 1024 or limit > 2 * len(os.listdir(f"/proc/{hub.process.pid}/fd"))
+    for s in waiting:
+        s.close()
+    wait_for(lambda: len(os.listdir(f"/proc/{hub.process.pid}/fd")) < 100, "they are gone", 20)
+    hub.api.get("/health").expect(200)
+
+
 def test_an_older_credentials_file(make_hub, place):
     """From before there were thumbprints: the URL's token alone."""
     hub = make_hub(auth=True)
@@ -402,7 +462,11 @@ def test_an_export_through_the_port(locked, place):
                               f"Authorization: Bearer {hub.admin_token}") + b"early")
         got, _ = raw.receive(s)
         assert got.startswith((b"HTTP/1.1 101", b"HTTP/1.1 4")), got
+    open_relay, status, _ = upgrade(hub, path, hub.admin_token)
+    assert status == 101 and open_relay.recv(18)
     locked.api.delete(f"/exports/{export['export_id']}").expect(200)
+    assert raw.receive(open_relay)[0] == b""    # it ends with its export
+    open_relay.close()
     s, status, _ = upgrade(hub, path, hub.admin_token)
     s.close()
     assert status == 404
@@ -421,11 +485,17 @@ def test_a_job_s_disk_through_the_port(locked):
     s.close()
     assert status in (404, 409)  # no disk was announced
     job.announce([disk("disk-0", os.path.getsize(locked.image), change_id())])
-    for token, expected in ((hub.admin_token, 403), ("x", 403), (job.token, 101)):
+    for token, expected in ((hub.admin_token, 403), ("x", 403)):
         s, status, _ = upgrade(hub, path, token)
         assert status == expected, (token, status)
         s.close()
+    answer = job.api.get(path)
+    assert answer.status == 400 and "Upgrade" in answer.json["details"], answer
+    open_relay, status, _ = upgrade(hub, path, job.token)
+    assert status == 101 and open_relay.recv(18)
     job.call("fail", {"error": "x", "details": "x"}).expect(200)
+    assert raw.receive(open_relay)[0] == b""    # it ends with its job
+    open_relay.close()
     s, status, _ = upgrade(hub, path, job.token)
     s.close()
     assert status in (403, 409)
@@ -575,3 +645,10 @@ def test_behind_nginx(make_hub, place, tmp_path, elsewhere, nginx):
     assert followed.returncode == 0 and "completed" in followed.stderr, followed
     refused = elsewhere.run(BIN / "sendense", "repo", "list", environment={**environment, "SENDENSE_TOKEN": "x"})
     assert refused.returncode == 1 and "token" in refused.stderr, refused
+    # nginx keeps the connection of a refused upgrade: the refusal is told all the same, and is no timeout
+    made = world.api.post("/backups", {"vm_name": "pgtest1", "repository_id": world.repository_id,
+                                       "start_client": False}).expect(201)
+    more = {**environment, "MIGRATEKIT_JOB_ID": made["backup_id"], "SENDENSE_JOB_TOKEN": "0" * 64}
+    refused = elsewhere.run(CLIENT, "--reach-for", "0", environment=more, hidden=[hub.run_dir])
+    assert refused.returncode == 1 and "token" in refused.stderr, refused
+    world.api.post(f"/backups/{made['backup_id']}/cancel").expect(202)

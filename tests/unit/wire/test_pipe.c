@@ -6,7 +6,9 @@
 #include "wire/tls_server.h"
 
 #include <errno.h>
+#include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <openssl/sslerr.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -89,14 +91,15 @@ typedef struct Flow {
     Fixture *f;
     bool from_peer;
     size_t n;
+    size_t piece; // 0: some
 } Flow;
 
 static void *write_all(void *ctx)
 {
     Flow *w = ctx;
-    unsigned char piece[10007];
+    static unsigned char piece[300000];
     for (size_t at = 0; at < w->n;) {
-        size_t n = MIN(sizeof(piece), w->n - at);
+        size_t n = MIN(w->piece ? w->piece : 10007, w->n - at);
         for (size_t i = 0; i < n; i++)
             piece[i] = byte_at(at + i);
         ssize_t sent = w->from_peer && w->f->client
@@ -127,14 +130,15 @@ static void read_all(Fixture *f, bool at_peer, size_t n)
     }
 }
 
-// A send that took only part of what was there once left the pipe waiting for the other side, for ever.
-static void flow(void **state, bool tls, bool from_peer)
+// A send that took only part of what was there once left the pipe waiting for the other side, for ever; and so did the
+// rest of a record, of which OpenSSL had the beginning.
+static void flow(void **state, bool tls, bool from_peer, size_t piece)
 {
     Fixture f;
     pthread_t thread;
     void *well;
     set_up(state, &f, tls);
-    Flow w = {.f = &f, .from_peer = from_peer, .n = BIG};
+    Flow w = {.f = &f, .from_peer = from_peer, .n = BIG, .piece = piece};
     if (tls)
         assert_int_equal(SSL_do_handshake(f.client), 1);
     assert_int_equal(pthread_create(&thread, NULL, write_all, &w), 0);
@@ -147,8 +151,9 @@ static void flow(void **state, bool tls, bool from_peer)
 static void test_carries_both_ways(void **state)
 {
     int fds = unit_open_fds();
-    for (int i = 0; i < 4; i++)
-        flow(state, i & 1, i & 2);
+    static const size_t pieces[] = {1000, 10007, 65536, 300000};
+    for (size_t i = 0; i < 4 * ARRAY_LEN(pieces); i++)
+        flow(state, i & 1, i & 2, pieces[i / 4]);
     int64_t until = clock_mono_ms() + WAIT_MS; // the thread closes its last ones behind ended()
     while (unit_open_fds() != fds && clock_mono_ms() < until)
         (void)poll(NULL, 0, 5);
@@ -236,6 +241,68 @@ static void test_is_cut(void **state)
     }
 }
 
+// What a peer sends once inner takes no more once threw away what inner had said, and cut the connection.
+static void test_answers_who_still_talks(void **state)
+{
+    for (int tls = 0; tls < 2; tls++) {
+        Fixture f;
+        char text[8] = "";
+        set_up(state, &f, tls);
+        if (tls)
+            assert_int_equal(SSL_do_handshake(f.client), 1);
+        assert_int_equal(send(f.side, "answer", 6, 0), 6);
+        (void)close(f.side);
+        f.side = -1;
+        if (tls)
+            assert_int_equal(SSL_write(f.client, "more", 4), 4);
+        else
+            assert_int_equal(send(f.peer, "more", 4, 0), 4);
+        for (size_t n = 0, got; n < 6; n += got) {
+            got = receive(&f, true, (unsigned char *)text + n, 6 - n);
+            assert_true(got > 0);
+        }
+        assert_string_equal(text, "answer");
+        assert_int_equal(receive(&f, true, (unsigned char *)text, 1), 0);
+        tear_down(&f);
+    }
+}
+
+static void *update_keys(void *ctx)
+{
+    Fixture *f = ctx;
+    while (SSL_key_update(f->client, SSL_KEY_UPDATE_REQUESTED) == 1 && SSL_do_handshake(f->client) == 1)
+        ;
+    return NULL;
+}
+
+// Records that carry nothing once kept a thread for as long as they came, whatever else there was to see.
+static void test_a_peer_that_only_updates_keys(void **state)
+{
+    Fixture f;
+    pthread_t thread;
+    set_up(state, &f, true);
+    assert_int_equal(SSL_do_handshake(f.client), 1);
+    assert_int_equal(pthread_create(&thread, NULL, update_keys, &f), 0);
+    (void)poll(NULL, 0, 200);
+    pipe_cut(f.pipe);
+    wait_end(&f);
+    (void)pthread_join(thread, NULL);
+    tear_down(&f);
+}
+
+// Who speaks an old version is told so.
+static void test_says_why_a_handshake_failed(void **state)
+{
+    Fixture f;
+    set_up(state, &f, true);
+    SSL_set_security_level(f.client, 0);
+    assert_int_equal(SSL_set_max_proto_version(f.client, TLS1_1_VERSION), 1);
+    assert_int_not_equal(SSL_do_handshake(f.client), 1);
+    assert_int_equal(ERR_GET_REASON(ERR_peek_error()), SSL_R_TLSV1_ALERT_PROTOCOL_VERSION);
+    ERR_clear_error();
+    tear_down(&f);
+}
+
 // A handshake that is none, one that never comes, and one whose other side has gone meanwhile: an end, and no spinning.
 static void test_handshakes_that_fail(void **state)
 {
@@ -301,9 +368,11 @@ static void test_a_certificate_of_its_own(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_carries_both_ways),    cmocka_unit_test(test_passes_the_end_on),
-        cmocka_unit_test(test_goes_on_with_another), cmocka_unit_test(test_is_cut),
-        cmocka_unit_test(test_handshakes_that_fail), cmocka_unit_test(test_a_certificate_of_its_own),
+        cmocka_unit_test(test_carries_both_ways),           cmocka_unit_test(test_passes_the_end_on),
+        cmocka_unit_test(test_goes_on_with_another),        cmocka_unit_test(test_is_cut),
+        cmocka_unit_test(test_answers_who_still_talks),     cmocka_unit_test(test_a_peer_that_only_updates_keys),
+        cmocka_unit_test(test_says_why_a_handshake_failed), cmocka_unit_test(test_handshakes_that_fail),
+        cmocka_unit_test(test_a_certificate_of_its_own),
     };
     return cmocka_run_group_tests(tests, unit_folder_setup, unit_folder_teardown);
 }
