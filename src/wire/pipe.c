@@ -237,7 +237,7 @@ static void tell_outer(Pipe *p)
         (void)SSL_shutdown(p->ssl); // into memory
 }
 
-// What is not waited for is looked at only while that can tell something new: its end would wake this up again and again.
+// What is not waited for is looked at only while that can tell something new: its end would wake this up all the time.
 static struct pollfd look_for(int fd, bool reading, bool writing, bool at_all)
 {
     short events = (short)((reading ? POLLIN : 0) | (writing ? POLLOUT : 0));

@@ -10,8 +10,8 @@
 typedef struct Pipe Pipe;
 
 // outer: a connected socket; inner: a stream socket. Both are the pipe's from a start that went well.
-// ssl: an OpenSSL SSL, in accepting state or with its handshake done and nothing read ahead; the pipe gives it BIOs of its
-// own, in memory. It stays the caller's, who frees it in ended(). NULL: outer is in the clear, too.
+// ssl: an OpenSSL SSL, in accepting state or with its handshake done and nothing read ahead; the pipe gives it BIOs of
+// its own, in memory. It stays the caller's, who frees it in ended(). NULL: outer is in the clear, too.
 // ended: called once, last of all, in the pipe's thread; the Pipe is no more. It may free what the ssl rests on.
 typedef struct PipeSpec {
     int outer, inner;
