@@ -5,6 +5,7 @@
 #include "base/str.h"
 #include "http/api.h"
 #include "http/server.h"
+#include "hub/migrate_database.h"
 #include "hub/settings.h"
 
 #include <errno.h>
@@ -203,7 +204,11 @@ static bool run(Running *r, Err *err)
     const Settings *o = &r->settings;
     cleanup_free char *plugin = NULL, *client = NULL;
     cleanup(secret_clear) Secret password = {0};
-    if (!settings_database_password(o, &password, err) || !find_files(o, &plugin, &client, err))
+    StoreMariadb mariadb = {0};
+    if (o->to)
+        return err_set(err, ERR_USAGE, "--to goes with migrate-database");
+    if (!settings_database_password(o, &password, err) || !find_files(o, &plugin, &client, err) ||
+        (o->db_host && !settings_mariadb(o, &password, &mariadb, err)))
         return false;
     if (o->check_config && o->tls_cert && !open_tls(o, &r->tls, err))
         return false;
@@ -224,11 +229,6 @@ static bool run(Running *r, Err *err)
     (void)signal(SIGPIPE, SIG_IGN);
     (void)signal(SIGCHLD, SIG_DFL); // where it came ignored, the kernel would reap our children itself
     (void)signal(SIGHUP, SIG_DFL);  // the same: it would never come
-    StoreMariadb mariadb = {.host = o->db_host,
-                            .port = (unsigned)o->db_port,
-                            .name = o->db_name,
-                            .user = o->db_user,
-                            .password = &password};
     HubConfig config = {.mariadb = o->db_host ? &mariadb : NULL,
                         .data_dir = settings_data_dir(o),
                         .key_file = o->key_file,
@@ -249,13 +249,22 @@ static bool run(Running *r, Err *err)
 int main(int argc, char **argv)
 {
     Err err = ERR_INIT;
+    bool migrate = argc > 1 && str_eq(argv[1], "migrate-database");
+    if (migrate) { // its options are the hub's
+        argv[1] = argv[0];
+        argv++;
+        argc--;
+    }
     Running r = {.argc = argc, .argv = argv};
     bool ok = proc_fill_standard_fds(&err) && settings_load(argc, argv, &r.settings, &err);
     if (ok && r.settings.help) {
-        (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] [-auth=false]\n\n");
+        (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] [-auth=false]\n"
+                     "       sendense-hub migrate-database --to mariadb|embedded --data-dir DIR --db-host HOST …\n\n");
         settings_print_help();
     } else if (ok && r.settings.version) {
         (void)printf("sendense-hub %s\n", SENDENSE_VERSION);
+    } else if (migrate) {
+        ok = ok && migrate_database(&r.settings, &err);
     } else {
         ok = ok && run(&r, &err);
     }

@@ -7,14 +7,17 @@
 #include "domain/chain.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #define PREFIX "SENDENSE"
 #define TABLE_MAX 40
 
 // Of no sense in a file or the environment.
-static const char *const command_line_only[] = {"config", "check-config", "new-admin-token", "help", "version", NULL};
+static const char *const command_line_only[] = {"config", "check-config", "new-admin-token", "to", "help", "version",
+                                                NULL};
 
 static void fill_table(Settings *o, Opt table[TABLE_MAX])
 {
@@ -54,6 +57,11 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
         {"db-user", OPT_TEXT, &o->db_user, 0, 0, "USER", "MariaDB's user"},
         {"db-pass", OPT_TEXT, &o->db_pass, 0, 0, "PASSWORD", "MariaDB's password (visible to all users here)"},
         {"db-pass-file", OPT_TEXT, &o->db_pass_file, 0, 0, "FILE", "a file that holds MariaDB's password"},
+        {"db-tls", OPT_TEXT, &o->db_tls, 0, 0, "required|unverified|off",
+         "TLS to MariaDB; default: off to this machine, else required, with a certificate that is good for db-host"},
+        {"db-tls-ca", OPT_TEXT, &o->db_tls_ca, 0, 0, "FILE",
+         "the CA of MariaDB's certificate; default: what the system trusts"},
+        {"to", OPT_TEXT, &o->to, 0, 0, "mariadb|embedded", "for migrate-database: where the catalogue goes"},
         {"check-config", OPT_FLAG, &o->check_config, 0, 0, NULL, "say what is in effect, or what is wrong, and end"},
         {"help", OPT_FLAG, &o->help, 0, 0, NULL, "this text"},
         {"version", OPT_FLAG, &o->version, 0, 0, NULL, "the version"},
@@ -111,6 +119,31 @@ static bool is_loopback(const char *address)
                                                  : inet_pton(AF_INET6, address, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
+static bool is_this_machine(const char *host)
+{
+    return host[0] == '/' || strcasecmp(host, "localhost") == 0 || is_loopback(host);
+}
+
+// What leaves this machine is encrypted, and to the right one, unless something else is said in words.
+static StoreTls tls_of(const Settings *s)
+{
+    if (s->db_tls)
+        return str_eq(s->db_tls, "required") ? STORE_TLS_REQUIRED
+                                             : (str_eq(s->db_tls, "off") ? STORE_TLS_OFF : STORE_TLS_UNVERIFIED);
+    return s->db_tls_ca || !is_this_machine(s->db_host) ? STORE_TLS_REQUIRED : STORE_TLS_OFF;
+}
+
+static bool check_tls(const Settings *s, Err *err)
+{
+    if (s->db_tls && !str_eq(s->db_tls, "required") && !str_eq(s->db_tls, "unverified") && !str_eq(s->db_tls, "off"))
+        return err_set(err, ERR_USAGE, "--db-tls is required, unverified or off");
+    if (s->db_tls_ca && tls_of(s) != STORE_TLS_REQUIRED)
+        return err_set(err, ERR_USAGE, "--db-tls-ca goes with --db-tls required");
+    if (s->db_host[0] == '/' && tls_of(s) != STORE_TLS_OFF)
+        return err_set(err, ERR_USAGE, "--db-host %s is a socket of this machine; there is no TLS over it", s->db_host);
+    return true;
+}
+
 static bool check(const Settings *s, Err *err)
 {
     if (!s->auth && !s->let_anybody_in && !is_loopback(s->listen))
@@ -122,11 +155,11 @@ static bool check(const Settings *s, Err *err)
         return err_set(err, ERR_USAGE, "--tls-cert and --tls-key go together");
     if (s->tls_cert && !s->tls)
         return err_set(err, ERR_USAGE, "--tls-cert and -tls=false exclude each other");
-    if (!s->db_host && (s->db_name || s->db_user || s->db_pass || s->db_pass_file))
-        return err_set(err, ERR_USAGE, "--db-name, --db-user and a password go with --db-host");
+    if (!s->db_host && (s->db_name || s->db_user || s->db_pass || s->db_pass_file || s->db_tls || s->db_tls_ca))
+        return err_set(err, ERR_USAGE, "--db-name, --db-user, TLS and a password go with --db-host");
     if (s->db_host && (!s->db_name || !s->db_user))
         return err_set(err, ERR_USAGE, "--db-host needs --db-name and --db-user");
-    return true;
+    return !s->db_host || check_tls(s, err);
 }
 
 bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)
@@ -151,8 +184,9 @@ bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)
 
 void settings_clear(Settings *s)
 {
-    char *texts[] = {s->config,   s->listen,  s->data_dir, s->key_file, s->run_dir, s->plugin,  s->client,
-                     s->tls_cert, s->tls_key, s->db_host,  s->db_name,  s->db_user, s->db_pass, s->db_pass_file};
+    char *texts[] = {s->config,  s->listen,       s->data_dir, s->key_file,  s->run_dir, s->plugin,
+                     s->client,  s->tls_cert,     s->tls_key,  s->db_host,   s->db_name, s->db_user,
+                     s->db_pass, s->db_pass_file, s->db_tls,   s->db_tls_ca, s->to};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         free(texts[i]);
 }
@@ -238,6 +272,20 @@ size_t settings_fixed_changes(const Settings *a, const Settings *b, const char *
             ret_names[found++] = table_a[i].name;
     }
     return found;
+}
+
+bool settings_mariadb(const Settings *s, const Secret *password, StoreMariadb *ret, Err *err)
+{
+    if (s->db_tls_ca && access(s->db_tls_ca, R_OK) != 0)
+        return err_set(err, ERR_USAGE, "--db-tls-ca: %s: %s", s->db_tls_ca, strerrordesc_np(errno));
+    *ret = (StoreMariadb){.host = s->db_host,
+                          .port = (unsigned)s->db_port,
+                          .name = s->db_name,
+                          .user = s->db_user,
+                          .password = password,
+                          .tls = tls_of(s),
+                          .tls_ca = s->db_tls_ca};
+    return true;
 }
 
 bool settings_database_password(const Settings *s, Secret *ret, Err *err)

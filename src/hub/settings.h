@@ -9,7 +9,8 @@ typedef struct Settings { // text owned
     uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint,
         audit;
     char *config, *listen, *data_dir, *key_file, *run_dir, *plugin, *client, *tls_cert, *tls_key;
-    char *db_host, *db_name, *db_user, *db_pass, *db_pass_file;
+    char *db_host, *db_name, *db_user, *db_pass, *db_pass_file, *db_tls, *db_tls_ca;
+    char *to; // of the command migrate-database
     bool pass_on_command_line;
 } Settings;
 
@@ -25,5 +26,7 @@ const char *settings_data_dir(const Settings *s);
 HubLimits settings_limits(const Settings *s);
 // Names of settings, but for limits, in which the two differ: a running hub cannot change these. At most n.
 size_t settings_fixed_changes(const Settings *a, const Settings *b, const char **ret_names, size_t n);
+// Of db-host and the others, with the password and what TLS they mean; borrowed. There has to be a db-host.
+bool settings_mariadb(const Settings *s, const Secret *password, StoreMariadb *ret, Err *err) must_check;
 // From the options, the environment or a file, in this order; one that a file ends with a line feed is without it.
 bool settings_database_password(const Settings *s, Secret *ret, Err *err) must_check;

@@ -8,6 +8,13 @@
 typedef struct Db Db;
 typedef struct DbStmt DbStmt;
 
+typedef enum DbValue { // what a row has in a column
+    DB_VALUE_NULL,
+    DB_VALUE_NUMBER, // a whole one, of 64 bits
+    DB_VALUE_TEXT,
+    DB_VALUE_OTHER, // nothing of ours
+} DbValue;
+
 typedef struct DbOps {
     const char *name; // "sqlite"
     void (*close)(Db *db);
@@ -18,12 +25,16 @@ typedef struct DbOps {
     bool (*prepare)(Db *db, const char *sql, DbStmt **ret, Err *err);
     // Parameters and columns count from 0. NULL text binds NULL; text is copied.
     bool (*bind_text)(DbStmt *s, unsigned i, const char *text, Err *err);
+    bool (*bind_bytes)(DbStmt *s, unsigned i, const char *text, size_t n, Err *err); // the same, of n bytes
     bool (*bind_int)(DbStmt *s, unsigned i, int64_t v, Err *err);
     bool (*bind_null)(DbStmt *s, unsigned i, Err *err);
     bool (*step)(DbStmt *s, bool *ret_row, Err *err);
     const char *(*column_text)(DbStmt *s, unsigned i); // NULL for NULL; valid until the next step
     int64_t (*column_int)(DbStmt *s, unsigned i);
+    size_t (*column_size)(DbStmt *s, unsigned i); // of that text, in bytes
+    DbValue (*column_value)(DbStmt *s, unsigned i);
     bool (*column_is_null)(DbStmt *s, unsigned i);
+    bool (*again)(DbStmt *s, Err *err); // to be bound and stepped once more
     void (*finish)(DbStmt *s);
     uint64_t (*affected)(Db *db);    // rows of the last INSERT, UPDATE or DELETE
     int64_t (*last_id)(Db *db);      // of the last INSERT
@@ -31,6 +42,17 @@ typedef struct DbOps {
     bool (*commit)(Db *db, Err *err);
     void (*rollback)(Db *db);
     bool (*backup)(Db *db, const char *path, Err *err); // a consistent copy, before a migration; NULL: cannot
+    // From now on it only reads, the database as it is now, until it is closed; one statement at a time, whose rows come
+    // one by one.
+    bool (*only_read)(Db *db, Err *err);
+    bool (*references)(Db *db, bool checked, Err *err); // from now on; outside of a transaction
+    // Questions for its own schema. All tables but the database's own, by name.
+    const char *tables;
+    // Of a table: name, place in the primary key or 0; in their order.
+    const char *columns;
+    const char
+        *counter; // of a table: the number of the next row that is not given one; no row, NULL: it does not count
+    bool (*set_counter)(Db *db, const char *table, int64_t next, Err *err); // no part of a transaction
 } DbOps;
 
 struct Db {
@@ -39,6 +61,8 @@ struct Db {
 
 // WAL, synchronous=FULL, foreign keys on. Created 0600 if it is not there.
 bool db_sqlite_open(const char *path, Db **ret, Err *err) must_check;
+// One that is there, whose file is not written to, not even for what a crash has left in its log.
+bool db_sqlite_open_to_read(const char *path, Db **ret, Err *err) must_check;
 // Errors: ERR_FORBIDDEN (password, rights), ERR_NOT_FOUND (no such database), ERR_UNAVAILABLE (not there now), ERR_BUSY
 // (another hub has it). The database must be there; its tables are made by db_migrate().
 bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err) must_check;
@@ -94,3 +118,5 @@ bool db_number(Db *db, const char *sql, const DbArg *args, size_t n, int64_t fal
 // Bring the schema to the newest version; before the first step that changes an existing database a copy
 // "<path>.before-<version>" is made (copy_path_prefix NULL: none). A database newer than this program: ERR_UNSUPPORTED.
 bool db_migrate(Db *db, const char *copy_path_prefix, Err *err) must_check;
+#define DB_MIGRATIONS "schema_migrations"
+unsigned db_schema_newest(void); // that this program knows

@@ -11,16 +11,19 @@
 #define CONNECT_S 10
 #define ANSWER_S 60
 #define SQL_MAX 65536
+#define CHARSET_BINARY 63
 #define TEXT_BYTES_MAX (16u << 20) // of one value that is read
 
 typedef struct DbMariadb {
     Db base;
     MYSQL *handle; // NULL: not connected
-    char *host, *name, *user;
+    char *host, *name, *user, *tls_ca;
     Secret password;
     unsigned port;
+    StoreTls tls;
     bool in_transaction;
-    bool lost; // the connection, within a transaction or not
+    bool only_reads; // rows come one by one, however many there are
+    bool lost;       // the connection, within a transaction or not
     uint64_t affected;
     int64_t last_id;
 } DbMariadb;
@@ -35,6 +38,7 @@ typedef struct Value {
 struct DbStmt {
     DbMariadb *db;
     MYSQL_STMT *handle;
+    MYSQL_RES *about; // its columns; NULL: nobody asked
     MYSQL_BIND *params, *columns;
     Value *given, *read;
     unsigned params_len, columns_len;
@@ -62,8 +66,6 @@ static ErrCode code_of(unsigned code)
     case ER_DUP_ENTRY_WITH_KEY_NAME: return ERR_EXISTS;
     case ER_ROW_IS_REFERENCED_2:
     case ER_NO_REFERENCED_ROW_2: return ERR_CONFLICT; // another row needs it
-    case ER_DISK_FULL:
-    case ER_RECORD_FILE_FULL: return ERR_NO_SPACE;
     case ER_ACCESS_DENIED_ERROR:
     case ER_DBACCESS_DENIED_ERROR:
     case ER_TABLEACCESS_DENIED_ERROR:
@@ -81,8 +83,27 @@ static ErrCode code_of(unsigned code)
     }
 }
 
+// Whichever part of the server met it. Its words may be of any language; the numbers are ENOSPC, EDQUOT.
+static bool is_full(unsigned code, const char *text)
+{
+    switch (code) {
+    case ER_DISK_FULL:
+    case ER_RECORD_FILE_FULL: return true;
+    case ER_ERROR_ON_WRITE:
+    case ER_GET_ERRNO:
+    case ER_CANT_CREATE_TABLE:
+    case ER_CANT_CREATE_FILE: return strstr(text, " 28 ") != NULL || strstr(text, " 122 ") != NULL;
+    default: return false;
+    }
+}
+
 static bool fail(DbMariadb *db, const char *what, unsigned code, const char *text, Err *err)
 {
+    if (is_full(code, text))
+        return err_set(err, ERR_NO_SPACE,
+                       "database: the server has no space left: %s (%u); HINT: make room on its disk, nothing has to be"
+                       " started anew",
+                       text, code);
     db->lost = db->lost || is_lost(code);
     return err_set(err, code_of(code), "database: %s (%u): %.200s", text, code, what);
 }
@@ -129,6 +150,18 @@ static bool take_hold(DbMariadb *db, Err *err)
                 db->name);
 }
 
+// The connector does no TLS of itself, and with TLS looks at no name; and it would give the password as it is to any
+// server that asks for it by another method than these.
+static bool set_tls(MYSQL *m, const DbMariadb *db)
+{
+    my_bool yes = 1;
+    bool tls = db->tls != STORE_TLS_OFF, verified = db->tls == STORE_TLS_REQUIRED;
+    return (!tls || mysql_optionsv(m, MYSQL_OPT_SSL_ENFORCE, (void *)&yes) == 0) &&
+        (!verified || mysql_optionsv(m, MYSQL_OPT_SSL_VERIFY_SERVER_CERT, (void *)&yes) == 0) &&
+        (!verified || !db->tls_ca || mysql_optionsv(m, MYSQL_OPT_SSL_CA, (void *)db->tls_ca) == 0) &&
+        (verified || mysql_optionsv(m, MARIADB_OPT_RESTRICTED_AUTH, "mysql_native_password,client_ed25519") == 0);
+}
+
 static bool set_options(MYSQL *m, bool socket)
 {
     unsigned connect_s = CONNECT_S, answer_s = ANSWER_S, off = 0;
@@ -151,20 +184,35 @@ static void end_before(DbMariadb *db, unsigned long thread)
         (void)!query(db, sql, &gone);
 }
 
+static bool refused(DbMariadb *db, Err *err)
+{
+    unsigned code = mysql_errno(db->handle);
+    (void)fail(db, "connecting", code, mysql_error(db->handle), err);
+    if (code != CR_SSL_CONNECTION_ERROR)
+        return false;
+    return err_context(err,
+                       db->tls == STORE_TLS_REQUIRED
+                           ? "TLS; HINT: db-tls-ca names the CA's certificate, and db-host is a name in the server's; "
+                             "db-tls = unverified or off does without"
+                           : "TLS; HINT: give the server a certificate (ssl_cert, ssl_key), or say db-tls = off");
+}
+
 static bool connect_now(DbMariadb *db, Err *err)
 {
     unsigned long before = db->handle ? mysql_thread_id(db->handle) : 0;
     bool socket = db->host[0] == '/';
     disconnect(db);
     db->handle = mysql_init(NULL);
-    if (!db->handle || !set_options(db->handle, socket)) {
+    if (!db->handle || !set_options(db->handle, socket) || !(socket || set_tls(db->handle, db))) {
         disconnect(db);
         return err_no_memory(err);
     }
     // affected rows are those that were found, as SQLite counts them
     bool ok = mysql_real_connect(db->handle, socket ? NULL : db->host, db->user, secret_reveal(&db->password), db->name,
                                  socket ? 0 : db->port, socket ? db->host : NULL, CLIENT_FOUND_ROWS) != NULL ||
-        fail(db, "connecting", mysql_errno(db->handle), mysql_error(db->handle), err);
+        refused(db, err);
+    if (ok && !socket && db->tls != STORE_TLS_OFF && !mysql_get_ssl_cipher(db->handle))
+        ok = err_set(err, ERR_UNAVAILABLE, "database: the connection is not encrypted");
     ok = ok &&
         query(db,
               "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,"
@@ -206,6 +254,7 @@ static void db_close(Db *base)
     free(db->host);
     free(db->name);
     free(db->user);
+    free(db->tls_ca);
     secret_clear(&db->password);
     free(db);
 }
@@ -267,6 +316,7 @@ static void db_finish(DbStmt *s)
 {
     if (!s)
         return;
+    mysql_free_result(s->about);
     if (s->handle)
         (void)mysql_stmt_close(s->handle); // an error of it was one of the last step, or of the connection
     for (unsigned i = 0; s->given && i < s->params_len; i++)
@@ -330,17 +380,36 @@ static bool check_param(const DbStmt *s, unsigned i, Err *err)
     return i < s->params_len || err_set(err, ERR_INTERNAL, "database: there is no parameter %u", i);
 }
 
+static void bind_text_given(DbStmt *s, unsigned i)
+{
+    s->params[i] = (MYSQL_BIND){.buffer_type = MYSQL_TYPE_STRING,
+                                .buffer = s->given[i].text,
+                                .buffer_length = s->given[i].length,
+                                .length = &s->given[i].length,
+                                .is_null = &s->given[i].is_null};
+}
+
 static bool db_bind_text(DbStmt *s, unsigned i, const char *text, Err *err)
 {
     if (!check_param(s, i, err) || !mem_replace(&s->given[i].text, text, err))
         return false;
     s->given[i].length = text ? strlen(text) : 0;
     s->given[i].is_null = !text;
-    s->params[i] = (MYSQL_BIND){.buffer_type = MYSQL_TYPE_STRING,
-                                .buffer = s->given[i].text,
-                                .buffer_length = s->given[i].length,
-                                .length = &s->given[i].length,
-                                .is_null = &s->given[i].is_null};
+    bind_text_given(s, i);
+    return true;
+}
+
+static bool db_bind_bytes(DbStmt *s, unsigned i, const char *text, size_t n, Err *err)
+{
+    char *copy = check_param(s, i, err) ? mem_calloc(n + 1, 1, err) : NULL;
+    if (!copy)
+        return false;
+    memcpy(copy, text, n);
+    free(s->given[i].text);
+    s->given[i].text = copy;
+    s->given[i].length = n;
+    s->given[i].is_null = 0;
+    bind_text_given(s, i);
     return true;
 }
 
@@ -371,8 +440,9 @@ static bool execute(DbStmt *s, Err *err)
     for (unsigned i = 0; i < s->columns_len; i++)
         s->columns[i] = (MYSQL_BIND){
             .buffer_type = MYSQL_TYPE_STRING, .length = &s->read[i].length, .is_null = &s->read[i].is_null};
-    // all rows at once: the caller asks other questions between two of them
-    if (mysql_stmt_bind_result(s->handle, s->columns) || mysql_stmt_store_result(s->handle) != 0)
+    // all rows at once: the caller asks other questions between two of them, unless it only reads
+    if (mysql_stmt_bind_result(s->handle, s->columns) ||
+        (!s->db->only_reads && mysql_stmt_store_result(s->handle) != 0))
         return fail_stmt(s, "result", err);
     return true;
 }
@@ -430,6 +500,34 @@ static bool db_column_is_null(DbStmt *s, unsigned i)
     return s->read[i].text == NULL;
 }
 
+static size_t db_column_size(DbStmt *s, unsigned i)
+{
+    return s->read[i].text ? s->read[i].length : 0;
+}
+
+static DbValue db_column_value(DbStmt *s, unsigned i)
+{
+    if (!s->read[i].text)
+        return DB_VALUE_NULL;
+    if (!s->about)
+        s->about = mysql_stmt_result_metadata(s->handle);
+    const MYSQL_FIELD *f = s->about ? mysql_fetch_field_direct(s->about, i) : NULL;
+    switch (f ? f->type : MYSQL_TYPE_NULL) {
+    case MYSQL_TYPE_LONG:
+    case MYSQL_TYPE_LONGLONG: return (f->flags & UNSIGNED_FLAG) ? DB_VALUE_OTHER : DB_VALUE_NUMBER;
+    case MYSQL_TYPE_STRING:
+    case MYSQL_TYPE_VAR_STRING:
+    case MYSQL_TYPE_BLOB: return f->charsetnr == CHARSET_BINARY ? DB_VALUE_OTHER : DB_VALUE_TEXT;
+    default: return DB_VALUE_OTHER;
+    }
+}
+
+static bool db_again(DbStmt *s, Err *err)
+{
+    s->executed = false;
+    return s->columns_len == 0 || mysql_stmt_free_result(s->handle) == 0 || fail_stmt(s, "statement", err);
+}
+
 static uint64_t db_affected(Db *base)
 {
     return self(base)->affected;
@@ -467,6 +565,31 @@ static void db_rollback(Db *base)
     db->in_transaction = false;
 }
 
+// ---- for moving all of it
+
+static bool db_only_read(Db *base, Err *err)
+{
+    DbMariadb *db = self(base);
+    // else a text is sorted by its first 1024 bytes, where no index is at hand
+    if (!db_exec(base, "SET SESSION max_sort_length = 65536, SESSION net_write_timeout = 600", err) ||
+        !db_exec(base, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ", err) ||
+        !db_exec(base, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY", err))
+        return false;
+    db->in_transaction = db->only_reads = true; // what is lost once is lost for good
+    return true;
+}
+
+static bool db_references(Db *base, bool checked, Err *err)
+{
+    return db_exec(base, checked ? "SET SESSION foreign_key_checks = 1" : "SET SESSION foreign_key_checks = 0", err);
+}
+
+static bool db_set_counter(Db *base, const char *table, int64_t next, Err *err)
+{
+    cleanup_free char *sql = mem_printf(err, "ALTER TABLE %s AUTO_INCREMENT = %lld", table, (long long)next);
+    return sql && db_exec(base, sql, err);
+}
+
 static const DbOps mariadb_ops = {
     .name = "mariadb",
     .close = db_close,
@@ -474,18 +597,33 @@ static const DbOps mariadb_ops = {
     .define = db_define,
     .prepare = db_prepare,
     .bind_text = db_bind_text,
+    .bind_bytes = db_bind_bytes,
     .bind_int = db_bind_int,
     .bind_null = db_bind_null,
     .step = db_step,
     .column_text = db_column_text,
     .column_int = db_column_int,
+    .column_size = db_column_size,
+    .column_value = db_column_value,
     .column_is_null = db_column_is_null,
+    .again = db_again,
     .finish = db_finish,
     .affected = db_affected,
     .last_id = db_last_id,
     .begin = db_begin,
     .commit = db_commit,
     .rollback = db_rollback,
+    .only_read = db_only_read,
+    .references = db_references,
+    .tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+              " AND table_type = 'BASE TABLE' ORDER BY BINARY table_name",
+    .columns = "SELECT c.column_name, COALESCE(k.ordinal_position, 0) FROM information_schema.columns c"
+               " LEFT JOIN information_schema.key_column_usage k ON k.table_schema = c.table_schema"
+               " AND k.table_name = c.table_name AND k.column_name = c.column_name AND k.constraint_name = 'PRIMARY'"
+               " WHERE c.table_schema = DATABASE() AND c.table_name = ? ORDER BY c.ordinal_position",
+    .counter = "SELECT auto_increment FROM information_schema.tables WHERE table_schema = DATABASE()"
+               " AND table_name = ?",
+    .set_counter = db_set_counter,
 };
 
 bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err)
@@ -495,8 +633,9 @@ bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err)
         return false;
     db->base.ops = &mariadb_ops;
     db->port = spec->port;
-    bool ok = mem_replace(&db->host, spec->host, err) && mem_replace(&db->name, spec->name, err) &&
-        mem_replace(&db->user, spec->user, err) &&
+    db->tls = spec->tls;
+    bool ok = mem_replace(&db->tls_ca, spec->tls_ca, err) && mem_replace(&db->host, spec->host, err) &&
+        mem_replace(&db->name, spec->name, err) && mem_replace(&db->user, spec->user, err) &&
         (!spec->password || secret_set(&db->password, secret_reveal(spec->password), err)) && connect_now(db, err);
     if (!ok) {
         db_close(&db->base);

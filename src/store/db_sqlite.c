@@ -1,5 +1,6 @@
 #include "store/db.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sqlite3.h>
 #include <sys/stat.h>
@@ -20,13 +21,22 @@ static DbSqlite *self(Db *db)
     return (DbSqlite *)db;
 }
 
+// Its log and the log's index grow by calls of which SQLite only says that they failed.
+static bool is_full(const DbSqlite *db, int rc)
+{
+    int why = sqlite3_system_errno(db->handle);
+    return rc == SQLITE_FULL || ((rc == SQLITE_IOERR || rc == SQLITE_CANTOPEN) && (why == ENOSPC || why == EDQUOT));
+}
+
 static bool fail(DbSqlite *db, const char *what, Err *err)
 {
     int rc = sqlite3_errcode(db->handle), more = sqlite3_extended_errcode(db->handle);
     ErrCode code = ERR_INTERNAL;
-    if (rc == SQLITE_FULL)
-        code = ERR_NO_SPACE;
-    else if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED)
+    if (is_full(db, rc))
+        return err_set(err, ERR_NO_SPACE,
+                       "database: there is no space left for %s; HINT: make room there, nothing has to be started anew",
+                       sqlite3_db_filename(db->handle, "main"));
+    if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED)
         code = ERR_UNAVAILABLE; // 503: it passes. ERR_BUSY is 409, which tells a client that its job is not to go on
     else if (rc == SQLITE_IOERR || rc == SQLITE_CANTOPEN)
         code = ERR_IO;
@@ -83,6 +93,12 @@ static bool db_bind_text(DbStmt *s, unsigned i, const char *text, Err *err)
     return rc == SQLITE_OK ? true : fail(s->db, "bind", err);
 }
 
+static bool db_bind_bytes(DbStmt *s, unsigned i, const char *text, size_t n, Err *err)
+{
+    int rc = sqlite3_bind_text64(s->handle, (int)i + 1, text, n, SQLITE_TRANSIENT, SQLITE_UTF8);
+    return rc == SQLITE_OK ? true : fail(s->db, "bind", err);
+}
+
 static bool db_bind_int(DbStmt *s, unsigned i, int64_t v, Err *err)
 {
     return sqlite3_bind_int64(s->handle, (int)i + 1, v) == SQLITE_OK ? true : fail(s->db, "bind", err);
@@ -115,6 +131,26 @@ static int64_t db_column_int(DbStmt *s, unsigned i)
 static bool db_column_is_null(DbStmt *s, unsigned i)
 {
     return sqlite3_column_type(s->handle, (int)i) == SQLITE_NULL;
+}
+
+static size_t db_column_size(DbStmt *s, unsigned i)
+{
+    return (size_t)sqlite3_column_bytes(s->handle, (int)i); // after column_text(), of that
+}
+
+static DbValue db_column_value(DbStmt *s, unsigned i)
+{
+    switch (sqlite3_column_type(s->handle, (int)i)) {
+    case SQLITE_NULL: return DB_VALUE_NULL;
+    case SQLITE_INTEGER: return DB_VALUE_NUMBER;
+    case SQLITE_TEXT: return DB_VALUE_TEXT;
+    default: return DB_VALUE_OTHER;
+    }
+}
+
+static bool db_again(DbStmt *s, Err *err)
+{
+    return sqlite3_reset(s->handle) == SQLITE_OK ? true : fail(s->db, "statement", err);
 }
 
 static void db_finish(DbStmt *s)
@@ -169,6 +205,27 @@ static bool db_copy(Db *db, const char *path, Err *err)
     return ok;
 }
 
+static bool db_only_read(Db *db, Err *err)
+{
+    int64_t tables;
+    return db_exec(db, "PRAGMA query_only=ON", err) && db_exec(db, "BEGIN", err) &&
+        // the first look takes the snapshot
+        db_number(db, "SELECT COUNT(*) FROM sqlite_master", DB_NO_ARGS, 0, &tables, err);
+}
+
+static bool db_references(Db *db, bool checked, Err *err)
+{
+    return db_exec(db, checked ? "PRAGMA foreign_keys=ON" : "PRAGMA foreign_keys=OFF", err);
+}
+
+// Numbers that are given later raise it, and never lower it.
+static bool db_set_counter(Db *db, const char *table, int64_t next, Err *err)
+{
+    return db_run(db, "DELETE FROM sqlite_sequence WHERE name = ?", DB_ARGS(DB_T(table)), NULL, err) &&
+        db_run(db, "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", DB_ARGS(DB_T(table), DB_N(next - 1)), NULL,
+               err);
+}
+
 static const DbOps sqlite_ops = {
     .name = "sqlite",
     .close = db_close,
@@ -176,12 +233,16 @@ static const DbOps sqlite_ops = {
     .define = db_define,
     .prepare = db_prepare,
     .bind_text = db_bind_text,
+    .bind_bytes = db_bind_bytes,
     .bind_int = db_bind_int,
     .bind_null = db_bind_null,
     .step = db_step,
     .column_text = db_column_text,
     .column_int = db_column_int,
+    .column_size = db_column_size,
+    .column_value = db_column_value,
     .column_is_null = db_column_is_null,
+    .again = db_again,
     .finish = db_finish,
     .affected = db_affected,
     .last_id = db_last_id,
@@ -189,6 +250,12 @@ static const DbOps sqlite_ops = {
     .commit = db_commit,
     .rollback = db_rollback,
     .backup = db_copy,
+    .only_read = db_only_read,
+    .references = db_references,
+    .tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' ORDER BY name",
+    .columns = "SELECT name, pk FROM pragma_table_info(?) ORDER BY cid",
+    .counter = "SELECT seq + 1 FROM sqlite_sequence WHERE name = ?",
+    .set_counter = db_set_counter,
 };
 
 bool db_sqlite_open(const char *path, Db **ret, Err *err)
@@ -210,6 +277,24 @@ bool db_sqlite_open(const char *path, Db **ret, Err *err)
         db_exec(&db->base, "PRAGMA foreign_keys=ON", err) && db_exec(&db->base, "PRAGMA trusted_schema=OFF", err);
     if (!ok) {
         (void)err_set(err, ERR_INTERNAL, "cannot set up the database %s", path);
+        db_close(&db->base);
+        return false;
+    }
+    *ret = &db->base;
+    return true;
+}
+
+bool db_sqlite_open_to_read(const char *path, Db **ret, Err *err)
+{
+    DbSqlite *db = mem_calloc(1, sizeof(*db), err);
+    if (!db)
+        return false;
+    db->base.ops = &sqlite_ops;
+    bool ok = (sqlite3_open_v2(path, &db->handle, SQLITE_OPEN_READONLY | SQLITE_OPEN_FULLMUTEX, NULL) == SQLITE_OK &&
+               sqlite3_busy_timeout(db->handle, 10000) == SQLITE_OK &&
+               sqlite3_db_config(db->handle, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL) == SQLITE_OK) ||
+        fail(db, path, err);
+    if (!ok || !db_exec(&db->base, "PRAGMA trusted_schema=OFF", err) || !db_only_read(&db->base, err)) {
         db_close(&db->base);
         return false;
     }

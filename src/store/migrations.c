@@ -101,6 +101,11 @@ static const char *const steps[] = {
     /* 39 */ "CREATE INDEX backup_disks_of_parent ON backup_disks (parent_backup_id)",
 };
 
+unsigned db_schema_newest(void)
+{
+    return ARRAY_LEN(steps);
+}
+
 static bool run_step(Db *db, unsigned version, bool first, Err *err)
 {
     char now[CLOCK_TEXT];

@@ -7,11 +7,19 @@
 
 typedef struct Store Store;
 
+typedef enum StoreTls { // to MariaDB
+    STORE_TLS_OFF,
+    STORE_TLS_UNVERIFIED, // with whoever answers
+    STORE_TLS_REQUIRED,   // the certificate is good for the host's name
+} StoreTls;
+
 typedef struct StoreMariadb {
     const char *host; // or the absolute path of a unix socket
     unsigned port;
     const char *name, *user;
     const Secret *password; // NULL: none
+    StoreTls tls;
+    const char *tls_ca; // NULL: what the system trusts
 } StoreMariadb;
 
 // Both migrate.
