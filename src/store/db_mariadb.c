@@ -150,7 +150,7 @@ static bool take_hold(DbMariadb *db, Err *err)
                 db->name);
 }
 
-// The connector does no TLS of itself, and with TLS looks at no name; and it would give the password as it is to any
+// The connector does no TLS of itself, and with TLS looks at no certificate; and it would give the password as it is to any
 // server that asks for it by another method than these.
 static bool set_tls(MYSQL *m, const DbMariadb *db)
 {
@@ -187,14 +187,18 @@ static void end_before(DbMariadb *db, unsigned long thread)
 static bool refused(DbMariadb *db, Err *err)
 {
     unsigned code = mysql_errno(db->handle);
-    (void)fail(db, "connecting", code, mysql_error(db->handle), err);
+    if (code == CR_PLUGIN_NOT_ALLOWED) // of Connector/C's own words one is any part of its memory
+        return err_set(err, ERR_FORBIDDEN,
+                       "database: the server asks for the password in a way by which it might be read on the way; HINT:"
+                       " db-tls = required, or a user of the method mysql_native_password or ed25519");
     if (code != CR_SSL_CONNECTION_ERROR)
-        return false;
-    return err_context(err,
-                       db->tls == STORE_TLS_REQUIRED
-                           ? "TLS; HINT: db-tls-ca names the CA's certificate, and db-host is a name in the server's; "
-                             "db-tls = unverified or off does without"
-                           : "TLS; HINT: give the server a certificate (ssl_cert, ssl_key), or say db-tls = off");
+        return fail(db, "connecting", code, mysql_error(db->handle), err);
+    return err_set(
+        err, ERR_UNAVAILABLE, "database: %s (%u); HINT: %s", mysql_error(db->handle), code,
+        db->tls == STORE_TLS_REQUIRED
+            ? "db-tls-ca is to name the CA of the server's certificate, and db-host a name or address that is "
+              "in it; db-tls = unverified or off goes without"
+            : "give the server a certificate (ssl_cert, ssl_key), or say db-tls = off");
 }
 
 static bool connect_now(DbMariadb *db, Err *err)
@@ -212,7 +216,9 @@ static bool connect_now(DbMariadb *db, Err *err)
                                  socket ? 0 : db->port, socket ? db->host : NULL, CLIENT_FOUND_ROWS) != NULL ||
         refused(db, err);
     if (ok && !socket && db->tls != STORE_TLS_OFF && !mysql_get_ssl_cipher(db->handle))
-        ok = err_set(err, ERR_UNAVAILABLE, "database: the connection is not encrypted");
+        ok = err_set(
+            err, ERR_UNAVAILABLE,
+            "database: the server has no TLS; HINT: give it a certificate (ssl_cert, ssl_key), or say db-tls = off");
     ok = ok &&
         query(db,
               "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,"

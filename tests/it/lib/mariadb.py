@@ -24,13 +24,15 @@ def own_host():
 
 
 class MariaDb:
-    def __init__(self, folder):
+    def __init__(self, folder, more=(), data=None):
+        """more: options of the server's; data: where it keeps its data."""
         folder.mkdir()
-        self.folder, self.port, self.process = folder, free_port(), None
+        self.folder, self.port, self.process, self.more = folder, free_port(), None, list(more)
+        self.data = data or folder / "data"
         self.log_path = folder / "log"
 
     def _common(self):
-        return ["--no-defaults", "--user=root", f"--datadir={self.folder / 'data'}"]
+        return ["--no-defaults", "--user=root", f"--datadir={self.data}"]
 
     def __enter__(self):
         subprocess.run([shutil.which("mariadb-install-db", path=PATHS), *self._common(),
@@ -49,8 +51,10 @@ class MariaDb:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [shutil.which("mariadbd", path=PATHS), *self._common(), f"--socket={self.folder / 's'}",
-                 f"--pid-file={self.folder / 'pid'}", "--bind-address=127.0.0.1", f"--port={self.port}",
-                 "--skip-name-resolve", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"],
+                 f"--pid-file={self.folder / 'pid'}",
+                 # another server that starts empties a common folder of what is ours
+                 f"--tmpdir={self.folder}", "--bind-address=127.0.0.1", f"--port={self.port}",
+                 "--skip-name-resolve", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", *self.more],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until = time.monotonic() + patience(60)
         while self._client("SELECT 1").returncode != 0:
