@@ -14,12 +14,12 @@
 
 // ---- claim and announce
 
-// A hub that is just not there (yet); any clear answer is final.
+// A hub that is just not there (yet), or whose database takes nothing now; any clear answer is final.
 static bool is_away(const Job *j, const Err *err)
 {
     int status = hub_api_status(j->hub);
     return (status == 0 && (err->code == ERR_UNAVAILABLE || err->code == ERR_TIMEOUT)) || status == 408 ||
-        status == 429 || status == 500 || (status >= 502 && status <= 504);
+        status == 429 || status == 500 || (status >= 502 && status <= 504) || status == 507;
 }
 
 static bool claim(Job *j, Err *err)

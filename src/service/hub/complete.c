@@ -248,16 +248,18 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
     ok = ok && (!atomic_load(&h->closing) || err_set(err, ERR_CANCELLED, "the hub is stopping; repeat the call")) &&
         take_change_ids(c, disks, len, err) && seal_disks(c, disks, len, &r->interrupted, err);
     atomic_store(&r->sealing, false);
+    bool sealed = ok;
     ok = ok && step_to_committing(h, b, disks, len, err);
     STORE_LIST_FREE(disks, len, store_disk_clear);
     if (ok || err->code == ERR_CONFLICT || err->code == ERR_INVALID)
         return ok;
     if (err->code == ERR_CANCELLED && atomic_load(&h->closing)) // the next hub joins the seal
         return failed(err);
-    // What may pass (a database that is locked) is left to a repeated call, and an exporter that died to the supervisor
+    // What may pass (a database that is locked, or whose disk is full) is left to a repeated call, and an exporter that died to the supervisor
     Err ending = ERR_INIT;
     bool cancelled = err->code == ERR_CANCELLED;
-    if (err->code != ERR_UNAVAILABLE &&
+    bool passes = err->code == ERR_UNAVAILABLE || (sealed && err->code == ERR_NO_SPACE);
+    if (!passes &&
         !hub_job_end(h, r, cancelled ? "cancelled" : "failed", cancelled ? "cancelled" : "sealing failed", err->details,
                      true, &ending))
         log_error("a failed job could not be ended", LOG_STR("job", b->id), LOG_ERR(&ending));

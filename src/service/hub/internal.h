@@ -22,8 +22,9 @@ typedef struct Running {
     Proc client;
     Exporter *exporters;
     size_t exporters_len;
-    int64_t cancel_by_ms; // monotonic; 0: no cancel asked for
-    int64_t silent_ms;    // monotonic: the supervisor found the client silent; 0: it is not
+    int64_t cancel_by_ms;  // monotonic; 0: no cancel asked for
+    int64_t silent_ms;     // monotonic: the supervisor found the client silent; 0: it is not
+    atomic_llong heard_ms; // monotonic: the client spoke, and the database could not note it; 0: it could
     struct Running *next;
 } Running;
 

@@ -127,7 +127,9 @@ static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
         r->cancel_by_ms = clock_mono_ms() + TICK_MS; // asked for in an earlier hub's time
     if (b->cancel_requested && clock_mono_ms() > r->cancel_by_ms)
         return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
-    if (clock_utc_us() - b->last_seen_us <= (int64_t)h->lease_s * 1000000) {
+    int64_t heard_ms = atomic_load(&r->heard_ms), lease_ms = (int64_t)h->lease_s * 1000;
+    if (clock_utc_us() - b->last_seen_us <= lease_ms * 1000 ||
+        (heard_ms > 0 && clock_mono_ms() - heard_ms <= lease_ms)) {
         r->silent_ms = 0;
         return true;
     }

@@ -136,6 +136,17 @@ static bool note_progress(Hub *h, const StoreBackup *b, const WorkProgress *prog
         (progress->disks_len == 0 || store_backup_set_progress(h->store, b->id, err));
 }
 
+// A database that is full or away for longer than the lease makes no living client a silent one.
+static bool heard(Hub *h, const char *id, const Err *err)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    for (Running *r = h->running; r && err_retryable(err->code); r = r->next)
+        if (strcmp(r->id, id) == 0)
+            atomic_store(&r->heard_ms, clock_mono_ms());
+    (void)pthread_mutex_unlock(&h->lock);
+    return false;
+}
+
 bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, WorkProgressAnswer *ret, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
@@ -147,13 +158,13 @@ bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, Work
     if (job_state_is_final(state))
         return err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
     if (!store_begin(h->store, err))
-        return false;
+        return heard(h, id, err);
     if (!note_progress(h, &b, progress, err)) {
         store_rollback(h->store);
-        return false;
+        return heard(h, id, err);
     }
     if (!store_commit(h->store, err))
-        return false;
+        return heard(h, id, err);
     *ret = (WorkProgressAnswer){.cancel = b.cancel_requested, .status = state};
     return true;
 }

@@ -1,0 +1,156 @@
+"""The database's disk is full, while a backup runs: SQLite's and MariaDB's. docs/internals/mariadb.md, "When the disk is full".
+
+Writing calls are refused in words that say what to do, looking goes on, the job is neither lost nor completed falsely,
+and once there is room again all goes on by itself.
+"""
+
+import contextlib
+import os
+import subprocess
+import time
+
+import pytest
+
+from lib.history import wait_for
+from lib.mariadb import MISSING, MariaDb
+from lib.patience import patience
+from lib.stage import Stage
+
+MIB = 1 << 20
+LEASE = 2           # how long a client may be silent, and
+HEARTBEAT = 4       # how much longer it is given then
+
+
+@contextlib.contextmanager
+def small_disk(path, mib):
+    path.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "sendense-test", path],
+                      check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+class Full:
+    """A hub whose database lies on a small disk, and a VM with a job."""
+
+    def __init__(self, disk, stage):
+        self.disk, self.stage, self.api = disk, stage, stage.api
+
+    def fill(self):
+        """Until the database refuses: it has some room of its own in its files."""
+        with open(self.disk / "filler", "wb", buffering=0) as f, contextlib.suppress(OSError):
+            while f.write(bytes(MIB)):
+                pass
+            while f.write(bytes(512)):
+                pass
+        return wait_for(self.refusal, "the database is full")
+
+    def refusal(self):
+        disks = [{"path": f"/{'p' * 900}/{n}", "format": "raw"} for n in range(60)]
+        answer = self.api.post("/vms", {"name": f"vm-{os.urandom(8).hex()}", "source": {"type": "file", "disks": disks}})
+        return None if answer.status == 201 else answer
+
+    def empty(self):
+        os.unlink(self.disk / "filler")
+
+
+@contextlib.contextmanager
+def embedded(make_hub, place):
+    disk = place / "hub" / "data"
+    with small_disk(disk, 12):
+        with Stage(make_hub, place, options=[f"--lease={LEASE}"]) as stage:
+            yield Full(disk, stage)
+            stage.hub.stop()
+
+
+@contextlib.contextmanager
+def mariadb(make_hub, place):
+    if MISSING:
+        pytest.skip(f"no MariaDB here: {', '.join(MISSING)} missing")
+    disk = place / "disk"
+    with small_disk(disk, 256), MariaDb(place / "mariadb", data=disk / "data") as server:
+        with Stage(make_hub, place, options=[f"--lease={LEASE}", *server.options()]) as stage:
+            sources = stage.own_processes
+            stage.own_processes = lambda: sources() | {server.process.pid}
+            yield Full(disk, stage)
+            stage.hub.stop()
+
+
+def undelivered(stage):
+    return stage.client_log().count("heartbeat not delivered")
+
+
+@pytest.mark.parametrize("where", [embedded, mariadb])
+def test_full_in_the_middle_of_a_backup(make_hub, place, where):
+    with where(make_hub, place) as full:
+        stage, api = full.stage, full.api
+        first = stage.first()
+        stage.change()
+        backup_id = stage.at_half_done()
+        refused = full.fill().expect(507)
+        assert refused["error"] == "no space left" and "make room" in refused["details"], refused
+        assert api.get("/backups").expect(200)["backups"] and api.get("/health").expect(200)
+        # for longer than a client may be silent: it is not, but nobody can note it
+        until = time.monotonic() + patience(LEASE + HEARTBEAT + 2)
+        before = undelivered(stage)
+        wait_for(lambda: time.monotonic() > until, "the lease is over")
+        assert where is mariadb or undelivered(stage) > before      # in MariaDB's files small changes have room
+        assert stage.show(backup_id)["status"] == "running"
+        stage.go()
+        wait_for(lambda: "no clear answer" in stage.client_log() or stage.show(backup_id)["status"] == "completed",
+                 "the client completed, or repeats")
+        assert stage.show(backup_id)["status"] in ("running", "committing", "completed")
+        assert stage.hub.process.poll() is None
+        full.empty()
+        assert stage.wait_final(backup_id)["status"] == "completed", stage.show(backup_id)
+        stage.note("main", stage.show(backup_id), stage.references_now())
+        stage.prove()
+        stage.check_point(first["backup_id"])
+
+
+@pytest.mark.parametrize("where", [embedded, mariadb])
+def test_every_kind_of_call_is_507_or_right(make_hub, place, where):
+    """And nothing of what was refused is there afterwards."""
+    with where(make_hub, place) as full:
+        stage, api = full.stage, full.api
+        stage.first()
+        calls = [("POST", "/tokens", {"name": "t", "role": "viewer"}),
+                 ("POST", "/repositories", {"name": "other", "path": str(place / "other")}),
+                 ("POST", "/backups", {"vm_name": "pgtest1", "repository": "main"}),
+                 ("PATCH", "/vms/pgtest1", {"audit_blocks": 7}),
+                 ("POST", "/replications", {"vm_name": "pgtest1"})]
+        full.fill()
+        refused = 0
+        for method, path, body in calls:
+            answer = api.request(method, path, body)
+            assert answer.status in (200, 201, 202, 507), (method, path, answer)
+            refused += answer.status == 507
+            assert answer.status != 507 or "make room" in answer["details"]
+        assert refused >= (4 if where is embedded else 0)
+        assert not any(t["name"] == "t" for t in api.get("/tokens").expect(200)["tokens"]) or where is mariadb
+        full.empty()
+        stage.hub.quiet()
+        point = stage.backup("main", stage.references_now())
+        assert point["status"] == "completed"
+        stage.check_point(point["backup_id"])
+
+
+def test_a_hub_that_is_started_on_a_full_disk(make_hub, place):
+    """It says so and ends, or starts: and starts as ever once there is room."""
+    with embedded(make_hub, place) as full:
+        full.stage.first()
+        full.fill()
+        full.stage.hub.stop()
+        with open(full.disk / "more", "wb", buffering=0) as f, contextlib.suppress(OSError):
+            while f.write(bytes(512)):      # what the end of it gave back
+                pass
+        done = subprocess.run(full.stage.hub.command(), capture_output=True, text=True, check=False, timeout=patience(60),
+                              stdin=subprocess.DEVNULL)
+        assert done.returncode == 1 and "no space left" in done.stderr and "make room" in done.stderr, done
+        os.unlink(full.disk / "more")
+        full.empty()
+        full.stage.hub.start()
+        full.stage.prove()
