@@ -12,6 +12,7 @@ import time
 import pytest
 
 from lib.history import wait_for
+from lib.hub import HubError
 from lib.mariadb import MISSING, MariaDb
 from lib.patience import patience
 from lib.stage import Stage
@@ -36,8 +37,8 @@ def small_disk(path, mib):
 class Full:
     """A hub whose database lies on a small disk, and a VM with a job."""
 
-    def __init__(self, disk, stage):
-        self.disk, self.stage, self.api = disk, stage, stage.api
+    def __init__(self, disk, stage, server=None):
+        self.disk, self.stage, self.api, self.server = disk, stage, stage.api, server
 
     def fill(self):
         """Until the database refuses: it has some room of its own in its files."""
@@ -48,13 +49,20 @@ class Full:
                 pass
         return wait_for(self.refusal, "the database is full")
 
-    def refusal(self):
-        disks = [{"path": f"/{'p' * 900}/{n}", "format": "raw"} for n in range(60)]
+    def refusal(self, disks=2):
+        disks = [{"path": f"/{'p' * 400}/{n}", "format": "raw"} for n in range(disks)]
         answer = self.api.post("/vms", {"name": f"vm-{os.urandom(8).hex()}", "source": {"type": "file", "disks": disks}})
         return None if answer.status == 201 else answer
 
     def empty(self):
-        os.unlink(self.disk / "filler")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.disk / "filler")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.empty()    # also after a failure: what is to end writes
 
 
 @contextlib.contextmanager
@@ -62,8 +70,11 @@ def embedded(make_hub, place):
     disk = place / "hub" / "data"
     with small_disk(disk, 12):
         with Stage(make_hub, place, options=[f"--lease={LEASE}"]) as stage:
-            yield Full(disk, stage)
-            stage.hub.stop()
+            try:
+                with Full(disk, stage) as full:
+                    yield full
+            finally:
+                stage.hub.stop()
 
 
 @contextlib.contextmanager
@@ -75,8 +86,11 @@ def mariadb(make_hub, place):
         with Stage(make_hub, place, options=[f"--lease={LEASE}", *server.options()]) as stage:
             sources = stage.own_processes
             stage.own_processes = lambda: sources() | {server.process.pid}
-            yield Full(disk, stage)
-            stage.hub.stop()
+            try:
+                with Full(disk, stage, server) as full:
+                    yield full
+            finally:
+                stage.hub.stop()
 
 
 def undelivered(stage):
@@ -117,18 +131,19 @@ def test_every_kind_of_call_is_507_or_right(make_hub, place, where):
     with where(make_hub, place) as full:
         stage, api = full.stage, full.api
         stage.first()
+        repository, = api.get("/repositories").expect(200)["repositories"]
         calls = [("POST", "/tokens", {"name": "t", "role": "viewer"}),
                  ("POST", "/repositories", {"name": "other", "path": str(place / "other")}),
-                 ("POST", "/backups", {"vm_name": "pgtest1", "repository": "main"}),
                  ("PATCH", "/vms/pgtest1", {"audit_blocks": 7}),
-                 ("POST", "/replications", {"vm_name": "pgtest1"})]
+                 ("POST", "/replications", {"vm_name": "pgtest1"}),
+                 ("POST", "/backups", {"vm_name": "pgtest1", "repository_id": repository["repository_id"]})]
         full.fill()
         refused = 0
         for method, path, body in calls:
             answer = api.request(method, path, body)
             assert answer.status in (200, 201, 202, 507), (method, path, answer)
             refused += answer.status == 507
-            assert answer.status != 507 or "make room" in answer["details"]
+            assert answer.status != 507 or "make room" in answer.expect(507)["details"]
         assert refused >= (4 if where is embedded else 0)
         assert not any(t["name"] == "t" for t in api.get("/tokens").expect(200)["tokens"]) or where is mariadb
         full.empty()
@@ -138,19 +153,46 @@ def test_every_kind_of_call_is_507_or_right(make_hub, place, where):
         stage.check_point(point["backup_id"])
 
 
-def test_a_hub_that_is_started_on_a_full_disk(make_hub, place):
-    """It says so and ends, or starts: and starts as ever once there is room."""
-    with embedded(make_hub, place) as full:
-        full.stage.first()
+def test_a_mariadb_that_gives_up(make_hub, place):
+    """InnoDB ends its server where it cannot roll back, as it may where a large row finds no room ("Out of disk space in
+    rollback"): then the hub says 503, and goes on once the server is back.
+    """
+    with mariadb(make_hub, place) as full:
+        stage, server = full.stage, full.server
+        stage.first()
+        stage.change()
+        backup_id = stage.at_half_done()
         full.fill()
-        full.stage.hub.stop()
-        with open(full.disk / "more", "wb", buffering=0) as f, contextlib.suppress(OSError):
-            while f.write(bytes(512)):      # what the end of it gave back
-                pass
-        done = subprocess.run(full.stage.hub.command(), capture_output=True, text=True, check=False, timeout=patience(60),
-                              stdin=subprocess.DEVNULL)
-        assert done.returncode == 1 and "no space left" in done.stderr and "make room" in done.stderr, done
-        os.unlink(full.disk / "more")
+        answer = full.refusal(disks=200)
+        if server.process.poll() is None:
+            answer.expect(507)
+        else:
+            answer.expect(503)
+            stage.api.get("/backups").expect(503)
+        server.stop()
+        assert stage.hub.process.poll() is None
         full.empty()
-        full.stage.hub.start()
-        full.stage.prove()
+        server.start()
+        stage.go()
+        assert stage.wait_final(backup_id)["status"] == "completed"
+        stage.note("main", stage.show(backup_id), stage.references_now())
+        stage.prove()
+
+
+def test_a_hub_that_is_started_on_a_full_disk(make_hub, place):
+    """It starts and only looks, or ends in words that say what to do; and starts as ever once there is room."""
+    with embedded(make_hub, place) as full:
+        stage = full.stage
+        stage.first()
+        full.fill()
+        stage.hub.stop()
+        try:
+            stage.hub.start()
+            assert stage.api.get("/backups").expect(200)["backups"]
+            assert "make room" in wait_for(full.refusal, "the database is full").expect(507)["details"]
+            stage.hub.stop()
+        except HubError as e:
+            assert "no space left" in str(e) and "make room" in str(e), e
+        full.empty()
+        stage.hub.start()
+        stage.prove()

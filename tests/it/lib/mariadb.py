@@ -65,7 +65,11 @@ class MariaDb:
         """As `systemctl stop` does."""
         if self.process:
             self.process.terminate()
-            self.process.wait(timeout=patience(60))
+            try:
+                self.process.wait(timeout=patience(60))
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
             self.process = None
 
     def kill(self):
