@@ -42,8 +42,8 @@ typedef struct DbOps {
     bool (*commit)(Db *db, Err *err);
     void (*rollback)(Db *db);
     bool (*backup)(Db *db, const char *path, Err *err); // a consistent copy, before a migration; NULL: cannot
-    // From now on it only reads, the database as it is now, until it is closed; one statement at a time, whose rows come
-    // one by one.
+    // From now on it only reads, the database as it is now, until it is closed; one statement at a time, whose rows
+    // come one by one.
     bool (*only_read)(Db *db, Err *err);
     bool (*references)(Db *db, bool checked, Err *err); // from now on; outside of a transaction
     // Questions for its own schema. All tables but the database's own, by name.

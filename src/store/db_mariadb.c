@@ -150,8 +150,8 @@ static bool take_hold(DbMariadb *db, Err *err)
                 db->name);
 }
 
-// The connector does no TLS of itself, and with TLS looks at no certificate; and it would give the password as it is to any
-// server that asks for it by another method than these.
+// The connector does no TLS of itself, and with TLS looks at no certificate; and it would give the password as it is to
+// any server that asks for it by another method than these.
 static bool set_tls(MYSQL *m, const DbMariadb *db)
 {
     my_bool yes = 1;
@@ -577,7 +577,9 @@ static bool db_only_read(Db *base, Err *err)
 {
     DbMariadb *db = self(base);
     // else a text is sorted by its first 1024 bytes, where no index is at hand
-    if (!db_exec(base, "SET SESSION max_sort_length = 65536, SESSION net_write_timeout = 600", err) ||
+    if (!db_exec(base,
+                 "SET SESSION max_sort_length = 65536, SESSION net_write_timeout = 600, SESSION wait_timeout = 3600",
+                 err) ||
         !db_exec(base, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ", err) ||
         !db_exec(base, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY", err))
         return false;

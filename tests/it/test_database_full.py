@@ -1,4 +1,4 @@
-"""The database's disk is full, while a backup runs: SQLite's and MariaDB's. docs/internals/mariadb.md, "When the disk is full".
+"""The database's disk is full, while a backup runs: SQLite's and MariaDB's. docs/internals/mariadb.md has a part on it.
 
 Writing calls are refused in words that say what to do, looking goes on, the job is neither lost nor completed falsely,
 and once there is room again all goes on by itself.
@@ -51,7 +51,8 @@ class Full:
 
     def refusal(self, disks=2):
         disks = [{"path": f"/{'p' * 400}/{n}", "format": "raw"} for n in range(disks)]
-        answer = self.api.post("/vms", {"name": f"vm-{os.urandom(8).hex()}", "source": {"type": "file", "disks": disks}})
+        source = {"type": "file", "disks": disks}
+        answer = self.api.post("/vms", {"name": f"vm-{os.urandom(8).hex()}", "source": source})
         return None if answer.status == 201 else answer
 
     def empty(self):
@@ -154,8 +155,8 @@ def test_every_kind_of_call_is_507_or_right(make_hub, place, where):
 
 
 def test_a_mariadb_that_gives_up(make_hub, place):
-    """InnoDB ends its server where it cannot roll back, as it may where a large row finds no room ("Out of disk space in
-    rollback"): then the hub says 503, and goes on once the server is back.
+    """InnoDB ends its server where it cannot roll back, as it may where a large row finds no room ("Out of disk space
+    in rollback"): then the hub says 503, and goes on once the server is back.
     """
     with mariadb(make_hub, place) as full:
         stage, server = full.stage, full.server

@@ -94,19 +94,23 @@ def schema_of(connection):
 
 
 def rows_of_sqlite(data):
+    """{table: its rows, each value in hex; N: NULL}"""
+    found = {}
     with opened(data) as connection:
-        return {table: sorted(connection.execute(
-            f"SELECT {', '.join(f'iif({c[1]} IS NULL, char(78), hex(CAST({c[1]} AS TEXT)))' for c in columns)} FROM {table}"))
-            for table, columns in schema_of(connection).items() if table != MIGRATIONS}
+        for table, columns in schema_of(connection).items():
+            values = ", ".join(f"iif({c[1]} IS NULL, char(78), hex(CAST({c[1]} AS TEXT)))" for c in columns)
+            if table != MIGRATIONS:
+                found[table] = sorted(connection.execute(f"SELECT {values} FROM {table}"))
+    return found
 
 
 def rows_of_mariadb(server):
     found = {}
     for table, in server.sql("SHOW TABLES", NAME):
         columns = [row[0] for row in server.sql(f"SHOW COLUMNS FROM {table}", NAME)]
+        values = ", ".join(f"IFNULL(HEX(CONVERT({c} USING utf8mb4)), CHAR(78))" for c in columns)
         if table != MIGRATIONS:
-            found[table] = sorted(tuple(row) for row in server.sql(
-                f"SELECT {', '.join(f'IFNULL(HEX(CONVERT({c} USING utf8mb4)), CHAR(78))' for c in columns)} FROM {table}", NAME))
+            found[table] = sorted(tuple(row) for row in server.sql(f"SELECT {values} FROM {table}", NAME))
     return found
 
 
@@ -125,7 +129,8 @@ def only_mariadb(data):
             (data / name).rename(data / f"old-{name}")
 
 
-ODD = ["", " ", "x ", "X", "\u00e9", "\U0001f4be", "a\nb\tc", "'\"\\", "null", "0", "-1", "\x00", "a\x00b", "NULL", "%_"]
+ODD = ["", " ", "x ", "X", "\u00e9", "\U0001f4be", "a\nb\tc", "'\"\\", "null", "0", "-1", "\x00", "a\x00b", "NULL",
+       "%_"]
 NUMBERS = [0, 1, -1, 2**63 - 1, -2**63, 2**53 + 1]
 
 

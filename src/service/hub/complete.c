@@ -255,7 +255,8 @@ static bool seal_and_step(Hub *h, Running *r, const StoreBackup *b, const Comple
         return ok;
     if (err->code == ERR_CANCELLED && atomic_load(&h->closing)) // the next hub joins the seal
         return failed(err);
-    // What may pass (a database that is locked, or whose disk is full) is left to a repeated call, and an exporter that died to the supervisor
+    // What may pass (a database that is locked, or whose disk is full) is left to a repeated call, and an exporter that
+    // died to the supervisor
     Err ending = ERR_INIT;
     bool cancelled = err->code == ERR_CANCELLED;
     bool passes = err->code == ERR_UNAVAILABLE || (sealed && err->code == ERR_NO_SPACE);

@@ -357,14 +357,12 @@ static void test_pages_of_jobs_that_are_alike(void **state)
 static void test_migration_copies_an_older_database(void **state)
 {
     (void)state;
-    if (fx.mariadb)
-        skip(); // it is copied with MariaDB's own tools
     Err err = ERR_INIT;
     Db *db = NULL;
     char copy[300];
     store_close(fx.store);
     fx.store = NULL;
-    assert_ok(db_sqlite_open(fx.path, &db, &err), &err);
+    assert_ok(open_db(&db, &err), &err);
     int64_t newest;
     assert_ok(db_number(db, "SELECT MAX(version) FROM schema_migrations", DB_NO_ARGS, 0, &newest, &err), &err);
     // as a program left it that knew no sources
@@ -401,8 +399,8 @@ static void test_migration_copies_an_older_database(void **state)
     db->ops->close(db);
     (void)snprintf(copy, sizeof(copy), "%s.before-%lld", fx.path, (long long)newest);
     assert_false(file_exists(copy));
-    assert_ok(store_open_sqlite(fx.path, &fx.store, &err), &err);
-    assert_true(file_exists(copy));
+    assert_ok(open_store(&fx.store, &err), &err);
+    assert_int_equal(file_exists(copy), !fx.mariadb); // that is copied with its own tools
     StoreRepository r = {0};
     assert_ok(store_repository_find(fx.store, "r", &r, &err), &err); // what was there is still there
     store_repository_clear(&r);
@@ -411,6 +409,8 @@ static void test_migration_copies_an_older_database(void **state)
     assert_null(vm.source_id);
     assert_int_equal(vm.audit_blocks, -1);
     store_vm_clear(&vm);
+    if (fx.mariadb)
+        return;
     assert_ok(db_sqlite_open(copy, &db, &err), &err);
     int64_t rows;
     assert_ok(db_number(db, "SELECT COUNT(*) FROM repositories", DB_NO_ARGS, 0, &rows, &err), &err);
@@ -466,15 +466,20 @@ static void test_a_migration_that_was_cut_off_goes_on(void **state)
 static void test_a_database_of_somebody_else(void **state)
 {
     (void)state;
-    if (!fx.mariadb)
-        skip();
     Err err = ERR_INIT;
     Store *other = NULL;
     store_close(fx.store);
     fx.store = NULL;
-    ask_server("DROP DATABASE " DATABASE);
-    ask_server("CREATE DATABASE " DATABASE);
-    ask_server("CREATE TABLE " DATABASE ".backup_jobs (something INT)");
+    Db *db = NULL;
+    if (fx.mariadb) {
+        ask_server("DROP DATABASE " DATABASE);
+        ask_server("CREATE DATABASE " DATABASE);
+    }
+    if (!fx.mariadb)
+        assert_ok(file_unlink(fx.path, &err), &err);
+    assert_ok(open_db(&db, &err), &err);
+    assert_ok(db->ops->exec(db, "CREATE TABLE backup_jobs (something INT)", &err), &err);
+    db->ops->close(db);
     assert_false(open_store(&other, &err));
     assert_non_null(strstr(err.details, "already exists"));
 }
