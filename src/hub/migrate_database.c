@@ -84,6 +84,6 @@ bool migrate_database(const Settings *s, Err *err)
                        "migrate-database needs --db-host, --db-name and --db-user, in either direction");
     (void)signal(SIGPIPE, SIG_IGN);
     return settings_database_password(s, &password, err) && settings_mariadb(s, &password, &mariadb, err) &&
-        file_realpath(s->data_dir ? s->data_dir : "/var/lib/sendense", &data_dir, err) && check_owner(data_dir, err) &&
+        file_realpath(settings_data_dir(s), &data_dir, err) && check_owner(data_dir, err) &&
         lock_data_dir(data_dir, &lock_fd, err) && move(s, data_dir, &mariadb, err);
 }
