@@ -32,7 +32,8 @@ class MariaDb:
         self.log_path = folder / "log"
 
     def _common(self):
-        return ["--no-defaults", "--user=root", f"--datadir={self.data}"]
+        # another server that starts empties a common folder for temporary files of what is ours
+        return ["--no-defaults", "--user=root", f"--datadir={self.data}", f"--tmpdir={self.folder}"]
 
     def __enter__(self):
         subprocess.run([shutil.which("mariadb-install-db", path=PATHS), *self._common(),
@@ -52,8 +53,7 @@ class MariaDb:
             self.process = subprocess.Popen(
                 [shutil.which("mariadbd", path=PATHS), *self._common(), f"--socket={self.folder / 's'}",
                  f"--pid-file={self.folder / 'pid'}",
-                 # another server that starts empties a common folder of what is ours
-                 f"--tmpdir={self.folder}", "--bind-address=127.0.0.1", f"--port={self.port}",
+                 "--bind-address=127.0.0.1", f"--port={self.port}",
                  "--skip-name-resolve", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", *self.more],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until = time.monotonic() + patience(60)
