@@ -113,10 +113,12 @@ static bool same_variable(const char *a, const char *b)
 
 static bool keeps(const char *variable, const char *const *set_env)
 {
-    // An inherited LISTEN_… speaks of somebody else's descriptors.
-    if (str_starts(variable, "LISTEN_FDS=") || str_starts(variable, LISTEN_PID_NAME) ||
-        str_starts(variable, "LISTEN_FDNAMES="))
-        return false;
+    // What the service manager says is for this process: LISTEN_… speaks of its descriptors, and only it may report.
+    static const char *const own[] = {
+        "LISTEN_FDS=", LISTEN_PID_NAME, "LISTEN_FDNAMES=", "NOTIFY_SOCKET=", "WATCHDOG_USEC=", "WATCHDOG_PID="};
+    for (size_t i = 0; i < ARRAY_LEN(own); i++)
+        if (str_starts(variable, own[i]))
+            return false;
     for (size_t i = 0; set_env && set_env[i]; i++)
         if (same_variable(set_env[i], variable))
             return false;

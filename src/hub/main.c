@@ -6,6 +6,7 @@
 #include "http/api.h"
 #include "http/server.h"
 #include "hub/migrate_database.h"
+#include "hub/notify.h"
 #include "hub/settings.h"
 
 #include <errno.h>
@@ -42,13 +43,8 @@ static bool sibling(const char *name, char **ret, Err *err)
     if (!proc_own_folder(&folder, err))
         return false;
     *ret = file_join(folder, name, err);
-    if (!*ret || file_exists(*ret))
-        return *ret != NULL;
-    // installed: the plugin lies where nbdkit keeps its plugins
-    free(*ret);
-    *ret = str_ends(name, ".so") ? file_join(SENDENSE_PLUGIN_DIR, name, err) : NULL;
-    return (*ret && file_exists(*ret)) ||
-        err_set(err, ERR_USAGE, "%s is not beside this program; say where it is by its option", name);
+    return *ret &&
+        (file_exists(*ret) || err_set(err, ERR_USAGE, "%s is not there; say where it is by its option", *ret));
 }
 
 static void note_request(void *ctx, const HttpDone *d)
@@ -94,6 +90,7 @@ static bool reload(void *ctx, json_t *changed, Err *err)
     Running *r = ctx;
     Settings now;
     const char *fixed[32];
+    notify_reloading();
     bool ok = settings_load(r->argc, r->argv, &now, err) && (!r->tls || tls_server_reload(r->tls, err));
     if (ok && r->tls)
         show_certificate(r);
@@ -108,6 +105,7 @@ static bool reload(void *ctx, json_t *changed, Err *err)
         log_info("settings read anew");
     }
     settings_clear(&now);
+    notify_ready(NULL);
     return ok;
 }
 
@@ -153,10 +151,15 @@ static bool serve(Running *r, const sigset_t *signals, Err *err)
         if (r->tls)
             show_certificate(r);
         log_info("listening", LOG_STR("url", url), LOG_STR("version", SENDENSE_VERSION));
-        wait_for_end(r, signals);
+        notify_ready(url);
+        ok = notify_watchdog_start(hub, err);
     }
+    if (ok)
+        wait_for_end(r, signals);
+    notify_stopping();
     hub_quiesce(hub);
     http_server_stop(server, STOP_MS);
+    notify_watchdog_stop();
     return ok;
 }
 
@@ -240,6 +243,7 @@ static bool run(Running *r, Err *err)
                         .new_admin = o->new_admin_token,
                         .reload = reload,
                         .reload_ctx = r};
+    notify_starting();
     bool ok = hub_open(&config, &r->hub, err) && (!o->tls || open_tls(o, &r->tls, err)) && serve(r, &signals, err);
     hub_close(r->hub);
     tls_server_free(r->tls);

@@ -255,3 +255,20 @@ bool hub_health(Hub *h, json_t **ret, Err *err)
     *ret = o;
     return ok;
 }
+
+bool hub_pulse(Hub *h, int64_t limit_ms, Err *err)
+{
+    uint64_t running;
+    (void)pthread_mutex_lock(&h->lock);
+    (void)pthread_mutex_unlock(&h->lock);
+    bool in_files = atomic_load(&h->in_files);
+    int64_t age = clock_mono_ms() - atomic_load(&h->step_ms);
+    if (age > limit_ms && !in_files)
+        return err_set(err, ERR_TIMEOUT, "the supervisor has made no step for %lld ms", (long long)age);
+    Err asking = ERR_INIT;
+    if (!store_backup_count_active(h->store, &running, &asking) && asking.code != ERR_UNAVAILABLE) {
+        *err = asking;
+        return false;
+    }
+    return true;
+}

@@ -57,6 +57,10 @@ void hub_quiesce(Hub *h);
 void hub_close(Hub *h);
 
 bool hub_health(Hub *h, json_t **ret, Err *err) must_check;
+// Does the hub work: is its lock to be had, has the supervisor made a step in the last limit_ms (but for one in a
+// repository's files, which takes as long as the disk does), and does the database answer? Where one of them hangs this
+// call may hang, too. A MariaDB that is away is none of the hub's faults. docs/internals/service.md.
+bool hub_pulse(Hub *h, int64_t limit_ms, Err *err) must_check;
 
 // For Prometheus: text, new memory. docs/reference/metrics.md.
 bool hub_metrics(Hub *h, char **ret, Err *err) must_check;

@@ -62,7 +62,9 @@ struct Hub {
     Guesses *guesses_by_address, *guesses_by_name;
     sem_t hashing; // as many passwords are looked at at a time
     bool stopping, supervising;
-    atomic_bool closing; // hub_quiesce() was called
+    atomic_int_fast64_t step_ms; // monotonic: the supervisor's last step began
+    atomic_bool in_files;        // that step is one in a repository's files
+    atomic_bool closing;         // hub_quiesce() was called
     pthread_t supervisor;
 };
 

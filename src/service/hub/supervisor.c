@@ -14,6 +14,7 @@
 #define TICK_MS 500
 #define LOOK_MS 5000 // at exports and partial images
 #define CLIENT_LOG_BYTES (1 << 20)
+#define THREAD_NAME "supervisor"
 #define HEARTBEAT_MS 4000 // a client that lives is heard within it
 
 // What the clients of a VM say, one after the other. A file that has grown large makes room for a new one, and replaces
@@ -83,10 +84,20 @@ static bool client_died(Running *r)
     return true;
 }
 
+// hub_pulse() looks at these: from one step to the next it is a matter of seconds, but for one in files.
+static void step(Hub *h, bool in_files)
+{
+    atomic_store(&h->step_ms, clock_mono_ms());
+    atomic_store(&h->in_files, in_files);
+}
+
 static bool end(Hub *h, Running *r, const char *status, const char *error, const char *details, Err *err)
 {
     log_warn("ending a job", LOG_STR("job", r->id), LOG_STR("why", error));
-    return hub_job_end(h, r, status, error, details, false, err);
+    step(h, true);
+    bool ok = hub_job_end(h, r, status, error, details, false, err);
+    step(h, false);
+    return ok;
 }
 
 static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *running, Err *err)
@@ -157,7 +168,9 @@ static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
         ok = look_at_running(h, r, &b, err);
     else if (ok && strcmp(b.status, "committing") == 0) {
         Err why = ERR_INIT; // logged when it began; the repository may be back by now
+        step(h, true);
         (void)!hub_commit(h, r, &why);
+        step(h, false);
     }
     hub_running_unlock(h, r);
     return ok;
@@ -179,6 +192,7 @@ static void look_at_jobs(Hub *h)
             (strcmp(jobs[i].status, "pending") == 0 && jobs[i].client_pid > 0);
     for (size_t i = 0; i < len; i++) {
         Err each = ERR_INIT;
+        step(h, false);
         if (!look_at_job(h, jobs[i].id, &running, &each) && each.code != ERR_NOT_FOUND)
             log_error("cannot look after a job", LOG_STR("job", jobs[i].id), LOG_ERR(&each));
     }
@@ -235,8 +249,10 @@ static void look_at_export(Hub *h, const StoreExport *e, int64_t now)
     log_warn(gone ? "an export's exporter is gone" : "an export that nobody reads was ended", LOG_STR("export", e->id));
     json_t *ended = NULL;
     Err ending = ERR_INIT;
+    step(h, true); // an exporter whose disk hangs ends when the disk lets it
     if (!hub_export_end(h, e->id, &ended, &ending) && ending.code != ERR_NOT_FOUND)
         log_error("cannot end an export", LOG_STR("export", e->id), LOG_ERR(&ending));
+    step(h, false);
     json_decref(ended);
 }
 
@@ -250,8 +266,10 @@ static void look_at_exports(Hub *h)
         return;
     }
     int64_t now = clock_utc_us();
-    for (size_t i = 0; i < len; i++)
+    for (size_t i = 0; i < len; i++) {
+        step(h, false);
         look_at_export(h, &rows[i], now);
+    }
     STORE_LIST_FREE(rows, len, store_export_clear);
 }
 
@@ -268,8 +286,10 @@ static void look_at_partial(Hub *h)
     }
     for (size_t i = 0; i < len; i++) {
         Err away = ERR_INIT; // said when the job ended
+        step(h, true);
         if (hub_remove_partial(h, &rows[i], &away) && store_backup_cleaned(h->store, rows[i].id, &away))
             log_info("partial images of a job were removed", LOG_STR("job", rows[i].id));
+        step(h, false);
     }
     STORE_LIST_FREE(rows, len, store_backup_clear);
 }
@@ -291,6 +311,7 @@ static void *supervise(void *arg)
     (void)pthread_mutex_lock(&h->lock);
     while (!h->stopping) {
         (void)pthread_mutex_unlock(&h->lock);
+        step(h, false);
         look_at_jobs(h);
         reap(h);
         if (clock_mono_ms() >= look_at) {
@@ -308,9 +329,11 @@ static void *supervise(void *arg)
 
 bool hub_supervisor_start(Hub *h, Err *err)
 {
+    step(h, false);
     int rc = pthread_create(&h->supervisor, NULL, supervise, h);
     if (rc != 0)
         return err_errno(err, rc, "cannot start the supervisor");
+    (void)pthread_setname_np(h->supervisor, THREAD_NAME); // for whoever looks at the threads
     h->supervising = true;
     return true;
 }
