@@ -4,7 +4,7 @@
 BUILD := build
 BUILDTYPE := debugoptimized
 
-.PHONY: build all deps test quickstart install soak bench coverage fuzz sanitize lint clean help
+.PHONY: build all deps test quickstart install deb soak bench coverage fuzz sanitize lint clean help
 
 build: $(BUILD)/build.ninja
 	ninja -C $(BUILD) programs
@@ -58,11 +58,15 @@ lint:
 	tools/install-deps build run guest test dev
 	tools/lint
 
+deb:
+	tools/install-deps build deb
+	tools/build-deb --check
+
 install: build
 	meson install -C $(BUILD) --no-rebuild
 
 clean:
-	rm -rf $(BUILD) build-fuzz build-asan build-tsan build-cov
+	rm -rf $(BUILD) build-fuzz build-asan build-tsan build-cov build-deb
 
 help:
 	@echo 'make build        programs into $(BUILD)/bin/'
@@ -70,11 +74,12 @@ help:
 	@echo 'make test         every test and check'
 	@echo 'make quickstart   a first backup and restore, shown step by step'
 	@echo 'make install      into the prefix given to meson setup; DESTDIR is obeyed'
+	@echo 'make deb          Debian packages of hub, client and CLI into build-deb/'
 	@echo 'make deps         Debian packages for all of the above; needs root'
 	@echo 'make lint         checks, API lint, shellcheck, layout'
 	@echo 'make soak         random histories for hours'
 	@echo 'make coverage     which lines the tests run, by folder; each that none runs, with the reason'
 	@echo 'make fuzz         fuzzes every decoder, for MINUTES (10) in all; needs clang'
 	@echo 'make sanitize     the tests with address, undefined behaviour and thread sanitizers'
-	@echo 'make clean        removes $(BUILD)/ and the build folders of fuzz, sanitize and coverage'
+	@echo 'make clean        removes $(BUILD)/ and the build folders of packages, fuzz, sanitize and coverage'
 	@echo 'make bench        speed beside stock tools; BENCH_GIB=1 for a quick look'
