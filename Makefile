@@ -20,7 +20,7 @@ deps:
 	tools/install-deps build run guest test
 
 test:
-	tools/install-deps build run guest test
+	tools/install-deps build run guest test deb
 	$(MAKE) all
 	tools/run-tests
 

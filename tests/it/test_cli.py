@@ -142,10 +142,17 @@ def test_each_option_of_the_other_programs_is_documented(program, pages):
         assert [o for o in options if not re.search(f"[*`]{o}[*`]", text)] == [], page
 
 
-def test_install(place):
-    """Programs, man pages and the completion script, where man and bash look for them."""
+def install(place):
+    """Its folder with bin/ and lib/."""
     subprocess.run(["meson", "install", "-C", BIN.parent, "--no-rebuild", "--destdir", place], check=True,
                    capture_output=True)
+    prefix, = [p.parent.parent for p in place.rglob("bin/sendense-hub")]
+    return prefix
+
+
+def test_install(place):
+    """Programs, man pages and the completion script, where man and bash look for them."""
+    install(place)
     found = {p.name: p for p in place.rglob("*") if p.is_file()}
     for page in ("sendense.1", "sendense-backup-client.1", "sendense-hub.8"):
         assert found[page].match(f"share/man/man{page[-1]}/*")
@@ -153,6 +160,32 @@ def test_install(place):
     scripts = [p for p in place.rglob("share/bash-completion/completions/*")]
     assert [p.name for p in scripts] == ["sendense"] and "complete" in scripts[0].read_text()
     assert {"sendense-hub", "sendense-backup-client", "nbdkit-sendense-plugin.so"} <= set(found)
+    assert {"sendense-hub.service", "sendense.conf", "hub.conf"} <= set(found)
+
+
+def test_a_version_is_behind_a_link_and_going_back_is_moving_it(place):
+    """A hub takes client and engine from the folder that it lies in itself, whatever the other links say."""
+    prefix = install(place)
+    link = prefix / "bin" / "sendense-hub"
+    version = os.readlink(link).split("/")[-2]
+    assert os.readlink(link) == f"../lib/sendense/{version}/sendense-hub"
+    older = prefix / "lib" / "sendense" / "0.0.1"
+    shutil.copytree(prefix / "lib" / "sendense" / version, older)
+    (older / "sendense-hub").write_text("#!/bin/sh\necho older\n")
+    (place / "hub.conf").write_text("")
+    command = [link, "--check-config", "--config", place / "hub.conf"]
+
+    def says():
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "max-jobs = 4" in says()
+    subprocess.run(["ln", "-sfn", "../lib/sendense/0.0.1/sendense-hub", link], check=True)
+    assert says() == "older\n"
+    install(place)                      # the next version moves it on, and leaves the others
+    assert "max-jobs = 4" in says() and older.exists()
+    (older.parent / version / "nbdkit-sendense-plugin.so").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"{version}/nbdkit-sendense-plugin.so" in done.stderr
 
 
 def test_completion(cli, place):

@@ -58,8 +58,9 @@ class Machine:
         root = self.folder / "root"
         root.mkdir()
         self.process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--ipc", "--uts", "--net", *(["--cgroup"] if self.systemd else []), "--fork",
-             "--kill-child=KILL", "--propagation", "private", str(HERE / "boot"), str(root),
+            ["unshare", "--mount", "--pid", "--ipc", "--uts", "--net", *(["--cgroup"] if self.systemd else []),
+             "--fork",
+             "--kill-child=KILL", "--propagation", "private", HERE / "boot", root,
              *(SYSTEMD if self.systemd else NO_SYSTEMD)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=join,
             env={**os.environ, "PACKAGES": str(self.packages)})
@@ -106,9 +107,9 @@ class Machine:
         return (self.folder.parent / "machine.log").read_text(errors="replace")
 
     def enter(self, *command):
-        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-i", "-u", "-n", *(["-C"] if self.systemd else []), "--root",
-                "--wd=/", "/usr/bin/env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", *map(str, command)]
+        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-i", "-u", "-n", *(["-C"] if self.systemd else []),
+                "--root", "--wdns=/", "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
+                "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", *map(str, command)]
 
     def run(self, *command, timeout=300):
         done = subprocess.run(self.enter(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
