@@ -44,6 +44,8 @@ bool command_restore(Cli *c, Err *err) must_check;
 bool command_verify(Cli *c, Err *err) must_check;
 bool command_hub_health(Cli *c, Err *err) must_check;
 bool command_hub_reload(Cli *c, Err *err) must_check;
+bool command_hub_backup_database(Cli *c, Err *err) must_check;
+bool command_hub_database_backups(Cli *c, Err *err) must_check;
 bool command_hub_exports(Cli *c, Err *err) must_check;
 bool command_hub_export_end(Cli *c, Err *err) must_check;
 bool command_login(Cli *c, Err *err) must_check;

@@ -80,3 +80,48 @@ bool command_hub_reload(Cli *c, Err *err)
         cli_note("%s changes with the hub's next start", json_string_value(name));
     return true;
 }
+
+bool command_hub_backup_database(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    size_t i;
+    json_t *e;
+    if (!cli_send(c, "POST", "/api/v1/database/backups", NULL, true, &answer, err))
+        return false;
+    json_array_foreach(cli_list(answer, "backups"), i, e) if (*cli_text(e, "error")) c->exit_status = CLI_EXIT_FAILED;
+    if (cli_said_json(c, answer))
+        return true;
+    json_array_foreach(cli_list(answer, "backups"), i, e)
+    {
+        if (*cli_text(e, "error"))
+            cli_note("%s", cli_text(e, "error"));
+        else
+            cli_show("written", cli_text(e, "path"));
+    }
+    return true;
+}
+
+bool command_hub_database_backups(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    cleanup(table_clear) Table t = {.titles = {"REPOSITORY", "MADE (UTC)", "SIZE", "FILE"}};
+    size_t i;
+    json_t *e;
+    if (!cli_get(c, "/api/v1/database/backups", &answer, err))
+        return false;
+    if (cli_said_json(c, answer))
+        return true;
+    json_array_foreach(cli_list(answer, "backups"), i, e)
+    {
+        char time[TEXT_TIME], size[STR_SIZE_MAX];
+        text_time(cli_text(e, "created_at"), time);
+        str_size(cli_u64(e, "bytes"), size);
+        const char *const cells[] = {cli_text(e, "repository"), time, size, cli_text(e, "path")};
+        if (!table_row(&t, cells, err))
+            return false;
+    }
+    table_print(&t, stdout);
+    if (*cli_text(answer, "problem"))
+        cli_note("%s", cli_text(answer, "problem"));
+    return true;
+}

@@ -221,6 +221,21 @@ HANDLER(audit_list)
     return hub_trail_list(hub(ctx), &f, &ret->body, err);
 }
 
+// ---- the hub's own database
+
+HANDLER(database_backup)
+{
+    (void)req;
+    ret->status = 201;
+    return hub_database_backup(hub(ctx), &ret->body, err);
+}
+
+HANDLER(database_backups)
+{
+    (void)req;
+    return hub_database_backup_list(hub(ctx), &ret->body, err);
+}
+
 // ---- repositories
 
 HANDLER(repository_add)
@@ -663,6 +678,8 @@ static const HttpRoute routes[] = {
     {"DELETE", V1 "/session", session_end, 0, NULL, MAY_ANY_ROLE},
     {"POST", V1 "/session/password", session_password, HTTP_BODY, NULL, MAY_ANY_ROLE},
     {"GET", V1 "/audit", audit_list, 0, "actor method min_status after limit newest_first", MAY_ADMIN},
+    {"POST", V1 "/database/backups", database_backup, 0, NULL, MAY_ADMIN},
+    {"GET", V1 "/database/backups", database_backups, 0, NULL, MAY_LOOK},
     {"POST", V1 "/repositories", repository_add, HTTP_BODY, NULL, MAY_ADMIN},
     {"GET", V1 "/repositories", repository_list, 0, NULL, MAY_LOOK},
     {"GET", V1 "/repositories/{repository_id}", repository_show, 0, NULL, MAY_LOOK},

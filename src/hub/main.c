@@ -7,6 +7,7 @@
 #include "http/server.h"
 #include "hub/migrate_database.h"
 #include "hub/notify.h"
+#include "hub/restore_database.h"
 #include "hub/settings.h"
 
 #include <errno.h>
@@ -236,6 +237,7 @@ static bool run(Running *r, Err *err)
                         .data_dir = settings_data_dir(o),
                         .key_file = o->key_file,
                         .run_dir = o->run_dir,
+                        .dump_to = o->dump_to,
                         .plugin = plugin,
                         .client = client,
                         .limits = settings_limits(o),
@@ -252,6 +254,8 @@ static bool run(Running *r, Err *err)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && str_eq(argv[1], "restore-database"))
+        return restore_database(argc - 1, argv + 1);
     Err err = ERR_INIT;
     bool migrate = argc > 1 && str_eq(argv[1], "migrate-database");
     if (migrate) { // its options are the hub's
@@ -263,7 +267,8 @@ int main(int argc, char **argv)
     bool ok = proc_fill_standard_fds(&err) && settings_load(argc, argv, &r.settings, &err);
     if (ok && r.settings.help) {
         (void)printf("usage: sendense-hub --data-dir DIR [-port=8082] [-auth=false]\n"
-                     "       sendense-hub migrate-database --to mariadb|embedded --data-dir DIR --db-host HOST …\n\n");
+                     "       sendense-hub migrate-database --to mariadb|embedded --data-dir DIR --db-host HOST …\n"
+                     "       sendense-hub restore-database --help\n\n");
         settings_print_help();
     } else if (ok && r.settings.version) {
         (void)printf("sendense-hub %s\n", SENDENSE_VERSION);

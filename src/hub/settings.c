@@ -48,6 +48,12 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
          "MiB after which an interrupted backup can go on; default 1024"},
         {"audit-blocks", OPT_U64, &o->audit, 0, AUDIT_BLOCKS_MAX, "N",
          "of each increment, looked at though tracking calls them unchanged; default 3000"},
+        {"database-backup-keep", OPT_U64, &o->dump_keep, 0, 366, "DAYS",
+         "of the daily backups of the hub's database; 0: none is made; default 14"},
+        {"database-backup-hour", OPT_U64, &o->dump_hour, 0, 23, "HOUR", "at which it is made, in UTC; default 1"},
+        {"database-backup-delay", OPT_U64, &o->dump_delay, 0, 86400, "SECONDS",
+         "after the start, before one that is due is made; default 300"},
+        {"database-backup-to", OPT_TEXT, &o->dump_to, 0, 0, "REPOSITORY", "where to; default: each repository"},
         {"plugin", OPT_TEXT, &o->plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
         {"client", OPT_TEXT, &o->client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
         {"db-host", OPT_TEXT, &o->db_host, 0, 0, "HOST",
@@ -84,7 +90,10 @@ static void set_defaults(Settings *s)
                     .export_idle = 600,
                     .keep_interrupted = 72,
                     .checkpoint = 1024,
-                    .audit = AUDIT_BLOCKS_DEFAULT};
+                    .audit = AUDIT_BLOCKS_DEFAULT,
+                    .dump_keep = 14,
+                    .dump_hour = 1,
+                    .dump_delay = 300};
 }
 
 static bool read_files(const char *said, const Opt *table, Err *err)
@@ -186,7 +195,7 @@ void settings_clear(Settings *s)
 {
     char *texts[] = {s->config,  s->listen,       s->data_dir, s->key_file,  s->run_dir, s->plugin,
                      s->client,  s->tls_cert,     s->tls_key,  s->db_host,   s->db_name, s->db_user,
-                     s->db_pass, s->db_pass_file, s->db_tls,   s->db_tls_ca, s->to};
+                     s->db_pass, s->db_pass_file, s->db_tls,   s->db_tls_ca, s->to,      s->dump_to};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         free(texts[i]);
 }
@@ -239,7 +248,10 @@ HubLimits settings_limits(const Settings *s)
                        .export_idle_s = (unsigned)s->export_idle,
                        .keep_hours = (unsigned)s->keep_interrupted,
                        .checkpoint_mib = (unsigned)s->checkpoint,
-                       .audit_blocks = (unsigned)s->audit};
+                       .audit_blocks = (unsigned)s->audit,
+                       .dump_keep = (unsigned)s->dump_keep,
+                       .dump_hour = (unsigned)s->dump_hour,
+                       .dump_delay_s = (unsigned)s->dump_delay};
 }
 
 static bool differs(const Opt *a, const Opt *b)
@@ -257,8 +269,17 @@ static bool differs(const Opt *a, const Opt *b)
 
 size_t settings_fixed_changes(const Settings *a, const Settings *b, const char **ret_names, size_t n)
 {
-    static const char *const limits[] = {"max-jobs",    "chain-limit",      "lease",          "claim-timeout",
-                                         "export-idle", "keep-interrupted", "checkpoint-mib", "audit-blocks"};
+    static const char *const limits[] = {"max-jobs",
+                                         "chain-limit",
+                                         "lease",
+                                         "claim-timeout",
+                                         "export-idle",
+                                         "keep-interrupted",
+                                         "checkpoint-mib",
+                                         "audit-blocks",
+                                         "database-backup-keep",
+                                         "database-backup-hour",
+                                         "database-backup-delay"};
     Opt table_a[TABLE_MAX], table_b[TABLE_MAX];
     Settings copy_a = *a, copy_b = *b;
     size_t found = 0;

@@ -61,7 +61,7 @@ bool store_repository_remove(Store *s, int64_t id, Err *err)
     for (size_t i = 0; i < ARRAY_LEN(steps); i++)
         if (!store_run(s, steps[i], DB_ARGS(DB_N(id)), NULL, err))
             return false;
-    return true;
+    return store_forget_repository_state(s, id, err);
 }
 
 bool store_repository_totals(Store *s, int64_t id, uint64_t *ret_points, uint64_t *ret_stored, Err *err)

@@ -5,6 +5,15 @@
 
 #define SQL_MAX 65536
 
+bool db_go_on(const DbPatience *patience, Err *err)
+{
+    if (patience && patience->stop && *patience->stop)
+        return err_set(err, ERR_CANCELLED, "the hub is stopping");
+    if (patience && patience->until_ms > 0 && clock_mono_ms() > patience->until_ms)
+        return err_set(err, ERR_TIMEOUT, "it took too long");
+    return true;
+}
+
 static void *field(void *row, const DbColumn *c)
 {
     return (char *)row + c->offset;

@@ -5,6 +5,8 @@
 
 #include "store/store.h"
 
+#include <stdatomic.h>
+
 typedef struct Db Db;
 typedef struct DbStmt DbStmt;
 
@@ -14,6 +16,11 @@ typedef enum DbValue { // what a row has in a column
     DB_VALUE_TEXT,
     DB_VALUE_OTHER, // nothing of ours
 } DbValue;
+typedef struct DbPatience {  // for what takes long
+    const atomic_bool *stop; // true: ERR_CANCELLED; NULL: nobody stops it
+    int64_t until_ms;        // monotonic; 0: no end. Later: ERR_TIMEOUT
+} DbPatience;
+bool db_go_on(const DbPatience *patience, Err *err) must_check;
 
 typedef struct DbOps {
     const char *name; // "sqlite"
@@ -41,7 +48,6 @@ typedef struct DbOps {
     bool (*begin)(Db *db, Err *err); // takes the write lock at once
     bool (*commit)(Db *db, Err *err);
     void (*rollback)(Db *db);
-    bool (*backup)(Db *db, const char *path, Err *err); // a consistent copy, before a migration; NULL: cannot
     // From now on it only reads, the database as it is now, until it is closed; one statement at a time, whose rows
     // come one by one.
     bool (*only_read)(Db *db, Err *err);
@@ -53,6 +59,11 @@ typedef struct DbOps {
     const char
         *counter; // of a table: the number of the next row that is not given one; no row, NULL: it does not count
     bool (*set_counter)(Db *db, const char *table, int64_t next, Err *err); // no part of a transaction
+    // A consistent copy as a file of SQLite's, in one piece; NULL: cannot.
+    bool (*backup)(Db *db, const char *path, const DbPatience *patience, Err *err);
+    // Another connection that sees the database as it is now, until it is closed, whatever others write meanwhile. It
+    // only reads, one statement after the other, and holds up nobody.
+    bool (*snapshot)(Db *db, Db **ret, Err *err);
 } DbOps;
 
 struct Db {

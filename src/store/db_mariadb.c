@@ -226,7 +226,7 @@ static bool connect_now(DbMariadb *db, Err *err)
               err) &&
         query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err);
     db->lost = !ok;
-    if (ok) {
+    if (ok && !db->only_reads) {
         end_before(db, before);
         ok = take_hold(db, err);
         db->lost = !ok;
@@ -598,6 +598,47 @@ static bool db_set_counter(Db *base, const char *table, int64_t next, Err *err)
     return sql && db_exec(base, sql, err);
 }
 
+// ---- opening
+
+static bool new_db(const DbOps *ops, const StoreMariadb *spec, DbMariadb **ret, Err *err)
+{
+    DbMariadb *db = mem_calloc(1, sizeof(*db), err);
+    if (!db)
+        return false;
+    db->base.ops = ops;
+    db->port = spec->port;
+    db->tls = spec->tls;
+    if (mem_replace(&db->tls_ca, spec->tls_ca, err) && mem_replace(&db->host, spec->host, err) &&
+        mem_replace(&db->name, spec->name, err) && mem_replace(&db->user, spec->user, err) &&
+        (!spec->password || secret_set(&db->password, secret_reveal(spec->password), err))) {
+        *ret = db;
+        return true;
+    }
+    db_close(&db->base);
+    return false;
+}
+
+static bool db_snapshot(Db *base, Db **ret, Err *err)
+{
+    DbMariadb *db = self(base), *reader = NULL;
+    const StoreMariadb spec = {.host = db->host,
+                               .port = db->port,
+                               .name = db->name,
+                               .user = db->user,
+                               .password = &db->password,
+                               .tls = db->tls,
+                               .tls_ca = db->tls_ca};
+    if (!new_db(base->ops, &spec, &reader, err))
+        return false;
+    reader->only_reads = true; // it takes nobody's place
+    if (!connect_now(reader, err) || !db_only_read(&reader->base, err)) {
+        db_close(&reader->base);
+        return err_context(err, "a snapshot of the database");
+    }
+    *ret = &reader->base;
+    return true;
+}
+
 static const DbOps mariadb_ops = {
     .name = "mariadb",
     .close = db_close,
@@ -632,20 +673,15 @@ static const DbOps mariadb_ops = {
     .counter = "SELECT auto_increment FROM information_schema.tables WHERE table_schema = DATABASE()"
                " AND table_name = ?",
     .set_counter = db_set_counter,
+    .snapshot = db_snapshot,
 };
 
 bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err)
 {
-    DbMariadb *db = mem_calloc(1, sizeof(*db), err);
-    if (!db)
+    DbMariadb *db = NULL;
+    if (!new_db(&mariadb_ops, spec, &db, err))
         return false;
-    db->base.ops = &mariadb_ops;
-    db->port = spec->port;
-    db->tls = spec->tls;
-    bool ok = mem_replace(&db->tls_ca, spec->tls_ca, err) && mem_replace(&db->host, spec->host, err) &&
-        mem_replace(&db->name, spec->name, err) && mem_replace(&db->user, spec->user, err) &&
-        (!spec->password || secret_set(&db->password, secret_reveal(spec->password), err)) && connect_now(db, err);
-    if (!ok) {
+    if (!connect_now(db, err)) {
         db_close(&db->base);
         return err_context(err, "MariaDB at %s, database %s, user %s", spec->host, spec->name, spec->user);
     }

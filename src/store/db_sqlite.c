@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define COPY_PAGES 1000 // between two looks whether to go on
+
 typedef struct DbSqlite {
     Db base;
     sqlite3 *handle;
@@ -187,20 +189,35 @@ static void db_rollback(Db *db)
     (void)sqlite3_exec(self(db)->handle, "ROLLBACK", NULL, NULL, NULL);
 }
 
-static bool db_copy(Db *db, const char *path, Err *err)
+static bool copy_pages(sqlite3 *from, sqlite3 *to, const char *path, const DbPatience *patience, Err *err)
+{
+    sqlite3_backup *b = sqlite3_backup_init(to, "main", from, "main");
+    int rc = b ? SQLITE_OK : SQLITE_ERROR;
+    bool go_on = true;
+    while (go_on && rc == SQLITE_OK) {
+        rc = sqlite3_backup_step(b, COPY_PAGES);
+        go_on = db_go_on(patience, err);
+    }
+    if (b && sqlite3_backup_finish(b) != SQLITE_OK && rc == SQLITE_DONE)
+        rc = SQLITE_ERROR;
+    // one file: with a write-ahead log it would need another one beside it
+    if (go_on && rc == SQLITE_DONE && sqlite3_exec(to, "PRAGMA journal_mode=DELETE", NULL, NULL, NULL) != SQLITE_OK)
+        rc = SQLITE_ERROR;
+    return go_on &&
+        (rc == SQLITE_DONE ||
+         err_set(err, sqlite3_errcode(to) == SQLITE_FULL || rc == SQLITE_FULL ? ERR_NO_SPACE : ERR_IO,
+                 "cannot copy the database to %s: %s", path, sqlite3_errmsg(to)));
+}
+
+static bool db_copy(Db *db, const char *path, const DbPatience *patience, Err *err)
 {
     sqlite3 *to = NULL;
     int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0)
-        return err_set(err, ERR_IO, "cannot create the database's copy %s", path);
+        return err_errno(err, errno, "cannot create the database's copy %s", path);
     (void)close(fd);
-    bool ok = sqlite3_open(path, &to) == SQLITE_OK;
-    sqlite3_backup *b = ok ? sqlite3_backup_init(to, "main", self(db)->handle, "main") : NULL;
-    ok = b && sqlite3_backup_step(b, -1) == SQLITE_DONE;
-    if (b)
-        ok = sqlite3_backup_finish(b) == SQLITE_OK && ok;
-    if (!ok)
-        (void)err_set(err, ERR_IO, "cannot copy the database to %s: %s", path, sqlite3_errmsg(to));
+    bool ok = sqlite3_open(path, &to) == SQLITE_OK ? copy_pages(self(db)->handle, to, path, patience, err)
+                                                   : err_set(err, ERR_IO, "cannot open the database's copy %s", path);
     (void)sqlite3_close(to);
     return ok;
 }
@@ -224,6 +241,25 @@ static bool db_set_counter(Db *db, const char *table, int64_t next, Err *err)
     return db_run(db, "DELETE FROM sqlite_sequence WHERE name = ?", DB_ARGS(DB_T(table)), NULL, err) &&
         db_run(db, "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", DB_ARGS(DB_T(table), DB_N(next - 1)), NULL,
                err);
+}
+
+// In WAL mode whoever reads holds up nobody who writes.
+static bool db_snapshot(Db *db, Db **ret, Err *err)
+{
+    DbSqlite *reader = mem_calloc(1, sizeof(*reader), err);
+    if (!reader)
+        return false;
+    reader->base.ops = db->ops;
+    const char *path = sqlite3_db_filename(self(db)->handle, "main");
+    bool ok = sqlite3_open_v2(path, &reader->handle, SQLITE_OPEN_READONLY | SQLITE_OPEN_FULLMUTEX, NULL) == SQLITE_OK ||
+        fail(reader, path, err);
+    ok = ok && sqlite3_busy_timeout(reader->handle, 10000) == SQLITE_OK && db_only_read(&reader->base, err);
+    if (!ok) {
+        db_close(&reader->base);
+        return false;
+    }
+    *ret = &reader->base;
+    return true;
 }
 
 static const DbOps sqlite_ops = {
@@ -256,6 +292,7 @@ static const DbOps sqlite_ops = {
     .columns = "SELECT name, pk FROM pragma_table_info(?) ORDER BY cid",
     .counter = "SELECT seq + 1 FROM sqlite_sequence WHERE name = ?",
     .set_counter = db_set_counter,
+    .snapshot = db_snapshot,
 };
 
 bool db_sqlite_open(const char *path, Db **ret, Err *err)

@@ -99,6 +99,7 @@ static const char *const steps[] = {
     /* 37 */ "CREATE INDEX backup_jobs_of_vm ON backup_jobs (vm_id, created_at, sequence, id)",
     /* 38 */ "CREATE INDEX backup_jobs_of_parent ON backup_jobs (parent_id)",
     /* 39 */ "CREATE INDEX backup_disks_of_parent ON backup_disks (parent_backup_id)",
+    /* 40 */ "CREATE TABLE hub_state (name VARCHAR(64) PRIMARY KEY, value TEXT NOT NULL)",
 };
 
 unsigned db_schema_newest(void)
@@ -136,7 +137,7 @@ bool db_migrate(Db *db, const char *copy_path_prefix, Err *err)
                        (long long)version, ARRAY_LEN(steps));
     if (version > 0 && version < (int64_t)ARRAY_LEN(steps) && copy_path_prefix) {
         cleanup_free char *copy = mem_printf(err, "%s.before-%zu", copy_path_prefix, ARRAY_LEN(steps));
-        if (!copy || !file_unlink(copy, err) || !db->ops->backup(db, copy, err))
+        if (!copy || !file_unlink(copy, err) || !db->ops->backup(db, copy, NULL, err))
             return false;
     }
     for (unsigned v = (unsigned)version + 1; v <= ARRAY_LEN(steps); v++)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "base/secret.h"
+#include "base/uuid.h"
 
 typedef struct Store Store;
 
@@ -50,6 +51,21 @@ bool store_repository_list(Store *s, StoreRepository **ret, size_t *ret_len, Err
 bool store_repository_remove(Store *s, int64_t id, Err *err) must_check;
 bool store_repository_totals(Store *s, int64_t id, uint64_t *ret_points, uint64_t *ret_stored, Err *err) must_check;
 void store_repository_clear(StoreRepository *r);
+
+bool store_repository_place(Store *s, const StoreRepository *r, Err *err) must_check; // its path changes
+
+// ---- the hub itself: its database's backups, and its restore (docs/internals/database-backup.md)
+bool store_hub_id(Store *s, char ret[UUID_TEXT], Err *err) must_check; // made with the first question
+// The next number of a backup of the database, at least this one.
+bool store_dump_number(Store *s, uint64_t at_least, uint64_t *ret, Err *err) must_check;
+bool store_dumped(Store *s, int64_t repository_id, int64_t *ret_us, Err *err) must_check; // when; 0: never
+bool store_set_dumped(Store *s, int64_t repository_id, int64_t at_us, Err *err) must_check;
+bool store_is_empty(Store *s, bool *ret, Err *err) must_check; // no repository, VM, source or job
+// It came out of a backup: what ran then has failed, every point is suspect, every repository's catalogue stale.
+bool store_restored(Store *s, int64_t now_us, Err *err) must_check;
+bool store_is_stale(Store *s, int64_t repository_id, bool *ret, Err *err) must_check;
+bool store_not_stale(Store *s, int64_t repository_id, Err *err) must_check;
+bool store_forget_repository_state(Store *s, int64_t repository_id, Err *err) must_check;
 
 // ---- sources: what VMs of one vCenter share
 typedef struct StoreSource {

@@ -102,7 +102,7 @@ static bool insert(Hub *h, const StartRequest *req, StoreBackup *b, const Secret
     b->start_client = req->start_client;
     if (!store_vm_find(h->store, req->vm_name, &vm, err) ||
         !store_repository_find(h->store, req->repository, &repository, err) ||
-        !secret_digest(secret_reveal(token), digest, err))
+        !hub_not_stale(h, repository.id, err) || !secret_digest(secret_reveal(token), digest, err))
         return false;
     b->repository_id = repository.id;
     return mem_replace(&b->vm_id, vm.id, err) && mem_replace(&b->active_vm, vm.id, err) &&

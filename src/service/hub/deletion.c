@@ -62,7 +62,8 @@ static bool mark(Hub *h, const char *id, bool with_dependents, json_t *ids, Err 
     StoreBackup cleanup_backup b = {0};
     size_t i;
     json_t *item;
-    if (!store_backup_get(h->store, id, &b, err) || !collect(h, id, 0, ids, err))
+    if (!store_backup_get(h->store, id, &b, err) || !hub_not_stale(h, b.repository_id, err) ||
+        !collect(h, id, 0, ids, err))
         return false;
     if (!with_dependents && json_array_size(ids) > 1)
         return err_set(err, ERR_CONFLICT,

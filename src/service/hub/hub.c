@@ -97,13 +97,14 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
     if (!(database = file_join(h->data_dir, "sendense.db", err)) ||
         !(h->log_dir = file_join(h->data_dir, "log", err)) || !file_mkdir(h->log_dir, 0700, err) ||
         !(h->key_file = c->key_file ? mem_strdup(c->key_file, err) : file_join(h->data_dir, "secret.key", err)) ||
-        !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->client, c->client, err))
+        !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->dump_to, c->dump_to, err) ||
+        !mem_replace(&h->client, c->client, err))
         return false;
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
     ok = ok && own_run_dir(h, run_dir, err) &&
         (c->mariadb ? store_open_mariadb(c->mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
         check_boot(h, err) && hub_users_begin(h, err) && hub_tokens_begin(h, c->new_admin, err) &&
-        hub_recover(h, err) && hub_supervisor_start(h, err);
+        hub_recover(h, err) && hub_supervisor_start(h, err) && hub_database_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;
@@ -144,6 +145,9 @@ void hub_set_limits(Hub *h, const HubLimits *limits)
     h->keep_hours = limits->keep_hours;
     h->checkpoint_bytes = (uint64_t)limits->checkpoint_mib << 20;
     h->audit_blocks = limits->audit_blocks;
+    h->dump_keep = limits->dump_keep;
+    h->dump_hour = limits->dump_hour;
+    h->dump_delay_s = limits->dump_delay_s;
 }
 
 bool hub_reload(Hub *h, json_t **ret, Err *err)
@@ -187,6 +191,7 @@ void hub_close(Hub *h)
 {
     if (!h)
         return;
+    hub_database_stop(h);
     hub_supervisor_stop(h);
     hub_users_end(h);
     while (h->running) {
@@ -211,6 +216,7 @@ void hub_close(Hub *h)
     free(h->key_file);
     free(h->run_dir);
     free(h->plugin);
+    free(h->dump_to);
     free(h->client);
     free(h->url);
     free(h->log_dir);
@@ -236,10 +242,12 @@ static void look_at_data_dir(const Hub *h, uint64_t *ret_free, char ret_problem[
 bool hub_health(Hub *h, json_t **ret, Err *err)
 {
     uint64_t running, free_bytes;
-    char problem[PROBLEM_MAX], thumbprint[sizeof(h->thumbprint)];
+    char problem[HUB_DUMP_PROBLEM], thumbprint[sizeof(h->thumbprint)];
     if (!store_backup_count_active(h->store, &running, err))
         return false;
     look_at_data_dir(h, &free_bytes, problem);
+    if (!problem[0])
+        hub_database_problem(h, problem);
     (void)pthread_mutex_lock(&h->lock);
     memcpy(thumbprint, h->thumbprint, sizeof(thumbprint));
     (void)pthread_mutex_unlock(&h->lock);

@@ -18,6 +18,9 @@ typedef struct HubLimits {   // what may change while the hub runs
     unsigned export_idle_s;  // an export that nobody reads from ends after this
     unsigned keep_hours;     // partial images of failed jobs are kept, for the next job to go on from; 0: none is
     unsigned checkpoint_mib; // stored between two points of time from which an interrupted backup goes on
+    unsigned dump_keep;      // days of which a backup of the database is kept; 0: none is made by itself
+    unsigned dump_hour;      // of the day (UTC) at which it is made
+    unsigned dump_delay_s;   // after the hub's start, before one that is due is made
     unsigned audit_blocks;   // of each tracked disk, as far as its time allows (docs/internals/audit.md); 0: none
 } HubLimits;
 
@@ -29,6 +32,7 @@ typedef struct HubConfig {
     const char *data_dir;        // made if it is not there; locked
     const char *key_file;        // opens the sources' passwords; NULL: secret.key in the data folder
     const char *run_dir;         // sockets; NULL: a short default for this data folder
+    const char *dump_to;         // repository for backups of the database; NULL: each
     const char *plugin;          // path of nbdkit-sendense-plugin.so
     const char *client;          // path of sendense-backup-client
     HubLimits limits;
@@ -114,6 +118,20 @@ bool hub_repository_list(Hub *h, json_t **ret, Err *err) must_check;
 bool hub_repository_show(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
 bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
 bool hub_repository_scan(Hub *h, const char *repository, json_t **ret, Err *err) must_check;
+
+// ---- the hub's own database (docs/internals/database-backup.md)
+bool hub_database_backup(Hub *h, json_t **ret, Err *err) must_check; // ERR_BUSY: one is being made
+bool hub_database_backup_list(Hub *h, json_t **ret, Err *err) must_check;
+typedef struct HubRestore {
+    const char *from;          // a file, its folder, or a repository; NULL: from nothing
+    char *const *repositories; // to be taken in where they are now
+    size_t repositories_len;
+    bool force;                       // also over a database that is not empty: it is kept aside
+    void (*say)(const char *message); // what whoever restores has to know
+} HubRestore;
+// No hub may run on it; config is the one that it will run with. ERR_CONFLICT: the database is not empty. After an
+// error the database is what it was.
+bool hub_database_restore(const HubConfig *config, const HubRestore *what, Err *err) must_check;
 
 // ---- sources: vCenters, and what they hold
 bool hub_source_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;

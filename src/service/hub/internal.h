@@ -39,6 +39,8 @@ typedef struct HubCounters {
     struct HubCounters *next;
 } HubCounters;
 
+#define HUB_DUMP_PROBLEM 400
+
 struct Hub {
     Store *store;
     char *data_dir, *key_file, *run_dir, *plugin, *client, *log_dir;
@@ -64,7 +66,16 @@ struct Hub {
     bool stopping, supervising;
     atomic_int_fast64_t step_ms; // monotonic: the supervisor's last step began
     atomic_bool in_files;        // that step is one in a repository's files
-    atomic_bool closing;         // hub_quiesce() was called
+    char *dump_to; // repository that the database is backed up into; NULL: all
+    atomic_uint dump_keep, dump_hour, dump_delay_s;
+    atomic_flag dumping;
+    atomic_bool dump_stop;
+    bool keeping;
+    pthread_t keeper;
+    int64_t dump_from_ms;                // monotonic: when this hub was started
+    int64_t dump_retry_ms;               // monotonic: not before
+    char dump_problem[HUB_DUMP_PROBLEM]; // of the last backup of the database; "": none
+    atomic_bool closing;                 // hub_quiesce() was called
     pthread_t supervisor;
 };
 
@@ -141,6 +152,36 @@ typedef struct ScanCounts {
 } ScanCounts;
 bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
                           ScanCounts *counts, Err *err) must_check;
+
+// ---- reconcile.c: docs/internals/database-backup.md
+// A catalogue of a database that was restored, against what the scan found. The caller has a transaction open, and goes
+// on with what a scan does else.
+bool hub_reconcile(Hub *h, const StoreRepository *row, const Repo *repo, const RepoScan *scan, Err *err) must_check;
+bool hub_reconcile_late(Hub *h, Err *err) must_check;                   // repositories that were away until now
+bool hub_not_stale(Hub *h, int64_t repository_id, Err *err) must_check; // ERR_UNAVAILABLE
+
+// ---- dump_folder.c: backups of hubs' databases in a repository
+#define HUB_DUMP_FOLDER "database"
+#define HUB_DUMP_PARTIAL ".partial"
+#define HUB_DUMP_NAME 64
+#define HUB_DUMP_NUMBER_MAX 99999999u
+typedef struct HubDump {
+    char file[HUB_DUMP_NAME], hub[9]; // the beginning of the hub's ID
+    uint64_t number;
+    int64_t created_us;
+} HubDump;
+bool hub_dump_name(const char *hub_id, uint64_t number, int64_t created_us, char ret[HUB_DUMP_NAME], Err *err)
+    must_check;
+// Of that hub, or of all (NULL); the newest, by number, first. None where there is no folder.
+bool hub_dump_list(const char *folder, const char *hub_id, HubDump **ret, size_t *ret_len, Err *err) must_check;
+char *hub_dump_folder(const char *repository, Err *err);                            // new memory
+bool hub_dump_folder_make(const char *repository, char **ret, Err *err) must_check; // durably
+bool hub_dump_prune(const char *folder, const char *hub_id, unsigned keep_days, Err *err) must_check;
+
+// ---- database.c
+bool hub_database_start(Hub *h, Err *err) must_check; // the thread that backs it up daily
+void hub_database_stop(Hub *h);
+void hub_database_problem(Hub *h, char ret[HUB_DUMP_PROBLEM]); // "": none
 
 // ---- points.c
 bool hub_repo_open(Hub *h, const StoreRepository *r, Repo *ret, Err *err) must_check; // ERR_UNAVAILABLE with advice

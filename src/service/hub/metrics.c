@@ -185,6 +185,26 @@ static bool tell_repositories(Hub *h, StrBuf *out, Err *err)
     return ok;
 }
 
+static bool tell_database(Hub *h, StrBuf *out, Err *err)
+{
+    static const char name[] = "sendense_database_backup_age_seconds";
+    StoreRepository *rows = NULL;
+    size_t len = 0;
+    char problem[HUB_DUMP_PROBLEM];
+    int64_t now = clock_utc_us(), at;
+    hub_database_problem(h, problem);
+    bool ok = plain(out, "sendense_database_backup_failed", "1: the last backup of the hub's database failed.",
+                    problem[0] != '\0', err) &&
+        about(out, name, "gauge", "Age of the newest backup of the hub's database in a repository; absent: none.",
+              err) &&
+        store_repository_list(h->store, &rows, &len, err);
+    for (size_t i = 0; ok && i < len; i++)
+        ok = store_dumped(h->store, rows[i].id, &at, err) &&
+            (at == 0 || sample(out, name, LABELS("repository", rows[i].name), (double)MAX(0, now - at) / 1e6, err));
+    STORE_LIST_FREE(rows, len, store_repository_clear);
+    return ok;
+}
+
 static bool age(StrBuf *out, const char *name, const StoreVmPoints *v, int64_t at_us, int64_t now_us, Err *err)
 {
     return at_us == 0 ||
@@ -263,7 +283,8 @@ static bool gather(Hub *h, char **ret, Err *err)
 {
     StrBuf out = STR_BUF(TEXT_MAX);
     int64_t began = clock_mono_ms();
-    bool ok = tell_hub(h, &out, err) && tell_repositories(h, &out, err) && tell_points(h, &out, err) &&
+    bool ok = tell_hub(h, &out, err) && tell_repositories(h, &out, err) && tell_database(h, &out, err) &&
+        tell_points(h, &out, err) &&
         plain(&out, "sendense_metrics_seconds", "What it took to gather the above, the database's time for the most.",
               (double)(clock_mono_ms() - began) / 1e3, err);
     if (ok) {

@@ -206,7 +206,11 @@ static bool update_catalogue(Hub *h, const StoreRepository *repository, const Re
                              ScanCounts *counts, Err *err)
 {
     StoreRepository cleanup_repository still = {0};
+    bool stale; // the rows are a backup's
     return store_repository_get(h->store, repository->id, &still, err) && // not removed since the scan began
+        store_is_stale(h->store, repository->id, &stale, err) &&
+        (!stale ||
+         (hub_reconcile(h, repository, repo, scan, err) && store_not_stale(h->store, repository->id, err))) &&
         add_points(h, repository, repo, scan, counts, err) && mark_doubted(h, repository, scan, err) &&
         mark_missing(h, repository, repo, scan, counts->missing, err) && mark_broken(h, repository, scan, err);
 }

@@ -383,6 +383,7 @@ static void test_migration_copies_an_older_database(void **state)
         "DROP INDEX backup_jobs_of_vm",
         "DROP INDEX backup_jobs_of_parent",
         "DROP INDEX backup_disks_of_parent",
+        "DROP TABLE hub_state",
         "ALTER TABLE backup_jobs DROP COLUMN doubted",
         "ALTER TABLE backup_disks DROP COLUMN areas",
         "ALTER TABLE backup_disks DROP COLUMN area_bytes",
