@@ -6,6 +6,8 @@
 
 #include <stdio.h>
 
+#define COUNT_STEP 100 // points whose dependents are counted by one question
+
 #define ACTIVE "status IN ('pending', 'running', 'committing')"
 
 bool store_backup_add(Store *s, const StoreBackup *b, Err *err)
@@ -177,12 +179,58 @@ bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t
                      DB_ARGS(DB_T(id), DB_T(id)), (void **)ret, ret_len, err);
 }
 
-bool store_backup_count_dependents(Store *s, const char *id, uint64_t *ret, Err *err)
+typedef struct Count {
+    char *parent;
+    uint64_t n;
+} Count;
+
+static bool add_marks(StrBuf *sql, size_t n, Err *err)
 {
-    int64_t n;
-    if (!store_number(s, "SELECT COUNT(*) FROM " DEPENDENTS, DB_ARGS(DB_T(id), DB_T(id)), 0, &n, err))
-        return false;
-    *ret = (uint64_t)n;
+    for (size_t i = 0; i < n; i++)
+        if (!str_add(sql, i == 0 ? "?" : ", ?", err))
+            return false;
+    return true;
+}
+
+static bool count_some(Store *s, const StoreBackup *rows, size_t len, uint64_t *ret, Err *err)
+{
+    static const DbColumn columns[] = {{"parent", DB_TEXT, offsetof(Count, parent)}, {"n", DB_U64, offsetof(Count, n)}};
+    DbArg args[2 * COUNT_STEP];
+    StrBuf sql = STR_BUF(16384);
+    Count *counts = NULL;
+    size_t counts_len = 0;
+    for (size_t i = 0; i < len; i++)
+        args[i] = args[len + i] = DB_T(rows[i].id);
+    bool ok = str_add(&sql,
+                      "(SELECT parent, COUNT(*) AS n FROM (SELECT parent_id AS parent, id FROM backup_jobs WHERE"
+                      " status NOT IN ('failed', 'cancelled') AND parent_id IN (",
+                      err) &&
+        add_marks(&sql, len, err) &&
+        str_add(&sql,
+                ") UNION SELECT d.parent_backup_id, b.id FROM backup_disks d JOIN backup_jobs b ON b.id ="
+                " d.backup_id WHERE b.status NOT IN ('failed', 'cancelled') AND d.parent_backup_id IN (",
+                err) &&
+        add_marks(&sql, len, err) && str_add(&sql, ")) AS dependents GROUP BY parent) AS counts", err);
+    const DbTable table = {sql.s, columns, ARRAY_LEN(columns), sizeof(Count)};
+    ok = ok && store_all(s, &table, "", args, 2 * len, (void **)&counts, &counts_len, err);
+    for (size_t i = 0; ok && i < len; i++) {
+        ret[i] = 0;
+        for (size_t k = 0; k < counts_len; k++)
+            if (strcmp(counts[k].parent, rows[i].id) == 0)
+                ret[i] = counts[k].n;
+    }
+    for (size_t k = 0; k < counts_len; k++)
+        free(counts[k].parent);
+    free(counts);
+    str_clear(&sql);
+    return ok;
+}
+
+bool store_backup_count_dependents(Store *s, const StoreBackup *rows, size_t len, uint64_t *ret, Err *err)
+{
+    for (size_t at = 0; at < len; at += COUNT_STEP)
+        if (!count_some(s, rows + at, MIN(len - at, (size_t)COUNT_STEP), ret + at, err))
+            return false;
     return true;
 }
 

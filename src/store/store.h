@@ -284,7 +284,8 @@ bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, Sto
 bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_id, uint64_t *ret, Err *err) must_check;
 // Jobs, of any state but failed and cancelled, that have it as parent (job or disk).
 bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
-bool store_backup_count_dependents(Store *s, const char *id, uint64_t *ret, Err *err) must_check;
+// How many each of them has, into ret[len].
+bool store_backup_count_dependents(Store *s, const StoreBackup *rows, size_t len, uint64_t *ret, Err *err) must_check;
 // Conditional steps; *ret_done false where the job was not in that state.
 bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err) must_check;
 bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)

@@ -101,8 +101,8 @@ static bool insert(Hub *h, const StartRequest *req, StoreBackup *b, const Secret
     b->created_us = clock_utc_us();
     b->start_client = req->start_client;
     if (!store_vm_find(h->store, req->vm_name, &vm, err) ||
-        !store_repository_find(h->store, req->repository, &repository, err) ||
-        !hub_not_stale(h, repository.id, err) || !secret_digest(secret_reveal(token), digest, err))
+        !store_repository_find(h->store, req->repository, &repository, err) || !hub_not_stale(h, repository.id, err) ||
+        !secret_digest(secret_reveal(token), digest, err))
         return false;
     b->repository_id = repository.id;
     return mem_replace(&b->vm_id, vm.id, err) && mem_replace(&b->active_vm, vm.id, err) &&
@@ -137,7 +137,7 @@ bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
         ok = store_commit(h->store, err);
     }
     json_t *o = NULL;
-    ok = ok && hub_view_backup(h, &b, true, &o, err) &&
+    ok = ok && hub_view_backup(h, &b, 0, true, &o, err) &&
         (req.start_client || codec_json_set_text(o, "job_token", secret_reveal(&token), err));
     secret_clear(&token);
     if (!ok) {
@@ -198,11 +198,13 @@ bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *reposi
     }
     if (!store_backup_list(h->store, &f, &rows, &len, &total, err))
         return false;
+    cleanup_free uint64_t *dependents = mem_calloc(MAX(len, (size_t)1), sizeof(*dependents), err);
     json_t *o = json_object(), *list = json_array();
-    bool ok = (o && list) || err_no_memory(err);
+    bool ok = ((o && list) || err_no_memory(err)) && dependents &&
+        store_backup_count_dependents(h->store, rows, len, dependents, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
-        ok = hub_view_backup(h, &rows[i], false, &item, err) && codec_json_push(list, item, err);
+        ok = hub_view_backup(h, &rows[i], dependents[i], false, &item, err) && codec_json_push(list, item, err);
     }
     ok = ok && set_next(o, len == f.limit && len > 0 ? &rows[len - 1] : NULL, err);
     STORE_LIST_FREE(rows, len, store_backup_clear);

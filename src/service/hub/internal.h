@@ -232,7 +232,8 @@ bool hub_source_order(Hub *h, const char *source_id, WorkVcenter *ret, Err *err)
 bool hub_vcenter_find(Hub *h, json_t *spec, char **ret_source_id, Err *err) must_check;
 
 // ---- view.c: rows as the API shows them
-bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret, Err *err) must_check;
+bool hub_view_backup(Hub *h, const StoreBackup *b, uint64_t dependents, bool with_disks, json_t **ret, Err *err)
+    must_check;
 bool hub_view_backup_id(Hub *h, const char *id, json_t **ret, Err *err) must_check;
 bool hub_view_strings(const char *json_list, json_t **ret, Err *err) must_check; // kept as JSON text; NULL: []
 

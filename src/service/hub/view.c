@@ -118,13 +118,10 @@ static bool view_state(const StoreBackup *b, json_t *o, Err *err)
         codec_json_set_time(o, "completed_at", b->completed_us, err);
 }
 
-bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret, Err *err)
+bool hub_view_backup(Hub *h, const StoreBackup *b, uint64_t dependents, bool with_disks, json_t **ret, Err *err)
 {
     char repository[24];
     (void)snprintf(repository, sizeof(repository), "%lld", (long long)b->repository_id);
-    uint64_t count;
-    if (!store_backup_count_dependents(h->store, b->id, &count, err))
-        return false;
 
     json_t *o = json_object(), *left_out = NULL;
     bool ok = (o != NULL || err_no_memory(err)) && codec_json_set_text(o, "backup_id", b->id, err) &&
@@ -141,7 +138,7 @@ bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret
         codec_json_set_text(o, "reason", b->reason ? b->reason : "", err) &&
         codec_json_set_text(o, "reason_text", b->reason_text ? b->reason_text : "", err) &&
         hub_view_strings(b->left_out, &left_out, err) && codec_json_set(o, "left_out", left_out, err) &&
-        view_state(b, o, err) && codec_json_set_u64(o, "dependents", count, err) &&
+        view_state(b, o, err) && codec_json_set_u64(o, "dependents", dependents, err) &&
         (!with_disks || view_disks(h, b, o, err));
     if (!ok) {
         json_decref(o);
@@ -154,5 +151,8 @@ bool hub_view_backup(Hub *h, const StoreBackup *b, bool with_disks, json_t **ret
 bool hub_view_backup_id(Hub *h, const char *id, json_t **ret, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
-    return store_backup_get(h->store, id, &b, err) && hub_view_backup(h, &b, true, ret, err);
+    uint64_t dependents;
+    return store_backup_get(h->store, id, &b, err) &&
+        store_backup_count_dependents(h->store, &b, 1, &dependents, err) &&
+        hub_view_backup(h, &b, dependents, true, ret, err);
 }
