@@ -22,7 +22,7 @@ deps:
 test:
 	tools/install-deps build run guest test deb
 	$(MAKE) all
-	tools/run-tests
+	SENDENSE_TEST_FULL=$(FULL) tools/run-tests
 
 quickstart:
 	tools/install-deps build run guest
@@ -71,7 +71,7 @@ clean:
 help:
 	@echo 'make build        programs into $(BUILD)/bin/'
 	@echo 'make all          these, and all that tests need'
-	@echo 'make test         every test and check'
+	@echo 'make test         every test and check; of the longest a share, all of them with FULL=1'
 	@echo 'make quickstart   a first backup and restore, shown step by step'
 	@echo 'make install      into the prefix given to meson setup; DESTDIR is obeyed'
 	@echo 'make deb          Debian packages of hub, client and CLI into build-deb/'

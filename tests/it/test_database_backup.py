@@ -23,6 +23,7 @@ from lib.images import CLUSTER
 from lib.line import Line
 from lib.mariadb import MISSING, NAME, PASSWORD, MariaDb
 from lib.patience import patience
+from lib.share import share
 from lib.shim import Shim, Shot, is_built
 from lib.stage import QemuStage, Stage, own_mounts
 from lib.system import assert_nowhere
@@ -908,7 +909,7 @@ def test_killed_or_failing_in_a_backup(make_hub, place):
     back_up(hub)
     counts = shim.disarm().counts
     tried = 0
-    for shot in shots(counts, ("name", "sync", "write"), ("kill", "ENOSPC"), 12):
+    for shot in shots(counts, ("name", "sync", "write"), ("kill", "ENOSPC"), share(12, 3)):
         shim.arm("hub", shot)
         with contextlib.suppress(OSError):
             hub.api.post("/database/backups", timeout=30)
@@ -955,7 +956,7 @@ def test_killed_or_failing_in_a_restore(over, make_hub, place):
     restore(line.hub, *arguments, environment=shim.environment())
     counts = shim.disarm().counts
     tried = 0
-    for shot in shots(counts, ("name", "sync", "write"), ("kill", "ENOSPC"), 10):
+    for shot in shots(counts, ("name", "sync", "write"), ("kill", "ENOSPC"), share(10, 3)):
         begin()
         shim.arm("hub", shot)
         done = subprocess.run([line.hub.binary, "restore-database", "--data-dir", line.hub.data, "--run-dir",

@@ -18,6 +18,7 @@ from lib.images import CLUSTER
 from lib.line import Line
 from lib.mariadb import MISSING, NAME, PASSWORD, MariaDb
 from lib.patience import patience
+from lib.share import share
 from lib.shim import Shim, Shot, is_built
 from test_sources import PIN, new
 
@@ -338,7 +339,7 @@ def test_numbers_that_were_given_are_not_given_again(server, make_hub, place):
 
 # ---- killed at any moment
 
-MOMENTS = 6
+MOMENTS = share(6, 2)
 
 
 @pytest.mark.skipif(not is_built(), reason="the fault injector is not built")

@@ -17,10 +17,11 @@ import pytest
 from lib import faults, images
 from lib.cli import Cli
 from lib.history import History, wait_for
+from lib.share import share
 from lib.world import World
 
 FIRST = int(os.environ.get("ORACLE_SEED", "1"))
-COUNT = int(os.environ.get("ORACLE_HISTORIES", "12"))
+COUNT = int(os.environ.get("ORACLE_HISTORIES") or share(12, 5))
 STEPS = 8
 OVERHEAD_CLUSTERS = 8       # header, L1, L2, reference counts, rounding: of a small image
 CHAIN_LIMIT = 5

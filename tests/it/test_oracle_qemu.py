@@ -20,11 +20,12 @@ from lib import faults, images
 from lib.cli import Cli
 from lib.history import History, wait_for
 from lib.images import CLUSTER, SECTOR
+from lib.share import share
 from lib.vm import GuestError, check_qemu_is_clean, contents_now, make_vm, our_bitmaps, size_of
 from lib.world import World
 
 FIRST = int(os.environ.get("ORACLE_SEED", "1"))
-COUNT = int(os.environ.get("ORACLE_HISTORIES", "12"))
+COUNT = int(os.environ.get("ORACLE_HISTORIES") or share(12, 5))
 STEPS = 8
 OVERHEAD_CLUSTERS = 8       # header, L1, L2, reference counts, rounding: of a small image
 CHAIN_LIMIT = 6

@@ -6,12 +6,22 @@
 #include "image/layout.h"
 #include "service/hub/internal.h"
 
-static bool known_stem(const RepoScan *scan, const char *id)
+static int compare_ids(const void *a, const void *b)
 {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+// The records' backup IDs, sorted, borrowed from the scan: each listed point is looked for among them.
+static bool sort_ids(const RepoScan *scan, const char ***ret, Err *err)
+{
+    const char **ids = mem_calloc(MAX(scan->len, (size_t)1), sizeof(*ids), err);
+    if (!ids)
+        return false;
     for (size_t i = 0; i < scan->len; i++)
-        if (strcmp(scan->records[i].backup_id, id) == 0)
-            return true;
-    return false;
+        ids[i] = scan->records[i].backup_id;
+    qsort(ids, scan->len, sizeof(*ids), compare_ids);
+    *ret = ids;
+    return true;
 }
 
 static bool add_context(Hub *h, const StoreRepository *repository, const Record *rec, Err *err)
@@ -158,13 +168,15 @@ static bool mark_missing(Hub *h, const StoreRepository *repository, const Repo *
 {
     StoreBackup *rows = NULL;
     size_t len = 0;
-    if (!store_backup_points(h->store, repository->id, NULL, &rows, &len, err))
+    cleanup_free const char **known = NULL;
+    if (!sort_ids(scan, &known, err) || !store_backup_points(h->store, repository->id, NULL, &rows, &len, err))
         return false;
     Points points = {.hub = h, .repo = repo};
     bool ok = true;
     for (size_t i = 0; ok && i < len; i++) {
         // one that was completed after the scan had read its folder is there now
-        if (rows[i].deleting || known_stem(scan, rows[i].id) || hub_points_find(&points, rows[i].id))
+        if (rows[i].deleting || bsearch(&rows[i].id, known, scan->len, sizeof(*known), compare_ids) ||
+            hub_points_find(&points, rows[i].id))
             continue;
         log_error("a listed point has no readable record", LOG_STR("job", rows[i].id), LOG_ERR(&points.err));
         json_t *ids = NULL;
@@ -206,11 +218,10 @@ static bool update_catalogue(Hub *h, const StoreRepository *repository, const Re
                              ScanCounts *counts, Err *err)
 {
     StoreRepository cleanup_repository still = {0};
-    bool stale; // the rows are a backup's
+    bool stale;                                                           // the rows are a backup's
     return store_repository_get(h->store, repository->id, &still, err) && // not removed since the scan began
         store_is_stale(h->store, repository->id, &stale, err) &&
-        (!stale ||
-         (hub_reconcile(h, repository, repo, scan, err) && store_not_stale(h->store, repository->id, err))) &&
+        (!stale || (hub_reconcile(h, repository, repo, scan, err) && store_not_stale(h->store, repository->id, err))) &&
         add_points(h, repository, repo, scan, counts, err) && mark_doubted(h, repository, scan, err) &&
         mark_missing(h, repository, repo, scan, counts->missing, err) && mark_broken(h, repository, scan, err);
 }

@@ -17,6 +17,7 @@ from lib.history import History, partial_files, wait_for
 from lib.hub import BIN
 from lib.nbd_gate import NbdGate
 from lib.qmp_gate import QmpGate
+from lib.share import every_second
 from lib.vm import check_qemu_is_clean, contents_now, make_vm
 from lib.world import World
 
@@ -382,7 +383,7 @@ class Stage(History):
 def run_moments(stage, victim, ends, lost=lambda moment: False):
     """One after the other in one history. ends: {moment: how the job must end}; lost: does tracking have to be lost?"""
     stage.first()
-    for moment, end in ends.items():
+    for moment, end in every_second(ends.items()):
         stage.change()
         backup_id = stage.reach(moment)
         stage.kill(backup_id, victim)
