@@ -79,12 +79,12 @@ def embedded(make_hub, place):
 
 
 @contextlib.contextmanager
-def mariadb(make_hub, place):
+def mariadb(make_hub, place, lease=LEASE):
     if MISSING:
         pytest.skip(f"no MariaDB here: {', '.join(MISSING)} missing")
     disk = place / "disk"
     with small_disk(disk, 256), MariaDb(place / "mariadb", data=disk / "data") as server:
-        with Stage(make_hub, place, options=[f"--lease={LEASE}", *server.options()]) as stage:
+        with Stage(make_hub, place, options=[f"--lease={lease}", *server.options()]) as stage:
             sources = stage.own_processes
             stage.own_processes = lambda: sources() | {server.process.pid}
             try:
@@ -158,7 +158,7 @@ def test_a_mariadb_that_gives_up(make_hub, place):
     """InnoDB ends its server where it cannot roll back, as it may where a large row finds no room ("Out of disk space
     in rollback"): then the hub says 503, and goes on once the server is back.
     """
-    with mariadb(make_hub, place) as full:
+    with mariadb(make_hub, place, lease=300) as full:     # whoever is away for longer than that ends jobs
         stage, server = full.stage, full.server
         stage.first()
         stage.change()

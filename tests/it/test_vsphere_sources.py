@@ -3,7 +3,9 @@
 import json
 import os
 import secrets
+import socket
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -91,8 +93,10 @@ def test_the_certificate_that_a_vcenter_shows(hub, sim, place):
     assert shown["sha256"] == sim.certificate.thumbprint("sha256") and shown["subject"] == shown["issuer"] == (
         "CN=vcenter.test")
     assert shown["not_before"] < shown["not_after"] and calls(sim) == {}
-    speaks_no_tls = f"127.0.0.1:{hub.port}"
-    hub.api.post("/sources/certificate", {"vcenter": speaks_no_tls}).expect(503, "vcenter not reachable")
+    with socket.create_server(("127.0.0.1", 0)) as plain:     # speaks no TLS: it hangs up on who does
+        threading.Thread(target=lambda: plain.accept()[0].close()).start()
+        port = plain.getsockname()[1]
+        hub.api.post("/sources/certificate", {"vcenter": f"127.0.0.1:{port}"}).expect(503, "vcenter not reachable")
 
 
 def test_all_well(hub, sim):
