@@ -18,7 +18,7 @@ VERSION = re.search(r"^  version: '(.*)',$", (ROOT / "meson.build").read_text(),
 MIB = 1 << 20
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, and dpkg")
-whole = pytest.mark.skipif(os.environ.get("SENDENSE_TEST_FULL", "") in ("", "0"), reason="with make test FULL=1")
+FULL = os.environ.get("SENDENSE_TEST_FULL", "") not in ("", "0")     # minutes: the packages are built, by themselves
 
 
 def next_version(version, by):
@@ -48,6 +48,8 @@ def other_version(package, version, folder):
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory):
     """{version: paths of hub, client and CLI}, built as `make deb` does, lintian included."""
+    if not FULL:
+        pytest.skip("with make test FULL=1")
     done = subprocess.run([ROOT / "tools/build-deb", "--check"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False,
                           env={**os.environ, "DEB_BUILD_OPTIONS": f"noautodbgsym parallel={os.cpu_count()}"})
@@ -307,7 +309,6 @@ def loop(tmp_path):
         subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
-@whole
 def test_what_the_holes_are_for(systemd, packages, loop):
     """A guest in QEMU: its socket, scratch images that it gets from the client; a block device; and the largest hole
     closed, as the how-to says."""
@@ -361,7 +362,6 @@ def test_clients_and_exporters_outlive_a_restart(systemd, packages):
     go_on(m, backup)
 
 
-@whole
 def test_a_hub_that_hangs_is_started_anew(systemd, packages):
     m = systemd
     m.sh("install -d /etc/systemd/system/sendense-hub.service.d; "
@@ -378,7 +378,6 @@ def test_a_hub_that_hangs_is_started_anew(systemd, packages):
     go_on(m, backup)
 
 
-@whole
 def test_reload_and_wrong_settings(systemd, packages):
     m = systemd
     m.install(*packages[VERSION])
@@ -396,7 +395,6 @@ def test_reload_and_wrong_settings(systemd, packages):
     m.ok("systemctl", "restart", "sendense-hub")
 
 
-@whole
 def test_going_back_behind_a_migration(systemd, packages):
     """The database is of a newer schema: the older hub says so, and starts on the copy that the newer one made."""
     m = systemd
@@ -420,7 +418,6 @@ def test_going_back_behind_a_migration(systemd, packages):
     cli(m, "verify", point)
 
 
-@whole
 def test_remove_and_purge(systemd, packages):
     """The hub, and what it runs, ends; settings stay until the purge; data and backups stay after it, as it says."""
     m = systemd
