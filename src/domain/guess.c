@@ -50,6 +50,13 @@ void guesses_failed(Guesses *g, const char *key, GuessRule rule, int64_t now_us)
     b->full_us = MAX(b->full_us, now_us) + rule.each_us;
 }
 
+void guesses_forgive(Guesses *g, const char *key, GuessRule rule)
+{
+    size_t i = find(g, key);
+    if (i < g->len)
+        g->buckets[i].full_us -= rule.each_us;
+}
+
 void guesses_forget(Guesses *g, const char *key)
 {
     size_t i = find(g, key);

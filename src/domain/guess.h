@@ -25,4 +25,5 @@ typedef struct Guesses {
 // Seconds until the key may try again; 0: now.
 int64_t guesses_wait_s(const Guesses *g, const char *key, GuessRule rule, int64_t now_us);
 void guesses_failed(Guesses *g, const char *key, GuessRule rule, int64_t now_us);
+void guesses_forgive(Guesses *g, const char *key, GuessRule rule); // one of them was none
 void guesses_forget(Guesses *g, const char *key); // it is known who that is

@@ -158,11 +158,6 @@ void hub_nbd_spec(HubNbd *n, NbdSpec *spec)
     spec->dial = n->remote ? &n->dial : NULL;
 }
 
-bool hub_nbd_is_remote(const HubNbd *n)
-{
-    return n->remote;
-}
-
 void hub_nbd_free(HubNbd *n)
 {
     if (!n)

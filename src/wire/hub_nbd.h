@@ -13,6 +13,5 @@ bool hub_nbd_new(const HubApi *h, const char *uri, const char *path, HubNbd **re
 // Says in spec where the export is. Borrowed: n has to outlive what is opened with it. Connections are made in the
 // thread that opens or uses that.
 void hub_nbd_spec(HubNbd *n, NbdSpec *spec);
-bool hub_nbd_is_remote(const HubNbd *n);
 // When nothing that was opened with it is left; waits until its threads have ended, some seconds at most. NULL is fine.
 void hub_nbd_free(HubNbd *n);

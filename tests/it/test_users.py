@@ -1,5 +1,6 @@
 """People who log in with a password, and the sessions of their browsers (docs/internals/auth.md)."""
 
+import concurrent.futures
 import http.client
 import json
 import re
@@ -201,6 +202,14 @@ def test_guessing_is_limited(locked):
     assert browser.call("POST", "/session/password", {"old_password": "x", "new_password": OTHER})[0] == 429
     assert browser.call("GET", "/whoami")[0] == 200     # who is in stays in
     assert admin(locked).get("/whoami").status == 200   # tokens are not guessed
+
+
+def test_guesses_at_once_are_as_few(locked):
+    """They were counted when they had failed: as many as came before the first one did were all looked at."""
+    add(locked)
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda n: Browser(locked).login(password=f"wrong {n}")[0], range(40)))
+    assert answers.count(401) <= 10 and answers.count(401) + answers.count(429) == 40, answers
 
 
 def test_the_log_has_logins(locked):

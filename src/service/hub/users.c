@@ -211,27 +211,27 @@ static void address_key(const char *remote, char out[GUESS_KEY_MAX])
             *p = '\0';
 }
 
-static bool check_guesses(Hub *h, const char *address, const char *name, Err *err)
+// Counts as failed until it is known to be right: of many at once no more are let through than one after the other.
+static bool begin_guess(Hub *h, const char *address, const char *name, Err *err)
 {
     int64_t now = clock_mono_ms() * 1000;
     pthread_mutex_lock(&h->guess_lock);
     int64_t wait = MAX(guesses_wait_s(h->guesses_by_address, address, by_address, now),
                        guesses_wait_s(h->guesses_by_name, name, by_name, now));
+    if (wait == 0) {
+        guesses_failed(h->guesses_by_address, address, by_address, now);
+        guesses_failed(h->guesses_by_name, name, by_name, now);
+    }
     pthread_mutex_unlock(&h->guess_lock);
     return wait == 0 ||
         err_set(err, ERR_LIMITED, "too many attempts failed; try again in %lld seconds", (long long)wait);
 }
 
-static void note_guess(Hub *h, const char *address, const char *name, bool right)
+static void was_right(Hub *h, const char *address, const char *name)
 {
-    int64_t now = clock_mono_ms() * 1000;
     pthread_mutex_lock(&h->guess_lock);
-    if (right) {
-        guesses_forget(h->guesses_by_address, address);
-    } else {
-        guesses_failed(h->guesses_by_address, address, by_address, now);
-        guesses_failed(h->guesses_by_name, name, by_name, now);
-    }
+    guesses_forget(h->guesses_by_address, address);
+    guesses_forgive(h->guesses_by_name, name, by_name);
     pthread_mutex_unlock(&h->guess_lock);
 }
 
@@ -305,15 +305,14 @@ bool hub_session_begin(Hub *h, const json_t *body, const char *remote, Secret *r
         return false;
     (void)snprintf(ret_actor->name, sizeof(ret_actor->name), "%s", name);
     address_key(remote, address);
-    if (!check_guesses(h, address, name, err) || !store_user_find(h->store, name, &u, &found, err))
+    if (!begin_guess(h, address, name, err) || !store_user_find(h->store, name, &u, &found, err))
         return false;
     found = found && str_eq(u.name, name); // not by its ID
     if (!check_password(h, password, found ? u.password : NULL, &right, err))
         return false;
-    right = right && found && !u.disabled;
-    note_guess(h, address, name, right);
-    if (!right)
+    if (!right || !found || u.disabled)
         return not_right(err);
+    was_right(h, address, name);
     Role role;
     if (!role_parse(u.role, &role, err))
         return false;
@@ -416,13 +415,13 @@ bool hub_session_password(Hub *h, const Secret *session, const json_t *body, con
     address_key(remote, address);
     if (!codec_json_text(body, "old_password", SECRET_MAX, &old, err) ||
         !codec_json_text(body, "new_password", SECRET_MAX, &new, err) || !session_of(h, session, &x, &u, err) ||
-        !check_guesses(h, address, u.name, err) || !check_password(h, old, u.password, &right, err))
+        !begin_guess(h, address, u.name, err) || !check_password(h, old, u.password, &right, err))
         return false;
-    note_guess(h, address, u.name, right);
     if (!right) {
         (void)err_set(err, ERR_FORBIDDEN, "the old password is not right");
         return err_title(err, "not allowed");
     }
+    was_right(h, address, u.name);
     c.password = new;
     if (!hash(h, new, u.name, c.hashed, err) || !store_begin(h->store, err))
         return false;

@@ -39,6 +39,11 @@ static void test_a_few_at_once_then_slowly(void **state)
         wrong("a", t + 1000 * S);
     }
     assert_int_equal(wait("a", t + 1000 * S), 10);
+    guesses_forgive(&g, "a", rule);
+    guesses_forgive(&g, "nobody", rule);
+    assert_int_equal(wait("a", t + 1000 * S), 0);
+    wrong("a", t + 1000 * S);
+    assert_int_equal(wait("a", t + 1000 * S), 10);
     guesses_forget(&g, "a");
     assert_int_equal(wait("a", t + 1000 * S), 0);
     guesses_forget(&g, "a");
