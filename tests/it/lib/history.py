@@ -215,7 +215,9 @@ def check_numbers(backup, path_of=lambda image: image):
     assert backup["bytes_transferred"] == sum(d["transferred_bytes"] for d in disks), backup
     assert backup["stored_bytes"] == sum(d["stored_bytes"] for d in disks) > 0, backup
     for disk in disks:
-        assert disk["done_bytes"] == disk["size"] >= disk["transferred_bytes"], disk
+        # A disk whose audit failed is sent again in the same job, after what was sent before the alarm.
+        passes = 2 if disk["reason"] == "audit_failed" else 1
+        assert disk["done_bytes"] == disk["size"] >= disk["transferred_bytes"] / passes, disk
         assert os.path.getsize(path_of(disk["image"])) >= disk["stored_bytes"], disk
         assert (disk["mode"] == "full") == (disk["parent_backup_id"] is None), disk
         assert disk["image"].endswith("-full.qcow2" if disk["mode"] == "full" else "-incr.qcow2"), disk
