@@ -70,6 +70,7 @@ static bool decrypt(HubNbd *n, HttpClient *http, const HttpUpgraded *up, int *re
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
         return err_errno(err, errno, "socketpair");
+    pipe_widen(pair[0]);
     if (start_pipe(n, http, up, pair[1], err)) {
         *ret_fd = pair[0];
         return true;

@@ -1,6 +1,7 @@
 #include "wire/pipe.h"
 
 #include "base/clock.h"
+#include "wire/byte_queue.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +18,8 @@
 #define PIECE ((size_t)256 << 10)    // measured: larger ones gain nothing
 #define SEALED_MAX ((size_t)1 << 20) // a piece and a little; who has more answered to than he reads is up to no good
 #define LINGER_MS 2000
-#define STALLED_MS 60000 // for an outer that takes nothing of what an inner that is gone has left
+#define STALLED_MS 60000       // for an outer that takes nothing of what an inner that is gone has left
+#define SOCKET_BYTES (1 << 20) // what the system gives holds less than a piece: each took two rounds
 #define STACK ((size_t)128 << 10)
 #define ALIVE_IDLE_S 60 // then a silent peer is asked
 #define ALIVE_EVERY_S 10
@@ -32,16 +34,14 @@ typedef struct Ready {
 struct Pipe {
     PipeSpec spec; // inner: of the start
     SSL *ssl;
-    BIO *arrived; // records that were not opened yet; NULL without TLS
-    BIO *sealed;  // records that are to be sent
-    int inner;    // now
+    ByteQueue arrived; // that were not opened yet; empty without TLS
+    ByteQueue sealed;  // that are to be sent; without TLS: what came from inner
+    int inner;         // now
     _Atomic int next;
     atomic_bool cut;
-    Ready out, in;        // outer, inner
-    char *up, *down;      // outer to inner; inner to outer, before it is sealed
-    char *raw;            // just arrived; NULL without TLS
-    size_t up_at, up_len; // [at, len) is not passed on
-    size_t down_at, down_len;
+    Ready out, in;                 // outer, inner
+    ByteQueue up;                  // outer to inner
+    char *down;                    // inner to outer, before it is sealed; NULL without TLS
     bool outer_ended, inner_ended; // will send no more
     bool inner_deaf;               // takes no more
     bool told_inner, told_outer;   // that the other side sends no more
@@ -71,33 +71,37 @@ static size_t take(int fd, char *to, size_t room, bool *ready, bool *ended)
     return 0;
 }
 
-static size_t give(int fd, const char *from, size_t len, bool *ready, bool *deaf)
+static size_t take_into(ByteQueue *q, int fd, bool *ready, bool *ended)
 {
-    ssize_t n = send(fd, from, len, MSG_NOSIGNAL);
+    size_t n = take(fd, byte_queue_end(q), byte_queue_room(q), ready, ended);
+    q->len += n;
+    return n;
+}
+
+static void give(int fd, ByteQueue *q, bool *ready, bool *deaf)
+{
+    ssize_t n = send(fd, q->bytes + q->at, byte_queue_pending(q), MSG_NOSIGNAL);
     if (n > 0)
-        return (size_t)n;
-    if (would_block())
+        byte_queue_drop(q, (size_t)n);
+    else if (would_block())
         *ready = false;
     else if (errno != EINTR)
         *deaf = true;
-    return 0;
 }
 
 // So much at a time: OpenSSL opens records that carry nothing (key updates) for as long as it finds any, and all that
 // it finds is what was put there.
 static bool fetch_records(Pipe *p)
 {
-    if (BIO_pending(p->arrived) > 0 || !p->out.read || p->outer_ended)
+    if (byte_queue_pending(&p->arrived) > 0 || !p->out.read || p->outer_ended)
         return false;
-    size_t n = take(p->spec.outer, p->raw, PIECE, &p->out.read, &p->outer_ended);
-    p->failed = p->failed || (n > 0 && BIO_write(p->arrived, p->raw, (int)n) != (int)n);
-    return n > 0;
+    return take_into(&p->arrived, p->spec.outer, &p->out.read, &p->outer_ended) > 0;
 }
 
 // Does OpenSSL have some that was not passed on: records, or the rest of an opened one?
 static bool has_records(const Pipe *p)
 {
-    return p->ssl && !p->broken && (BIO_pending(p->arrived) > 0 || SSL_pending(p->ssl) > 0);
+    return p->ssl && !p->broken && (byte_queue_pending(&p->arrived) > 0 || SSL_pending(p->ssl) > 0);
 }
 
 // The handshake is made on the way. More is fetched once, and only when all of what there was is used up: the rest of a
@@ -105,12 +109,12 @@ static bool has_records(const Pipe *p)
 static bool open_records(Pipe *p)
 {
     bool some = false, fetched = false;
-    while (p->up_len < PIECE && !p->failed && !p->broken) {
+    while (byte_queue_room(&p->up) > 0 && !p->failed && !p->broken) {
         ERR_clear_error();
-        int n = SSL_read(p->ssl, p->up + p->up_len, (int)(PIECE - p->up_len));
+        int n = SSL_read(p->ssl, byte_queue_end(&p->up), (int)byte_queue_room(&p->up));
         int why = n > 0 ? SSL_ERROR_NONE : SSL_get_error(p->ssl, n);
         if (n > 0) {
-            p->up_len += (size_t)n;
+            p->up.len += (size_t)n;
             some = true;
         } else if (why == SSL_ERROR_WANT_READ) {
             if (fetched || !fetch_records(p))
@@ -124,32 +128,28 @@ static bool open_records(Pipe *p)
     }
     // A peer that goes without a word; what the protocol inside has not heard the end of it knows for itself
     p->outer_ended = p->outer_ended || p->broken;
-    p->failed = p->failed || (p->outer_ended && !SSL_is_init_finished(p->ssl) && !p->broken) ||
-        (size_t)BIO_pending(p->sealed) > SEALED_MAX;
+    p->failed = p->failed || (p->outer_ended && !SSL_is_init_finished(p->ssl) && !p->broken);
     return some || fetched;
 }
 
 static bool fill_up(Pipe *p)
 {
-    if (p->failed || p->broken || p->up_len == PIECE || (!has_records(p) && (!p->out.read || p->outer_ended)))
+    if (p->failed || p->broken || byte_queue_room(&p->up) == 0 || (!has_records(p) && (!p->out.read || p->outer_ended)))
         return false;
     if (p->ssl)
         return open_records(p);
-    size_t n = take(p->spec.outer, p->up + p->up_len, PIECE - p->up_len, &p->out.read, &p->outer_ended);
-    p->up_len += n;
-    return n > 0;
+    return take_into(&p->up, p->spec.outer, &p->out.read, &p->outer_ended) > 0;
 }
 
 static bool empty_up(Pipe *p)
 {
-    bool some = p->up_len > 0;
-    while (p->up_at < p->up_len && p->in.write && !p->inner_deaf)
-        p->up_at += give(p->inner, p->up + p->up_at, p->up_len - p->up_at, &p->in.write, &p->inner_deaf);
+    bool some = byte_queue_pending(&p->up) > 0;
+    while (byte_queue_pending(&p->up) > 0 && p->in.write && !p->inner_deaf)
+        give(p->inner, &p->up, &p->in.write, &p->inner_deaf);
     if (p->inner_ended || p->inner_deaf) // nobody is there to take it
-        p->up_at = p->up_len;
-    if (p->up_at < p->up_len)
+        byte_queue_drop(&p->up, byte_queue_pending(&p->up));
+    if (byte_queue_pending(&p->up) > 0)
         return false;
-    p->up_at = p->up_len = 0;
     if (p->outer_ended && !has_records(p) && !p->told_inner) {
         (void)shutdown(p->inner, SHUT_WR); // fails only where the peer is gone
         p->told_inner = true;
@@ -159,7 +159,7 @@ static bool empty_up(Pipe *p)
 
 static bool has_down(const Pipe *p)
 {
-    return p->ssl ? (size_t)BIO_pending(p->sealed) > p->down_at : p->down_at < p->down_len;
+    return byte_queue_pending(&p->sealed) > 0;
 }
 
 // During the handshake nothing of inner's can be passed on: whatever it has to say (it ends, or refuses) is the end.
@@ -178,8 +178,8 @@ static bool fill_down(Pipe *p)
 {
     if (!p->in.read || p->inner_ended || p->broken || has_down(p) || waits_for_handshake(p))
         return false;
-    size_t n = take(p->inner, p->down, PIECE, &p->in.read, &p->inner_ended);
-    p->down_len = n;
+    size_t n = p->ssl ? take(p->inner, p->down, PIECE, &p->in.read, &p->inner_ended)
+                      : take_into(&p->sealed, p->inner, &p->in.read, &p->inner_ended);
     if (n > 0 && p->ssl) {
         ERR_clear_error();
         p->failed = SSL_write(p->ssl, p->down, (int)n) != (int)n || p->failed; // into memory: it all fits
@@ -189,23 +189,10 @@ static bool fill_down(Pipe *p)
 
 static bool empty_down(Pipe *p)
 {
-    const char *from = p->down;
-    size_t len = p->down_len, before = p->down_at;
-    if (p->ssl) {
-        char *sealed = NULL;
-        long n = BIO_get_mem_data(p->sealed, &sealed);
-        from = sealed;
-        len = n > 0 ? (size_t)n : 0;
-    }
-    while (p->down_at < len && p->out.write && !p->failed)
-        p->down_at += give(p->spec.outer, from + p->down_at, len - p->down_at, &p->out.write, &p->failed);
-    bool some = p->down_at > before;
-    if (p->down_at < len)
-        return some;
-    p->down_at = p->down_len = 0;
-    if (p->ssl)
-        (void)BIO_reset(p->sealed); // memory that may be written to
-    return some;
+    size_t before = byte_queue_pending(&p->sealed);
+    while (has_down(p) && p->out.write && !p->failed)
+        give(p->spec.outer, &p->sealed, &p->out.write, &p->failed);
+    return byte_queue_pending(&p->sealed) < before;
 }
 
 // ---- the whole
@@ -216,6 +203,12 @@ static bool set_nonblocking(int fd)
     return flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0;
 }
 
+void pipe_widen(int fd)
+{
+    int bytes = SOCKET_BYTES;
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)); // slower without
+}
+
 // Inner has ended: is there another one?
 static bool follow(Pipe *p)
 {
@@ -224,8 +217,9 @@ static bool follow(Pipe *p)
         return false;
     (void)close(p->inner);
     p->inner = next;
+    pipe_widen(next);
     p->inner_ended = p->inner_gone = p->inner_deaf = p->told_inner = false;
-    p->up_at = p->up_len = 0;
+    byte_queue_drop(&p->up, byte_queue_pending(&p->up));
     p->in = (Ready){true, true};
     return true;
 }
@@ -255,9 +249,10 @@ static void wait_for(Pipe *p)
 {
     bool down = has_down(p);
     struct pollfd fds[2] = {
-        look_for(p->spec.outer, p->up_len < PIECE && !p->outer_ended && !p->out.read, down && !p->out.write, true),
+        look_for(p->spec.outer, byte_queue_room(&p->up) > 0 && !p->outer_ended && !p->out.read, down && !p->out.write,
+                 true),
         // who waits for outer alone has to learn that inner is gone: then it does not wait for ever
-        look_for(p->inner, !down && !p->inner_ended && !p->in.read, p->up_at < p->up_len && !p->in.write,
+        look_for(p->inner, !down && !p->inner_ended && !p->in.read, byte_queue_pending(&p->up) > 0 && !p->in.write,
                  !p->inner_ended && !p->inner_gone),
     };
     bool last = p->inner_gone || p->inner_ended;
@@ -309,16 +304,17 @@ static void linger(Pipe *p)
         bool ended = false, ready = true;
         if (poll(&fd, 1, (int)left) <= 0)
             continue;
-        if (take(p->spec.outer, p->up, PIECE, &ready, &ended) == 0 && ended)
+        if (take(p->spec.outer, p->up.bytes, PIECE, &ready, &ended) == 0 && ended)
             return;
     }
 }
 
 static void release(Pipe *p)
 {
-    free(p->up);
+    byte_queue_clear(&p->arrived);
+    byte_queue_clear(&p->up);
+    byte_queue_clear(&p->sealed);
     free(p->down);
-    free(p->raw);
     free(p);
 }
 
@@ -339,18 +335,16 @@ static void *pipe_main(void *ctx)
 
 static bool take_over_ssl(Pipe *p, Err *err)
 {
-    p->raw = malloc(PIECE);
-    p->sealed = BIO_new(BIO_s_mem());
-    p->arrived = BIO_new(BIO_s_mem());
-    if (!p->raw || !p->sealed || !p->arrived) {
-        BIO_free(p->sealed);
-        BIO_free(p->arrived);
-        return err_no_memory(err);
+    BIO *arrived = NULL, *sealed = NULL;
+    p->down = malloc(PIECE);
+    if (!(p->down || err_no_memory(err)) || !byte_queue_init(&p->arrived, PIECE, err) ||
+        !byte_queue_bio(&p->arrived, &arrived, err) || !byte_queue_bio(&p->sealed, &sealed, err)) {
+        BIO_free(arrived);
+        return false;
     }
-    (void)BIO_set_mem_eof_return(p->arrived, -1); // empty: there may be more
     p->ssl = p->spec.ssl;
-    SSL_set0_rbio(p->ssl, p->arrived);
-    SSL_set0_wbio(p->ssl, p->sealed);
+    SSL_set0_rbio(p->ssl, arrived);
+    SSL_set0_wbio(p->ssl, sealed);
     return true;
 }
 
@@ -389,12 +383,11 @@ bool pipe_start(const PipeSpec *spec, Pipe **ret, Err *err)
     atomic_init(&p->next, -1);
     atomic_init(&p->cut, false);
     p->out = p->in = (Ready){true, true};
-    p->up = malloc(PIECE);
-    p->down = malloc(PIECE);
     p->moved_ms = clock_mono_ms();
-    bool ok = (p->up && p->down) || err_no_memory(err);
+    bool ok = byte_queue_init(&p->up, PIECE, err) && byte_queue_init(&p->sealed, spec->ssl ? SEALED_MAX : PIECE, err);
     ok = ok && ((set_nonblocking(spec->outer) && set_nonblocking(spec->inner)) || err_errno(err, errno, "fcntl"));
     set_tcp(spec->outer);
+    pipe_widen(spec->inner);
     Pipe *started = p; // the thread may be over, and p gone, before start_thread() returns
     if (ok && (!spec->ssl || take_over_ssl(p, err)) && start_thread(p, err)) {
         *ret = started;

@@ -28,3 +28,7 @@ bool pipe_start(const PipeSpec *spec, Pipe **ret, Err *err) must_check;
 void pipe_follow(Pipe *p, int inner);
 // Ends it soon, whatever is under way.
 void pipe_cut(Pipe *p);
+
+// Room for what is sent to the other end of a unix socket, as far as the system's limit allows: inner has it, and the
+// one who writes to inner's other end should.
+void pipe_widen(int fd);
