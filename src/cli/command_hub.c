@@ -66,6 +66,32 @@ bool command_hub_export_end(Cli *c, Err *err)
     return true;
 }
 
+static bool add_hub(const json_t *hub, Table *t, Err *err)
+{
+    char jobs[24];
+    (void)snprintf(jobs, sizeof(jobs), "%lld", (long long)json_integer_value(json_object_get(hub, "jobs")));
+    return table_row(t,
+                     (const char *const[]){cli_text(hub, "name"), cli_text(hub, "state"), jobs,
+                                           cli_text(hub, "version"), cli_text(hub, "heard_at"),
+                                           cli_text(hub, "hub_id")},
+                     err);
+}
+
+bool command_hub_list(Cli *c, Err *err)
+{
+    cleanup_json json_t *answer = NULL;
+    cleanup(table_clear) Table t = {.titles = {"HUB", "STATE", "JOBS", "VERSION", "HEARD (UTC)", "ID"}};
+    size_t i;
+    json_t *hub;
+    if (!cli_get(c, "/api/v1/hubs", &answer, err))
+        return false;
+    if (cli_said_json(c, answer))
+        return true;
+    json_array_foreach(cli_list(answer, "hubs"), i, hub) if (!add_hub(hub, &t, err)) return false;
+    table_print(&t, stdout);
+    return true;
+}
+
 bool command_hub_reload(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;

@@ -34,6 +34,12 @@ HANDLER(health)
     return hub_health(hub(ctx), &ret->body, err);
 }
 
+HANDLER(hubs)
+{
+    (void)req;
+    return hub_hubs_list(hub(ctx), &ret->body, err);
+}
+
 HANDLER(metrics)
 {
     (void)req;
@@ -663,6 +669,7 @@ HANDLER(replication_claim)
 
 static const HttpRoute routes[] = {
     {"GET", V1 "/health", health, HTTP_ANYBODY, NULL, 0},
+    {"GET", V1 "/hubs", hubs, 0, NULL, MAY_LOOK},
     {"GET", V1 "/metrics", metrics, 0, NULL, MAY_LOOK},
     {"POST", V1 "/reload", reload, 0, NULL, MAY_ADMIN},
     {"GET", V1 "/whoami", whoami, 0, NULL, MAY_ANY_ROLE},

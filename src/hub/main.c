@@ -238,6 +238,8 @@ static bool run(Running *r, Err *err)
                         .key_file = o->key_file,
                         .run_dir = o->run_dir,
                         .dump_to = o->dump_to,
+                        .hub_name = o->hub_name,
+                        .hub_lease_s = (unsigned)o->hub_lease,
                         .plugin = plugin,
                         .client = client,
                         .limits = settings_limits(o),

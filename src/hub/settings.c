@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define PREFIX "SENDENSE"
-#define TABLE_MAX 40
+#define TABLE_MAX 48
 
 // Of no sense in a file or the environment.
 static const char *const command_line_only[] = {"config", "check-config", "new-admin-token", "to", "help", "version",
@@ -40,6 +40,9 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
         {"max-jobs", OPT_U64, &o->max_jobs, 1, 256, "N", "jobs that run at a time; default 4"},
         {"chain-limit", OPT_U64, &o->chain_limit, 1, 200, "N", "points in a chain, then a full; default 30"},
         {"lease", OPT_U64, &o->lease, 2, 86400, "SECONDS", "a client silent for longer has failed; default 30"},
+        {"hub-lease", OPT_U64, &o->hub_lease, 2, 3600, "SECONDS",
+         "a hub silent for longer loses its jobs to another one on its database; default 30"},
+        {"hub-name", OPT_TEXT, &o->hub_name, 0, 0, "NAME", "that other hubs show; default the machine's name"},
         {"claim-timeout", OPT_U64, &o->claim_timeout, 1, 86400, "SECONDS", "for a job that nobody claims; default 600"},
         {"export-idle", OPT_U64, &o->export_idle, 1, 86400, "SECONDS", "for an export that nobody reads; default 600"},
         {"keep-interrupted", OPT_U64, &o->keep_interrupted, 0, 8760, "HOURS",
@@ -86,6 +89,7 @@ static void set_defaults(Settings *s)
                     .max_jobs = 4,
                     .chain_limit = CHAIN_LIMIT_DEFAULT,
                     .lease = 30,
+                    .hub_lease = 30,
                     .claim_timeout = 600,
                     .export_idle = 600,
                     .keep_interrupted = 72,
@@ -193,9 +197,9 @@ bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)
 
 void settings_clear(Settings *s)
 {
-    char *texts[] = {s->config,  s->listen,       s->data_dir, s->key_file,  s->run_dir, s->plugin,
-                     s->client,  s->tls_cert,     s->tls_key,  s->db_host,   s->db_name, s->db_user,
-                     s->db_pass, s->db_pass_file, s->db_tls,   s->db_tls_ca, s->to,      s->dump_to};
+    char *texts[] = {s->config,   s->listen,    s->data_dir, s->key_file, s->run_dir, s->plugin,  s->client,
+                     s->tls_cert, s->tls_key,   s->db_host,  s->db_name,  s->db_user, s->db_pass, s->db_pass_file,
+                     s->db_tls,   s->db_tls_ca, s->to,       s->dump_to,  s->hub_name};
     for (size_t i = 0; i < ARRAY_LEN(texts); i++)
         free(texts[i]);
 }

@@ -6,9 +6,9 @@
 
 typedef struct Settings { // text owned
     bool auth, let_anybody_in, new_admin_token, tls, check_config, help, version;
-    uint64_t port, db_port, max_jobs, chain_limit, lease, claim_timeout, export_idle, keep_interrupted, checkpoint,
-        audit, dump_keep, dump_hour, dump_delay;
-    char *config, *listen, *data_dir, *key_file, *run_dir, *plugin, *client, *dump_to, *tls_cert, *tls_key;
+    uint64_t port, db_port, max_jobs, chain_limit, lease, hub_lease, claim_timeout, export_idle, keep_interrupted,
+        checkpoint, audit, dump_keep, dump_hour, dump_delay;
+    char *config, *listen, *data_dir, *key_file, *run_dir, *plugin, *client, *hub_name, *dump_to, *tls_cert, *tls_key;
     char *db_host, *db_name, *db_user, *db_pass, *db_pass_file, *db_tls, *db_tls_ca;
     char *to; // of the command migrate-database
     bool pass_on_command_line;

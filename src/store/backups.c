@@ -14,6 +14,8 @@ bool store_backup_add(Store *s, const StoreBackup *b, Err *err)
 {
     store_lock(s);
     int64_t busy = 0;
+    StoreBackup row = *b;
+    row.hub_id = s->hub;
     bool ok = db_number(s->db, "SELECT COUNT(*) FROM backup_jobs WHERE active_vm = ?", DB_ARGS(DB_T(b->active_vm)), 0,
                         &busy, err);
     if (ok && busy > 0) {
@@ -21,7 +23,7 @@ bool store_backup_add(Store *s, const StoreBackup *b, Err *err)
                       b->vm_name);
         ok = err_title(err, "a job of this vm is running");
     }
-    ok = ok && db_insert(s->db, &tables_backup, b, err);
+    ok = ok && db_insert(s->db, &tables_backup, &row, err);
     store_unlock(s);
     return ok;
 }
@@ -120,6 +122,12 @@ bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
     return store_all(s, &tables_backup, "WHERE " ACTIVE " ORDER BY created_at", DB_NO_ARGS, (void **)ret, ret_len, err);
 }
 
+bool store_backup_active_of(Store *s, const char *hub_id, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_backup, "WHERE " ACTIVE " AND hub_id = ? ORDER BY created_at", DB_ARGS(DB_T(hub_id)),
+                     (void **)ret, ret_len, err);
+}
+
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
 {
     int64_t n;
@@ -132,9 +140,10 @@ bool store_backup_count_active(Store *s, uint64_t *ret, Err *err)
 bool store_backup_count_running(Store *s, uint64_t *ret, Err *err)
 {
     int64_t n;
-    if (!store_number(
-            s, "SELECT COUNT(*) FROM backup_jobs WHERE status = 'running' OR (status = 'pending' AND client_pid > 0)",
-            DB_NO_ARGS, 0, &n, err))
+    if (!store_number(s,
+                      "SELECT COUNT(*) FROM backup_jobs WHERE hub_id = ? AND"
+                      " (status = 'running' OR (status = 'pending' AND client_pid > 0))",
+                      DB_ARGS(DB_T(s->hub)), 0, &n, err))
         return false;
     *ret = (uint64_t)n;
     return true;
@@ -251,8 +260,8 @@ bool store_backup_step(Store *s, const char *id, const char *from, const char *t
         return false;
     if (!job_state_may_follow(a, b) || job_state_is_final(b))
         return err_set(err, ERR_INTERNAL, "no job goes from %s to %s this way", from, to);
-    return run_step(s, "UPDATE backup_jobs SET status = ?, phase = ? WHERE id = ? AND status = ?",
-                    DB_ARGS(DB_T(to), DB_T(to), DB_T(id), DB_T(from)), ret_done, err);
+    return run_step(s, "UPDATE backup_jobs SET status = ?, phase = ? WHERE id = ? AND status = ? AND hub_id = ?",
+                    DB_ARGS(DB_T(to), DB_T(to), DB_T(id), DB_T(from), DB_T(s->hub)), ret_done, err);
 }
 
 bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)
@@ -261,8 +270,8 @@ bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now
     clock_format(now_us, now);
     return run_step(s,
                     "UPDATE backup_jobs SET status = 'running', phase = 'claimed', claim = ?, started_at = ?,"
-                    " last_seen_at = ? WHERE id = ? AND status = 'pending'",
-                    DB_ARGS(DB_T(claim), DB_T(now), DB_T(now), DB_T(id)), ret_done, err);
+                    " last_seen_at = ?, taken_over = 0 WHERE id = ? AND status = 'pending' AND hub_id = ?",
+                    DB_ARGS(DB_T(claim), DB_T(now), DB_T(now), DB_T(id), DB_T(s->hub)), ret_done, err);
 }
 
 bool store_backup_end(Store *s, const char *id, const char *status, const char *error, const char *details,
@@ -284,9 +293,10 @@ bool store_backup_end(Store *s, const char *id, const char *status, const char *
     clock_format(now_us, now);
     (void)snprintf(sql, sizeof(sql),
                    "UPDATE backup_jobs SET status = ?, phase = NULL, error = ?, details = ?, completed_at = ?,"
-                   " active_vm = NULL WHERE id = ? AND status IN (%s)",
+                   " active_vm = NULL WHERE id = ? AND hub_id = ? AND status IN (%s)",
                    states);
-    return run_step(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id)), ret_done, err);
+    return run_step(s, sql, DB_ARGS(DB_T(status), DB_T(error), DB_T(details), DB_T(now), DB_T(id), DB_T(s->hub)),
+                    ret_done, err);
 }
 
 bool store_backup_uncleaned(Store *s, int64_t kept_since_us, StoreBackup **ret, size_t *ret_len, Err *err)
@@ -433,13 +443,20 @@ bool store_backup_set_verified(Store *s, const char *id, const char *result, int
 
 bool store_backup_set_deleting(Store *s, const char *id, bool deleting, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET deleting = ? WHERE id = ?", DB_ARGS(DB_N(deleting), DB_T(id)), NULL,
-                     err);
+    return store_run(s, "UPDATE backup_jobs SET deleting = ?, deleting_hub = ? WHERE id = ?",
+                     DB_ARGS(DB_N(deleting), DB_T(deleting ? s->hub : ""), DB_T(id)), NULL, err);
 }
 
 bool store_backup_forget_deleting(Store *s, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET deleting = 0 WHERE deleting <> 0", DB_NO_ARGS, NULL, err);
+    return store_run(s, "UPDATE backup_jobs SET deleting = 0 WHERE deleting <> 0 AND deleting_hub = ?",
+                     DB_ARGS(DB_T(s->hub)), NULL, err);
+}
+
+bool store_backup_deleting(Store *s, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &tables_backup, "WHERE deleting <> 0 AND deleting_hub = ? ORDER BY sequence DESC",
+                     DB_ARGS(DB_T(s->hub)), (void **)ret, ret_len, err);
 }
 
 bool store_backup_count_deleting(Store *s, int64_t repository_id, uint64_t *ret, Err *err)

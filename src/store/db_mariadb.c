@@ -16,8 +16,8 @@
 
 typedef struct DbMariadb {
     Db base;
-    MYSQL *handle; // NULL: not connected
-    char *host, *name, *user, *tls_ca;
+    MYSQL *handle;                              // NULL: not connected
+    char *host, *name, *user, *tls_ca, *hub_id; // hub_id NULL: alone
     Secret password;
     unsigned port;
     StoreTls tls;
@@ -131,23 +131,52 @@ static void disconnect(DbMariadb *db)
     db->handle = NULL;
 }
 
-// A lock that lives as long as the connection: until jobs are leased, one hub has the database to itself. A connection
-// that ended a moment ago may hold it for another one.
-static bool take_hold(DbMariadb *db, Err *err)
+// The first column of the first row, as a number; fallback where there is none.
+static bool ask_number(DbMariadb *db, const char *sql, long long fallback, long long *ret, Err *err)
 {
-    static const char sql[] = "SELECT GET_LOCK(CONCAT('sendense.', SHA1(DATABASE())), 3)"; // a name has 64 characters
     MYSQL_RES *rows = NULL;
     MYSQL_ROW row = NULL;
-    if (mysql_real_query(db->handle, sql, sizeof(sql) - 1) != 0 || !(rows = mysql_store_result(db->handle)) ||
-        !(row = mysql_fetch_row(rows)) || !row[0]) {
-        mysql_free_result(rows);
+    if (mysql_real_query(db->handle, sql, strlen(sql)) != 0 || !(rows = mysql_store_result(db->handle)))
         return fail(db, "lock", mysql_errno(db->handle), mysql_error(db->handle), err);
-    }
-    bool ours = str_eq(row[0], "1");
+    *ret = (row = mysql_fetch_row(rows)) && row[0] ? strtoll(row[0], NULL, 10) : fallback;
     mysql_free_result(rows);
-    return ours ||
-        err_set(err, ERR_BUSY, "another hub uses the database %s; several hubs on one database are not built yet",
+    return true;
+}
+
+// Locks live as long as the connection: one for each hub, by its ID, and one for who wants to be alone. A connection
+// that ended a moment ago may hold them for another one. Names have at most 64 characters.
+#define LOCK_ALONE "CONCAT('sendense.', SHA1(DATABASE()))"
+#define LOCK_HUB(id) "CONCAT('sendense.', SHA1(CONCAT(DATABASE(), '.', " id ")))"
+
+static bool hold_as_hub(DbMariadb *db, Err *err)
+{
+    char sql[200];
+    long long held, free;
+    (void)snprintf(sql, sizeof(sql), "SELECT GET_LOCK(" LOCK_HUB("'%s'") ", 3)", db->hub_id);
+    if (!ask_number(db, sql, 0, &held, err) || !ask_number(db, "SELECT IS_FREE_LOCK(" LOCK_ALONE ")", 0, &free, err))
+        return false;
+    if (!held)
+        return err_set(err, ERR_BUSY,
+                       "a hub with this one's ID (hub-id in the data folder) uses the database %s already; HINT: of a "
+                       "data folder that was copied, remove hub-id",
+                       db->name);
+    return free ||
+        err_set(err, ERR_BUSY, "the database %s is being moved or restored, or an earlier version's hub uses it",
                 db->name);
+}
+
+static bool hold_alone(DbMariadb *db, Err *err)
+{
+    long long held, tables, hubs = 0;
+    bool ok = ask_number(db, "SELECT GET_LOCK(" LOCK_ALONE ", 3)", 0, &held, err) &&
+        ask_number(db,
+                   "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name ="
+                   " 'hubs'",
+                   0, &tables, err) &&
+        (tables == 0 ||
+         ask_number(db, "SELECT COUNT(*) FROM hubs WHERE IS_USED_LOCK(" LOCK_HUB("id") ") IS NOT NULL", 0, &hubs, err));
+    return ok &&
+        ((held && hubs == 0) || err_set(err, ERR_BUSY, "a hub uses the database %s; stop all of them", db->name));
 }
 
 // The connector does no TLS of itself, and with TLS looks at no certificate; and it would give the password as it is to
@@ -228,7 +257,7 @@ static bool connect_now(DbMariadb *db, Err *err)
     db->lost = !ok;
     if (ok && !db->only_reads) {
         end_before(db, before);
-        ok = take_hold(db, err);
+        ok = db->hub_id ? hold_as_hub(db, err) : hold_alone(db, err);
         db->lost = !ok;
     }
     if (!ok)
@@ -261,6 +290,7 @@ static void db_close(Db *base)
     free(db->name);
     free(db->user);
     free(db->tls_ca);
+    free(db->hub_id);
     secret_clear(&db->password);
     free(db);
 }
@@ -608,8 +638,9 @@ static bool new_db(const DbOps *ops, const StoreMariadb *spec, DbMariadb **ret, 
     db->base.ops = ops;
     db->port = spec->port;
     db->tls = spec->tls;
-    if (mem_replace(&db->tls_ca, spec->tls_ca, err) && mem_replace(&db->host, spec->host, err) &&
-        mem_replace(&db->name, spec->name, err) && mem_replace(&db->user, spec->user, err) &&
+    if (mem_replace(&db->tls_ca, spec->tls_ca, err) && mem_replace(&db->hub_id, spec->hub_id, err) &&
+        mem_replace(&db->host, spec->host, err) && mem_replace(&db->name, spec->name, err) &&
+        mem_replace(&db->user, spec->user, err) &&
         (!spec->password || secret_set(&db->password, secret_reveal(spec->password), err))) {
         *ret = db;
         return true;

@@ -100,6 +100,15 @@ static const char *const steps[] = {
     /* 38 */ "CREATE INDEX backup_jobs_of_parent ON backup_jobs (parent_id)",
     /* 39 */ "CREATE INDEX backup_disks_of_parent ON backup_disks (parent_backup_id)",
     /* 40 */ "CREATE TABLE hub_state (name VARCHAR(64) PRIMARY KEY, value TEXT NOT NULL)",
+    // several hubs: whose is what. docs/internals/hubs.md
+    /* 41 */
+    "CREATE TABLE hubs (id VARCHAR(36) PRIMARY KEY, name VARCHAR(255) NOT NULL, version VARCHAR(32) NOT NULL,"
+    " lease_seconds BIGINT NOT NULL, beats BIGINT NOT NULL, stopped INTEGER NOT NULL, started_at VARCHAR(32) NOT NULL,"
+    " beat_at VARCHAR(32) NOT NULL)",
+    /* 42 */ "ALTER TABLE backup_jobs ADD COLUMN hub_id VARCHAR(36) NOT NULL DEFAULT ''",
+    /* 43 */ "ALTER TABLE backup_jobs ADD COLUMN taken_over INTEGER NOT NULL DEFAULT 0",
+    /* 44 */ "ALTER TABLE backup_jobs ADD COLUMN deleting_hub VARCHAR(36) NOT NULL DEFAULT ''",
+    /* 45 */ "ALTER TABLE exports ADD COLUMN hub_id VARCHAR(36) NOT NULL DEFAULT ''",
 };
 
 unsigned db_schema_newest(void)

@@ -5,7 +5,9 @@
 
 bool store_export_add(Store *s, const StoreExport *e, Err *err)
 {
-    return store_insert(s, &tables_export, e, err);
+    StoreExport row = *e;
+    row.hub_id = s->hub;
+    return store_insert(s, &tables_export, &row, err);
 }
 
 bool store_export_get(Store *s, const char *id, StoreExport *ret, Err *err)
@@ -43,9 +45,14 @@ void store_export_clear(StoreExport *e)
 
 bool store_forget_processes(Store *s, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET client_pid = 0, client_start = 0", DB_NO_ARGS, NULL, err) &&
-        store_run(s, "UPDATE backup_disks SET exporter_pid = 0, exporter_start = 0", DB_NO_ARGS, NULL, err) &&
-        store_run(s, "UPDATE exports SET pid = 0, start = 0", DB_NO_ARGS, NULL, err);
+    const DbArg ours[] = {DB_T(s->hub)};
+    return store_run(s, "UPDATE backup_jobs SET client_pid = 0, client_start = 0 WHERE hub_id = ?", ours, 1, NULL,
+                     err) &&
+        store_run(s,
+                  "UPDATE backup_disks SET exporter_pid = 0, exporter_start = 0 WHERE backup_id IN"
+                  " (SELECT id FROM backup_jobs WHERE hub_id = ?)",
+                  ours, 1, NULL, err) &&
+        store_run(s, "UPDATE exports SET pid = 0, start = 0 WHERE hub_id = ?", ours, 1, NULL, err);
 }
 
 bool store_replication_add(Store *s, const StoreReplication *r, Err *err)

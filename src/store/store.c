@@ -64,7 +64,7 @@ void store_unlock(Store *s)
     (void)pthread_mutex_unlock(&s->lock);
 }
 
-bool store_begin(Store *s, Err *err)
+bool store_begin_beside(Store *s, Err *err)
 {
     store_lock(s);
     if (s->db->ops->begin(s->db, err))

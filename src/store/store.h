@@ -21,6 +21,7 @@ typedef struct StoreMariadb {
     const Secret *password; // NULL: none
     StoreTls tls;
     const char *tls_ca; // NULL: what the system trusts
+    const char *hub_id; // NULL: the database is wanted for oneself, without any hub
 } StoreMariadb;
 
 // Both migrate.
@@ -29,10 +30,36 @@ bool store_open_mariadb(const StoreMariadb *spec, Store **ret, Err *err) must_ch
 void store_close(Store *s);
 const char *store_engine(const Store *s); // "sqlite", "mariadb"
 
-// One writer at a time: the lock and the transaction are held until commit or rollback, by this thread.
+// One writer at a time: the lock and the transaction are held until commit or rollback, by this thread. For who decides
+// by what it reads: other hubs on the database wait, or their commit is refused.
 bool store_begin(Store *s, Err *err) must_check;
+bool store_begin_beside(Store *s, Err *err) must_check; // other hubs' transactions may run meanwhile
 bool store_commit(Store *s, Err *err) must_check;
 void store_rollback(Store *s);
+
+// ---- hubs on one database (docs/internals/hubs.md)
+typedef struct StoreHub {
+    char *id, *name, *version;
+    uint64_t lease_s, beats; // beats: raised for as long as it lives
+    bool stopped;            // in good order
+    int64_t started_us, beat_us;
+} StoreHub;
+// Who uses this Store from here on: jobs, exports and deletions that are added are this hub's, and the functions that
+// say "own" mean its. Before: nobody, whose ID is "". beats is not taken from h. What belonged to nobody is this hub's
+// now; where it has the database to itself, everything.
+bool store_hub_enter(Store *s, const StoreHub *h, Err *err) must_check;
+const char *store_hub(const Store *s);
+bool store_is_shared(const Store *s); // other hubs may use the database
+bool store_hub_beat(Store *s, Err *err) must_check;
+bool store_hub_leave(Store *s, Err *err) must_check;
+bool store_hub_list(Store *s, StoreHub **ret, size_t *ret_len, Err *err) must_check; // by name
+void store_hub_clear(StoreHub *h);
+// What a hub that is silent had becomes this one's, unless it was heard meanwhile: beats is then another number. Its
+// processes are forgotten. *ret_done: it was this call that did it.
+bool store_backup_take_over(Store *s, const char *id, const StoreHub *silent, bool *ret_done, Err *err) must_check;
+bool store_export_forget(Store *s, const StoreHub *silent, uint64_t *ret_gone, Err *err) must_check;
+// All marks of deletions at once.
+bool store_deleting_take_over(Store *s, const StoreHub *silent, uint64_t *ret_taken, Err *err) must_check;
 
 // ---- repositories
 typedef struct StoreRepository {
@@ -223,6 +250,8 @@ typedef struct StoreBackup {
     int64_t last_seen_us, created_us, started_us, completed_us;
     char *resumed_from; // the interrupted job that it goes on from
     bool resumable;     // failed, and its partial images are kept: the next job may go on from them
+    char *hub_id;       // whose it is; of an added one: this hub's, whatever it says here
+    bool taken_over;    // from a hub that was silent, and not claimed since
 } StoreBackup;
 
 typedef struct StoreDisk {
@@ -273,7 +302,8 @@ bool store_backup_exists(Store *s, const char *id, bool *ret, Err *err) must_che
 bool store_backup_list(Store *s, const StoreBackupFilter *f, StoreBackup **ret, size_t *ret_len, uint64_t *ret_total,
                        Err *err) must_check;
 bool store_backup_active(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check; // not final
-// Jobs that take a place of the hub's limit: running, or their client was started. Those that commit do not.
+bool store_backup_active_of(Store *s, const char *hub_id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+// Own jobs that take a place of the hub's limit: running, or their client was started. Those that commit do not.
 bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
@@ -286,7 +316,7 @@ bool store_backup_sequence_next(Store *s, int64_t repository_id, const char *vm_
 bool store_backup_dependents(Store *s, const char *id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
 // How many each of them has, into ret[len].
 bool store_backup_count_dependents(Store *s, const StoreBackup *rows, size_t len, uint64_t *ret, Err *err) must_check;
-// Conditional steps; *ret_done false where the job was not in that state.
+// Conditional steps; *ret_done false where the job was not in that state, or is another hub's.
 bool store_backup_step(Store *s, const char *id, const char *from, const char *to, bool *ret_done, Err *err) must_check;
 bool store_backup_claim(Store *s, const char *id, const char *claim, int64_t now_us, bool *ret_done, Err *err)
     must_check;
@@ -320,7 +350,9 @@ bool store_backup_give_reason(Store *s, const char *id, const char *reason, cons
     must_check; // where it has none
 bool store_backup_set_verified(Store *s, const char *id, const char *result, int64_t now_us, Err *err) must_check;
 bool store_backup_set_deleting(Store *s, const char *id, bool deleting, Err *err) must_check;
-bool store_backup_forget_deleting(Store *s, Err *err) must_check; // whoever deleted is gone
+// Own marks; newest first.
+bool store_backup_deleting(Store *s, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
+bool store_backup_forget_deleting(Store *s, Err *err) must_check; // own marks
 bool store_backup_count_deleting(Store *s, int64_t repository_id, uint64_t *ret, Err *err) must_check;
 bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with its disks, at once
 void store_backup_clear(StoreBackup *b);
@@ -346,15 +378,16 @@ typedef struct StoreExport {
     uint64_t start;
     char *socket, *control, *export_name;
     int64_t created_us, used_us;
+    char *hub_id; // whose it is; of an added one: this hub's
 } StoreExport;
 bool store_export_add(Store *s, const StoreExport *e, Err *err) must_check;
 bool store_export_get(Store *s, const char *id, StoreExport *ret, Err *err) must_check; // "export not found"
-bool store_export_list(Store *s, StoreExport **ret, size_t *ret_len, Err *err) must_check;
+bool store_export_list(Store *s, StoreExport **ret, size_t *ret_len, Err *err) must_check; // all hubs'
 bool store_export_used(Store *s, const char *id, int64_t now_us, Err *err) must_check;
 bool store_export_remove(Store *s, const char *id, Err *err) must_check;
 void store_export_clear(StoreExport *e);
 
-// The machine was started anew: no process on record is the one that was meant.
+// The machine was started anew: no process of this hub's on record is the one that was meant.
 bool store_forget_processes(Store *s, Err *err) must_check;
 
 // ---- replications

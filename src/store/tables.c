@@ -119,6 +119,8 @@ static const DbColumn backup_columns[] = {
     C(completed_us, "completed_at", DB_TIME),
     C(resumed_from, "resumed_from", DB_TEXT),
     C(resumable, "resumable", DB_BOOL),
+    C(hub_id, "hub_id", DB_TEXT),
+    C(taken_over, "taken_over", DB_BOOL),
 };
 #undef C
 const DbTable tables_backup = {"backup_jobs", backup_columns, ARRAY_LEN(backup_columns), sizeof(StoreBackup)};
@@ -190,6 +192,7 @@ static const DbColumn export_columns[] = {
     C(export_name, "export_name", DB_TEXT),
     C(created_us, "created_at", DB_TIME),
     C(used_us, "used_at", DB_TIME),
+    C(hub_id, "hub_id", DB_TEXT),
 };
 #undef C
 const DbTable tables_export = {"exports", export_columns, ARRAY_LEN(export_columns), sizeof(StoreExport)};

@@ -147,15 +147,6 @@ def test_a_newer_schema(server, make_hub, place):
     assert "start the newer version" in hub_says(place, server.options())
 
 
-def test_a_second_hub_is_kept_out(server, make_hub, place):
-    """Two of them would take each other's jobs for dead ones, until jobs are leased."""
-    world = World(make_hub(options=server.options()), place)
-    world.add_repository()
-    assert "another hub uses" in hub_says(place, server.options())
-    world.hub.stop()
-    world.hub.start()       # the next one is let in
-
-
 def test_rows_that_are_long_and_odd(server, make_hub, place):
     """What SQLite takes, MariaDB takes: long paths and names, four-byte characters, names that differ in case."""
     world = World(make_hub(options=server.options()), place)

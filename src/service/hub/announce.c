@@ -398,11 +398,20 @@ static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
     return !p->interrupted.id || store_backup_set_resumable(p->h->store, p->interrupted.id, false, err);
 }
 
+// Is the job still what it was when the disks were looked at, which may take long?
+static bool still_runs(const Plan *p, Err *err)
+{
+    StoreBackup cleanup_backup now = {0};
+    return store_backup_get(p->h->store, p->b.id, &now, err) && hub_is_ours(p->h, now.hub_id, "backup", now.id, err) &&
+        (strcmp(now.status, "running") == 0 ||
+         err_set(err, ERR_CONFLICT, "backup %s is %s, not running", now.id, now.status));
+}
+
 static bool insert_disks(Plan *p, Err *err)
 {
     if (!store_begin(p->h->store, err))
         return false;
-    bool ok = store_backup_set_plan(p->h->store, &p->b, err);
+    bool ok = still_runs(p, err) && store_backup_set_plan(p->h->store, &p->b, err);
     for (size_t i = 0; ok && i < p->disks_len; i++)
         ok = store_disk_add(p->h->store, &p->disks[i], err);
     if (!ok) {
@@ -436,6 +445,8 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
         return false;
     if (strcmp(p->b.status, "running") != 0)
         return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", p->b.id, p->b.status);
+    if (!hub_is_ours(p->h, p->b.hub_id, "backup", p->b.id, err))
+        return false;
     if (!store_disk_list(p->h->store, p->b.id, &before, &before_len, err))
         return false;
     p->points = (Points){.hub = p->h, .repo = &p->repo, .stop = &p->running->interrupted};

@@ -247,6 +247,13 @@ static bool give_up_commit(Hub *h, Running *r, Err *err)
     return hub_job_end(h, r, "failed", "cancelled", why.details, false, err);
 }
 
+// Its own hub sees it within half a second.
+static bool ask_its_hub(Hub *h, const StoreBackup *b, JobState state, Err *err)
+{
+    return state == JOB_COMMITTING ? hub_is_ours(h, b->hub_id, "backup", b->id, err)
+                                   : store_backup_request_cancel(h->store, b->id, err);
+}
+
 bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
 {
     Running *r;
@@ -265,6 +272,8 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
     bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
     if (ok && at_work && state == JOB_CANCELLED)
         ok = true; // it gave way
+    else if (ok && !job_state_is_final(state) && strcmp(b.hub_id, h->hub_id) != 0)
+        ok = ask_its_hub(h, &b, state, err);
     else if (ok && state == JOB_PENDING)
         ok = hub_job_end(h, r, "cancelled", "cancelled", "cancelled before a client had claimed it", false, err);
     else if (ok && state == JOB_RUNNING) {

@@ -100,7 +100,7 @@ static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, const at
 static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t n, Err *err)
 {
     bool done = false;
-    if (!store_begin(h->store, err))
+    if (!store_begin_beside(h->store, err))
         return false;
     bool ok = store_backup_step(h->store, b->id, "running", "committing", &done, err);
     for (size_t i = 0; ok && done && i < n; i++)
@@ -296,6 +296,8 @@ static bool complete(Hub *h, Running *r, const Completion *c, Err *err)
         return failed(err);
     if (state == JOB_PENDING || state == JOB_FAILED || state == JOB_CANCELLED)
         return not_completable(&b, err);
+    if (state != JOB_COMPLETED && !hub_is_ours(h, b.hub_id, "backup", b.id, err))
+        return false;
     if (state == JOB_RUNNING && b.cancel_requested) { // while this call waited for another that gave way
         Err ending = ERR_INIT;
         if (!hub_job_end(h, r, "cancelled", "cancelled", "cancelled before it was complete", true, &ending))

@@ -137,6 +137,28 @@ static bool delete_marked(Hub *h, const json_t *ids, Err *err)
     return done == len;
 }
 
+// One that another call of this hub is at work on is there as well: files that are gone already are no error, and a row
+// that is gone is none, either.
+bool hub_deletions_finish(Hub *h, Err *err)
+{
+    StoreBackup *rows = NULL;
+    size_t len = 0;
+    if (!store_backup_deleting(h->store, &rows, &len, err))
+        return false;
+    bool ok = true;
+    for (size_t i = 0; i < len; i++) {
+        Err why = ERR_INIT;
+        if (delete_one(h, rows[i].id, &why)) {
+            log_info("a deletion that was cut off was finished", LOG_STR("job", rows[i].id));
+        } else if (why.code != ERR_NOT_FOUND) {
+            ok = false;
+            *err = why;
+        }
+    }
+    STORE_LIST_FREE(rows, len, store_backup_clear);
+    return ok;
+}
+
 bool hub_backup_delete(Hub *h, const char *id, bool with_dependents, json_t **ret, Err *err)
 {
     json_t *ids = json_array(), *o = json_object();

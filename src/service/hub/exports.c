@@ -188,7 +188,8 @@ bool hub_export_start(Hub *h, const json_t *body, json_t **ret, Err *err)
 bool hub_export_connect(Hub *h, const char *id, int *ret_fd, Err *err)
 {
     StoreExport e = {0};
-    bool ok = store_export_get(h->store, id, &e, err) && exporter_connect(e.socket, CONNECT_MS, ret_fd, err);
+    bool ok = store_export_get(h->store, id, &e, err) && hub_is_ours(h, e.hub_id, "export", id, err) &&
+        exporter_connect(e.socket, CONNECT_MS, ret_fd, err);
     store_export_clear(&e);
     return ok;
 }
@@ -201,6 +202,8 @@ bool hub_job_disk_connect(Hub *h, const char *id, const char *disk_key, int *ret
         return false;
     if (strcmp(b.status, "running") != 0)
         return err_set(err, ERR_CONFLICT, "backup %s is %s, not running", id, b.status);
+    if (!hub_is_ours(h, b.hub_id, "backup", id, err))
+        return false;
     bool ok = find_disk(h, id, disk_key, false, &d, err) &&
         (d.socket || err_set(err, ERR_CONFLICT, "disk %s of backup %s is not written to", disk_key, id)) &&
         exporter_connect(d.socket, CONNECT_MS, ret_fd, err);
@@ -233,6 +236,10 @@ bool hub_export_end(Hub *h, const char *id, json_t **ret, Err *err)
     StoreExport e = {0};
     if (!store_export_get(h->store, id, &e, err))
         return false;
+    if (!hub_is_ours(h, e.hub_id, "export", id, err)) {
+        store_export_clear(&e);
+        return false;
+    }
     exporter_stop_recorded(e.pid, e.start, e.socket, e.control);
     bool ok = store_export_remove(h->store, id, err);
     store_export_clear(&e);

@@ -100,11 +100,14 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
         !mem_replace(&h->plugin, c->plugin, err) || !mem_replace(&h->dump_to, c->dump_to, err) ||
         !mem_replace(&h->client, c->client, err))
         return false;
+    StoreMariadb mariadb = c->mariadb ? *c->mariadb : (StoreMariadb){0};
+    mariadb.hub_id = h->hub_id;
     bool ok = c->run_dir ? mem_replace(&run_dir, c->run_dir, err) : default_run_dir(h->data_dir, &run_dir, err);
-    ok = ok && own_run_dir(h, run_dir, err) &&
-        (c->mariadb ? store_open_mariadb(c->mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
-        check_boot(h, err) && hub_users_begin(h, err) && hub_tokens_begin(h, c->new_admin, err) &&
-        hub_recover(h, err) && hub_supervisor_start(h, err) && hub_database_start(h, err);
+    ok = ok && own_run_dir(h, run_dir, err) && hub_hubs_id(h->data_dir, h->hub_id, err) &&
+        (c->mariadb ? store_open_mariadb(&mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
+        hub_hubs_enter(h, c->hub_name, c->hub_lease_s, err) && hub_hubs_start(h, err) && check_boot(h, err) &&
+        hub_users_begin(h, err) && hub_tokens_begin(h, c->new_admin, err) && hub_recover(h, err) &&
+        hub_supervisor_start(h, err) && hub_database_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;
@@ -194,6 +197,7 @@ void hub_close(Hub *h)
     hub_database_stop(h);
     hub_supervisor_stop(h);
     hub_users_end(h);
+    hub_hubs_stop(h);
     while (h->running) {
         Running *r = h->running;
         h->running = r->next;

@@ -32,6 +32,8 @@ typedef struct HubConfig {
     const char *data_dir;        // made if it is not there; locked
     const char *key_file;        // opens the sources' passwords; NULL: secret.key in the data folder
     const char *run_dir;         // sockets; NULL: a short default for this data folder
+    const char *hub_name;        // that other hubs on the database show; NULL: the machine's
+    unsigned hub_lease_s;        // a hub silent for longer has lost its jobs to another one
     const char *dump_to;         // repository for backups of the database; NULL: each
     const char *plugin;          // path of nbdkit-sendense-plugin.so
     const char *client;          // path of sendense-backup-client
@@ -60,6 +62,7 @@ void hub_quiesce(Hub *h);
 // Stops the supervisor. Jobs, exporters and clients that run go on: the next hub takes them over.
 void hub_close(Hub *h);
 
+bool hub_hubs_list(Hub *h, json_t **ret, Err *err) must_check; // all on this database
 bool hub_health(Hub *h, json_t **ret, Err *err) must_check;
 // Does the hub work: is its lock to be had, has the supervisor made a step in the last limit_ms (but for one in a
 // repository's files, which takes as long as the disk does), and does the database answer? Where one of them hangs this

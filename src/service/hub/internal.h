@@ -77,6 +77,14 @@ struct Hub {
     char dump_problem[HUB_DUMP_PROBLEM]; // of the last backup of the database; "": none
     atomic_bool closing;                 // hub_quiesce() was called
     pthread_t supervisor;
+    char hub_id[UUID_TEXT];
+    unsigned hub_lease_s;
+    bool beating;
+    pthread_t beater;
+    atomic_bool beat_stop;
+    struct HubSeen *seen; // the other hubs
+    size_t seen_len;
+    int64_t looked_ms; // monotonic: at them, last
 };
 
 // A number that a client reports for one disk: a job's disks add up to what the database can hold.
@@ -92,6 +100,20 @@ bool hub_actor_name_check(Hub *h, const char *name, Err *err) must_check;
 // ---- users.c
 bool hub_users_begin(Hub *h, Err *err) must_check;
 void hub_users_end(Hub *h);
+
+// ---- hubs.c: docs/internals/hubs.md
+bool hub_hubs_id(const char *data_dir, char ret[UUID_TEXT], Err *err) must_check; // made where there is none
+bool hub_hubs_enter(Hub *h, const char *name, unsigned lease_s, Err *err) must_check;
+bool hub_hubs_start(Hub *h, Err *err) must_check; // beats, and looks at the others
+void hub_hubs_stop(Hub *h);
+void hub_hubs_take_over(Hub *h); // what silent hubs have
+// No other hub is there, as far as is known without waiting for a lease.
+bool hub_is_alone(Hub *h, bool *ret, Err *err) must_check;
+// ERR_CONFLICT, with the name of the hub to ask, where a row is another hub's. what, id: of the row.
+bool hub_is_ours(Hub *h, const char *hub_id, const char *what, const char *id, Err *err) must_check;
+
+// ---- deletion.c
+bool hub_deletions_finish(Hub *h, Err *err) must_check; // own marks that nobody is at work on
 
 // ---- metrics.c
 void hub_count_end(Hub *h, const StoreBackup *b, const char *status);
@@ -112,6 +134,8 @@ void hub_running_unlock(Hub *h, Running *r); // drops the entry when nothing is 
 bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, const char *details, bool keep_client,
                  Err *err) must_check;
 void hub_running_stop_exporters(Running *r);
+// The job is another hub's by now: client and exporters end, and nothing of what they wrote is touched.
+void hub_running_drop(Running *r);
 // Takes away what a job's attempt left in its repository; fine where there is nothing (any more).
 bool hub_remove_partial(Hub *h, const StoreBackup *b, Err *err) must_check;
 void hub_wake(Hub *h); // the supervisor looks at once

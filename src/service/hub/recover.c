@@ -75,8 +75,9 @@ static bool nothing_to_add(Hub *h, const Repo *repo, const Record *rec, const ch
     if (!path)
         return false;
     // at the start nobody is at work on a job; later its own commit ends it
-    *ret_nothing =
-        state == JOB_COMPLETED || (!job_state_is_final(state) && h->supervising) || (!old->id && !file_exists(path));
+    *ret_nothing = state == JOB_COMPLETED ||
+        (!job_state_is_final(state) && (h->supervising || strcmp(old->hub_id, h->hub_id) != 0)) ||
+        (!old->id && !file_exists(path));
     return true;
 }
 
@@ -334,7 +335,8 @@ static bool forget_deleted(Hub *h, const StoreRepository *repository, const Repo
     return ok;
 }
 
-static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBackup *jobs, size_t jobs_len, Err *err)
+static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBackup *jobs, size_t jobs_len, bool alone,
+                               Err *err)
 {
     Repo cleanup_repo repo = {0};
     RepoScan scan = {0};
@@ -357,12 +359,15 @@ static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBa
     for (size_t i = 0; i < jobs_len; i++)
         if (jobs[i].attempt)
             keep[keep_len++] = jobs[i].attempt;
-    if (!forget_deleted(h, row, &repo, &updating))
+    // another hub may have begun a job, or be at work on a deletion, since these rows were read
+    if (alone && !forget_deleted(h, row, &repo, &updating))
         log_error("deletions that were cut off cannot be finished", LOG_STR("name", row->name), LOG_ERR(&updating));
     err_clear(&updating);
-    bool scanned = repo_recover(&repo, keep, keep_len, &scan, &cleaning);
+    bool scanned = alone && repo_recover(&repo, keep, keep_len, &scan, &cleaning);
     if (!scanned) {
-        log_error("what a repository's jobs left cannot be removed", LOG_STR("name", row->name), LOG_ERR(&cleaning));
+        if (alone)
+            log_error("what a repository's jobs left cannot be removed", LOG_STR("name", row->name),
+                      LOG_ERR(&cleaning));
         scanned = repo_scan(&repo, &scan, &updating);
     }
     if (!scanned || !hub_catalogue_update(h, row, &repo, &scan, NULL, &updating))
@@ -385,6 +390,8 @@ static bool recover_exports(Hub *h, Err *err)
     for (size_t i = 0; ok && i < len; i++) {
         Proc p = PROC_NONE;
         Err gone = ERR_INIT;
+        if (strcmp(rows[i].hub_id, h->hub_id) != 0)
+            continue;
         if (proc_adopt((pid_t)rows[i].pid, rows[i].start, &p, &gone)) {
             proc_clear(&p);
             continue; // a restore goes on
@@ -420,11 +427,11 @@ static bool sweep(Hub *h, Err *err)
     StoreExport *exports = NULL;
     size_t jobs_len = 0, exports_len = 0, n = 0;
     char **keep = NULL;
-    bool ok = store_backup_active(h->store, &jobs, &jobs_len, err) &&
+    bool ok = store_backup_active_of(h->store, h->hub_id, &jobs, &jobs_len, err) &&
         store_export_list(h->store, &exports, &exports_len, err) &&
         (keep = mem_calloc(exports_len, sizeof(*keep), err));
     for (size_t i = 0; ok && i < exports_len; i++)
-        if (exports[i].socket)
+        if (exports[i].socket && strcmp(exports[i].hub_id, h->hub_id) == 0)
             keep[n++] = mem_take(exports[i].socket);
     for (size_t i = 0; ok && i < jobs_len; i++)
         ok = add_sockets(h, jobs[i].id, &keep, &n, err);
@@ -437,20 +444,32 @@ static bool sweep(Hub *h, Err *err)
     return ok;
 }
 
+// Alone, whatever was not begun is given up, and what was goes on with the repository's files (forget_deleted()).
+static bool recover_deletions(Hub *h, bool alone, Err *err)
+{
+    Err why = ERR_INIT;
+    if (alone)
+        return store_backup_forget_deleting(h->store, err);
+    if (!hub_deletions_finish(h, &why))
+        log_error("deletions that were cut off cannot be finished", LOG_ERR(&why));
+    return true;
+}
+
 bool hub_recover(Hub *h, Err *err)
 {
     StoreBackup *jobs = NULL;
     StoreRepository *repositories = NULL;
     size_t jobs_len = 0, repositories_len = 0;
+    bool alone;
     // before partial files are looked for: nobody may make a new one
-    bool ok = sweep(h, err) && store_backup_forget_deleting(h->store, err) &&
+    bool ok = sweep(h, err) && hub_is_alone(h, &alone, err) && recover_deletions(h, alone, err) &&
         store_backup_active(h->store, &jobs, &jobs_len, err) &&
         store_repository_list(h->store, &repositories, &repositories_len, err);
     // records first: a job whose record stands is completed, whatever became of its processes
     for (size_t i = 0; ok && i < repositories_len; i++)
-        ok = recover_repository(h, &repositories[i], jobs, jobs_len, err);
+        ok = recover_repository(h, &repositories[i], jobs, jobs_len, alone, err);
     STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
-    ok = ok && store_backup_active(h->store, &jobs, &jobs_len, err);
+    ok = ok && store_backup_active_of(h->store, h->hub_id, &jobs, &jobs_len, err);
     for (size_t i = 0; ok && i < jobs_len; i++)
         ok = recover_job(h, &jobs[i], err);
     STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);

@@ -124,6 +124,17 @@ static void stop_client(Running *r, bool keep, int term_ms)
     r->client = PROC_NONE;
 }
 
+void hub_running_drop(Running *r)
+{
+    if (r->exporters_len > 0 || r->client.pid > 0)
+        log_warn("another hub has taken this job over; what runs for it here ends", LOG_STR("job", r->id));
+    stop_client(r, false, 0);
+    for (size_t i = 0; i < r->exporters_len; i++)
+        exporter_kill(&r->exporters[i]);
+    hub_running_stop_exporters(r);
+    r->cancel_by_ms = r->silent_ms = 0;
+}
+
 bool hub_remove_partial(Hub *h, const StoreBackup *b, Err *err)
 {
     StoreRepository cleanup_repository row = {0};
@@ -140,6 +151,10 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
     bool ended = false;
     if (!store_backup_get(h->store, r->id, &b, err))
         return false;
+    if (strcmp(b.hub_id, h->hub_id) != 0) {
+        hub_running_drop(r);
+        return hub_is_ours(h, b.hub_id, "backup", b.id, err);
+    }
     r->cancel_by_ms = r->silent_ms = 0;
     stop_client(r, keep_client, b.cancel_requested ? 0 : CLIENT_TERM_MS); // a cancel has asked it already
     bool failed = strcmp(status, "failed") == 0;
@@ -152,7 +167,8 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
 
     // the partial images go before the row says so; a repository that is away now is cleaned when it is back
     Err aborting = ERR_INIT;
-    bool keep = failed && h->keep_hours > 0 && hub_resume_is_possible(h, &b);
+    // of one that was taken over another machine's exporter may still write into them
+    bool keep = failed && h->keep_hours > 0 && !b.taken_over && hub_resume_is_possible(h, &b);
     if (keep && !store_backup_set_resumable(h->store, r->id, true, err))
         return false;
     bool clean = !keep && hub_remove_partial(h, &b, &aborting);

@@ -103,6 +103,8 @@ static bool end(Hub *h, Running *r, const char *status, const char *error, const
 static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *running, Err *err)
 {
     char details[256];
+    if (b->cancel_requested) // of another hub
+        return end(h, r, "cancelled", "cancelled", "cancelled before a client had claimed it", err);
     // no client in the entry, but one on record: ending the job did not come to its end the last time
     if (b->client_pid > 0 && (r->client.pid == 0 || client_died(r))) {
         (void)snprintf(details, sizeof(details), "the client ended before it claimed the job; see %s/%s.client.log",
@@ -127,6 +129,9 @@ static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *
 static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
 {
     char details[256];
+    if (b->taken_over)
+        return end(h, r, "failed", "hub lost",
+                   "the hub that this job ran on was not heard of; its client and exporters cannot be reached", err);
     if (exporter_died(r))
         return end(h, r, "failed", "exporter died", "an exporter ended; what it had not flushed is lost", err);
     if (client_died(r)) {
@@ -162,7 +167,9 @@ static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
     if (!r)
         return true;
     bool ok = store_backup_get(h->store, id, &b, err); // as it is now that nobody else changes it
-    if (ok && strcmp(b.status, "pending") == 0)
+    if (ok && strcmp(b.hub_id, h->hub_id) != 0)
+        hub_running_drop(r);
+    else if (ok && strcmp(b.status, "pending") == 0)
         ok = look_at_pending(h, r, &b, running, err);
     else if (ok && strcmp(b.status, "running") == 0)
         ok = look_at_running(h, r, &b, err);
@@ -176,13 +183,38 @@ static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)
     return ok;
 }
 
+// Jobs with processes here, which this hub has lost to another one while it was silent.
+static void drop_lost(Hub *h, const StoreBackup *own, size_t len)
+{
+    for (unsigned n = 0;;) {
+        cleanup_free char *id = NULL;
+        Err err = ERR_INIT;
+        Running *r;
+        unsigned skip = n++;
+        (void)pthread_mutex_lock(&h->lock);
+        for (r = h->running; r && skip > 0; r = r->next)
+            skip--;
+        bool over = !r, idle = r && r->exporters_len == 0 && r->client.pid == 0;
+        for (size_t i = 0; r && !idle && i < len; i++)
+            idle = strcmp(own[i].id, r->id) == 0;
+        if (r && !idle)
+            id = mem_strdup(r->id, &err); // without memory the next round sees it
+        (void)pthread_mutex_unlock(&h->lock);
+        if (over)
+            return;
+        uint64_t running = UINT64_MAX; // a pending one of ours, made since: the next round starts it
+        if (id && !look_at_job(h, id, &running, &err) && err.code != ERR_NOT_FOUND)
+            log_error("cannot look after a job", LOG_STR("job", id), LOG_ERR(&err));
+    }
+}
+
 static void look_at_jobs(Hub *h)
 {
     StoreBackup *jobs = NULL;
     size_t len = 0;
     uint64_t running = 0;
     Err err = ERR_INIT;
-    if (!store_backup_active(h->store, &jobs, &len, &err)) {
+    if (!store_backup_active_of(h->store, h->hub_id, &jobs, &len, &err)) {
         log_error("cannot look at the jobs", LOG_ERR(&err));
         return;
     }
@@ -196,6 +228,7 @@ static void look_at_jobs(Hub *h)
         if (!look_at_job(h, jobs[i].id, &running, &each) && each.code != ERR_NOT_FOUND)
             log_error("cannot look after a job", LOG_STR("job", jobs[i].id), LOG_ERR(&each));
     }
+    drop_lost(h, jobs, len);
     STORE_LIST_FREE(jobs, len, store_backup_clear);
 }
 
@@ -268,7 +301,8 @@ static void look_at_exports(Hub *h)
     int64_t now = clock_utc_us();
     for (size_t i = 0; i < len; i++) {
         step(h, false);
-        look_at_export(h, &rows[i], now);
+        if (strcmp(rows[i].hub_id, h->hub_id) == 0)
+            look_at_export(h, &rows[i], now);
     }
     STORE_LIST_FREE(rows, len, store_export_clear);
 }
@@ -312,6 +346,7 @@ static void *supervise(void *arg)
     while (!h->stopping) {
         (void)pthread_mutex_unlock(&h->lock);
         step(h, false);
+        hub_hubs_take_over(h);
         look_at_jobs(h);
         reap(h);
         if (clock_mono_ms() >= look_at) {

@@ -99,7 +99,7 @@ bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Er
 {
     StoreBackup cleanup_backup b = {0};
     bool done;
-    if (!store_begin(h->store, err))
+    if (!store_begin_beside(h->store, err))
         return false;
     if (!take_claim(h, id, claim, &done, err) || !store_backup_get(h->store, id, &b, err)) {
         store_rollback(h->store);
@@ -107,6 +107,8 @@ bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Er
     }
     if (!store_commit(h->store, err))
         return false;
+    if (!done && strcmp(b.status, "pending") == 0)
+        return hub_is_ours(h, b.hub_id, "backup", id, err);
     // the same claim again: its answer was lost on the way
     if (!done && !(strcmp(b.status, "running") == 0 && b.claim && strcmp(b.claim, claim) == 0))
         return err_set(err, ERR_CONFLICT, "backup %s is %s: another client has it, or it is over", id, b.status);
@@ -157,7 +159,7 @@ bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, Work
         return err_set(err, ERR_CONFLICT, "backup %s was not claimed", id);
     if (job_state_is_final(state))
         return err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
-    if (!store_begin(h->store, err))
+    if (!store_begin_beside(h->store, err))
         return heard(h, id, err);
     if (!note_progress(h, &b, progress, err)) {
         store_rollback(h->store);
@@ -179,6 +181,7 @@ bool hub_job_fail(Hub *h, const char *id, const WorkFailure *f, json_t **ret, Er
     bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
     if (ok && (job_state_is_final(state) || state == JOB_COMMITTING))
         ok = err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
+    ok = ok && hub_is_ours(h, b.hub_id, "backup", id, err);
     const char *status = f->cancelled || b.cancel_requested ? "cancelled" : "failed";
     ok = ok && hub_job_end(h, r, status, f->error, f->details, true, err);
     hub_running_unlock(h, r);

@@ -1,0 +1,305 @@
+"""Several hubs on one MariaDB and one folder of repositories: killed, and stopped past their lease at many moments.
+docs/internals/hubs.md.
+"""
+
+import random
+import shutil
+import signal
+
+import pytest
+
+from lib.cli import Cli
+from lib.faults import pass_time
+from lib.history import References, partial_files, wait_for
+from lib.hub import FINAL, HubError
+from lib.images import CLUSTER, Image
+from lib.job import Job, change_id, coverage, disk, nbdcopy
+from lib.mariadb import MISSING, NAME, MariaDb
+from lib.share import share
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no MariaDB here: {', '.join(MISSING)} missing")
+
+LEASE = 2
+SIZE = 8 * CLUSTER
+MOMENTS = 12
+
+
+@pytest.fixture
+def server(place):
+    with MariaDb(place / "mariadb") as made:
+        yield made
+
+
+class Hubs:
+    """Hubs "a", "b", ... on one database; a repository, and VMs with a raw file each."""
+
+    def __init__(self, make_hub, place, server, n=2, **more):
+        self.place, self.server = place, server
+        self.all = []
+        for name in "abc"[:n]:
+            options = [f"--hub-lease={LEASE}", f"--hub-name={name}", "--max-jobs=8", *server.options()]
+            self.all.append(make_hub(name=name, options=options, **more))
+        self.a, self.b = self.all[:2]
+        self.repository_path = place / "repository"
+        made = self.a.api.post("/repositories", {"name": "main", "path": str(self.repository_path)}).expect(201)
+        self.repository = made["repository_id"]
+        self.images, self.references = {}, References(place / "references")
+
+    def add_vm(self, name, seed=1):
+        image = Image(self.place / f"{name}.raw", "raw", random.Random(seed).randbytes(SIZE))
+        self.images[name] = image
+        self.a.api.post("/vms", {"name": name, "source": {
+            "type": "file", "disks": [{"path": str(image.path), "format": "raw"}]}}).expect(201)
+        return image
+
+    def cli(self, hub):
+        return Cli(hub.url, cwd=self.place)
+
+    def point(self, hub, vm):
+        return self.cli(hub).json("backup", vm, "--repo", "main")
+
+    def job(self, hub, vm):
+        """A client that is played by hand."""
+        return Job(hub.api, vm, self.repository)
+
+    def half_written(self, hub, vm):
+        job = self.job(hub, vm)
+        job.claim()
+        job.change = change_id()
+        job.announce([disk("disk-0", SIZE, job.change, token="t")])
+        nbdcopy(self.images[vm].path, job.disks["disk-0"]["uri"])
+        return job
+
+    def complete(self, job):
+        return job.complete(job.change, [{"disk_id": job.disks["disk-0"]["disk_id"], "change_id": job.change,
+                                          "tracking": "none", **coverage([(0, SIZE)])}], bytes_transferred=SIZE)
+
+    def show(self, hub, backup_id):
+        return hub.api.get(f"/backups/{backup_id}").expect(200)
+
+    def wait_final(self, hub, backup_id):
+        wait_for(lambda: self.show(hub, backup_id)["status"] in FINAL, f"{backup_id} is over")
+        return self.show(hub, backup_id)
+
+    def prove(self, hub):
+        """Each listed point verifies; the newest of each VM is what its disk holds."""
+        listed = hub.api.get("/backups?status=completed").expect(200)["backups"]
+        for backup in listed:
+            said = self.cli(hub).json("verify", backup["backup_id"])
+            assert said["result"] == "ok", said
+        return listed
+
+    def equals(self, hub, backup_id, content):
+        out = self.place / "restored"
+        self.cli(hub).ok("restore", backup_id, "--all-disks", "--to", out, "--format", "raw")
+        files = list(out.iterdir())
+        assert [f.read_bytes() for f in files] == [bytes(content)]
+        shutil.rmtree(out)
+
+    def states(self, hub):
+        return {h["name"]: h["state"] for h in hub.api.get("/hubs").expect(200)["hubs"]}
+
+
+@pytest.fixture
+def hubs(server, make_hub, place):
+    return Hubs(make_hub, place, server)
+
+
+def stop(hub):
+    hub.process.send_signal(signal.SIGSTOP)
+
+
+def go(hub):
+    hub.process.send_signal(signal.SIGCONT)
+
+
+def test_one_catalogue(hubs):
+    """What one hub makes, another one shows, verifies, restores and goes on from."""
+    image = hubs.add_vm("web")
+    first = hubs.point(hubs.a, "web")
+    old = bytes(image.content)
+    image.write(CLUSTER, b"\x55" * CLUSTER)
+    second = hubs.point(hubs.b, "web")
+    assert hubs.show(hubs.a, second["backup_id"])["disks"][0]["parent_backup_id"] == first["backup_id"]
+    hubs.equals(hubs.b, first["backup_id"], old)
+    hubs.equals(hubs.a, second["backup_id"], image.content)
+    assert hubs.states(hubs.a) == hubs.states(hubs.b) == {"a": "alive", "b": "alive"}
+    assert [h["this"] for h in hubs.b.api.get("/hubs").expect(200)["hubs"]] == [False, True]
+    assert len(hubs.prove(hubs.b)) == 2
+    shown = hubs.cli(hubs.b).ok("hub", "list")
+    assert [line.split()[:3] for line in shown.splitlines()[1:]] == [["a", "alive", "0"], ["b", "alive", "0"]], shown
+
+
+def test_what_needs_its_exporters_is_its_own_hub_s(hubs):
+    hubs.add_vm("web")
+    job = hubs.half_written(hubs.a, "web")
+    there = hubs.b.api.with_token(job.token)
+    for call, body in (("disks", {"disks": [disk("disk-0", SIZE, job.change)], "left_out": [],
+                                  "consistency": "crash", "consistency_detail": ""}),
+                       ("complete", {"change_id": job.change}), ("fail", {"error": "x", "details": ""})):
+        refused = there.post(f"{job.path}/{call}", body).expect(409)
+        assert '"a"' in refused["details"], refused
+    export = None
+    hubs.complete(job).expect(200)
+    export = hubs.a.api.post("/exports", {"backup_id": job.id, "disk": "0", "purpose": "restore"}).expect(201)
+    assert '"a"' in hubs.b.api.delete(f"/exports/{export['export_id']}").expect(409)["details"]
+    # it is being read, wherever
+    hubs.b.api.delete(job.path).expect(409)
+    hubs.a.api.delete(f"/exports/{export['export_id']}").expect(200)
+    hubs.b.api.delete(job.path).expect(200)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_cancel_may_be_asked_of_any_hub(hubs, claimed):
+    hubs.add_vm("web")
+    job = hubs.job(hubs.a, "web")
+    if claimed:
+        job.claim()
+    hubs.b.api.post(f"{job.path}/cancel", {}).expect(202)
+    assert hubs.wait_final(hubs.b, job.id)["status"] == "cancelled"
+
+
+def test_a_hub_that_is_killed(hubs):
+    """What ran there fails, leaves nothing, and is not gone on from; what waited there runs elsewhere."""
+    hubs.add_vm("web")
+    hubs.add_vm("db")
+    job = hubs.half_written(hubs.a, "web")
+    waiting = hubs.job(hubs.a, "db")
+    assert partial_files(hubs.repository_path)
+    hubs.a.kill()
+    lost = hubs.wait_final(hubs.b, job.id)
+    assert (lost["status"], lost["error"], lost["resumable"]) == ("failed", "hub lost", False)
+    assert not partial_files(hubs.repository_path)
+    assert hubs.states(hubs.b) == {"a": "silent", "b": "alive"}
+    assert hubs.show(hubs.b, waiting.id)["status"] == "pending"
+    hubs.b.api.with_token(waiting.token).post(f"{waiting.path}/claim", {"claim": waiting.claim_id}).expect(200)
+    hubs.b.api.with_token(waiting.token).post(f"{waiting.path}/fail", {"error": "x", "details": ""}).expect(200)
+    again = hubs.point(hubs.b, "web")
+    assert not hubs.show(hubs.b, again["backup_id"])["resumed_from"]
+    hubs.equals(hubs.b, again["backup_id"], hubs.images["web"].content)
+    # it ends what it finds of its own, and is heard again
+    hubs.a.start()
+    wait_for(lambda: hubs.states(hubs.b) == {"a": "alive", "b": "alive"}, "a is heard")
+    hubs.point(hubs.a, "web")
+    hubs.prove(hubs.a)
+
+
+def test_of_three_hubs_one_takes_over(server, make_hub, place):
+    hubs = Hubs(make_hub, place, server, n=3)
+    for n in range(6):
+        hubs.add_vm(f"vm-{n}", seed=n)
+    jobs = [hubs.half_written(hubs.a, f"vm-{n}") for n in range(6)]
+    hubs.a.kill()
+    for job in jobs:
+        assert hubs.wait_final(hubs.b, job.id)["error"] == "hub lost"
+    logs = hubs.b.log + hubs.all[2].log
+    assert [logs.count(f'job was taken over" job={j.id} ') for j in jobs] == [1] * 6, logs
+    for n in range(6):
+        hubs.point(hubs.all[1 + n % 2], f"vm-{n}")
+    assert len(hubs.prove(hubs.b)) == 6
+    hubs.a.start()      # it ends its exporters
+
+
+def test_a_stopped_hub_that_completes_too_late(hubs):
+    """Its job was failed by another hub, which has made a point since: 409, and nothing of it is listed."""
+    hubs.add_vm("web")
+    job = hubs.half_written(hubs.a, "web")
+    stop(hubs.a)
+    assert hubs.wait_final(hubs.b, job.id)["error"] == "hub lost"
+    point = hubs.point(hubs.b, "web")
+    go(hubs.a)
+    refused = hubs.complete(job).expect(409)
+    assert "failed" in refused["details"] or '"b"' in refused["details"]
+    wait_for(lambda: not hubs.a.children(), "what ran for the lost job has ended")
+    assert [b["backup_id"] for b in hubs.prove(hubs.a)] == [point["backup_id"]]
+    hubs.equals(hubs.a, point["backup_id"], hubs.images["web"].content)
+
+
+@pytest.mark.parametrize("moment", range(share(MOMENTS, 4)))
+def test_stopped_past_its_lease_at_any_moment(hubs, moment):
+    """The real client, the real commit. Whatever the moment: each listed point is right, and the next one is made."""
+    rng = random.Random(1000 + moment)
+    image = hubs.add_vm("web")
+    hubs.point(hubs.a, "web")
+    image.write(CLUSTER, rng.randbytes(CLUSTER))
+    body = {"vm_name": "web", "repository_id": hubs.repository}
+    backup_id = hubs.a.api.post("/backups", body).expect(201)["backup_id"]
+    pass_time(rng, 1.2)
+    stop(hubs.a)
+    ended = hubs.wait_final(hubs.b, backup_id)
+    if ended["status"] == "completed":
+        hubs.equals(hubs.b, backup_id, image.content)
+    old = bytes(image.content)
+    image.write(2 * CLUSTER, rng.randbytes(CLUSTER))
+    between = hubs.point(hubs.b, "web")
+    go(hubs.a)
+    wait_for(lambda: hubs.states(hubs.b)["a"] == "alive", "a is heard again")
+    wait_for(lambda: not hubs.a.children(), "a has nothing left to do")
+    image.write(3 * CLUSTER, rng.randbytes(CLUSTER))
+    last = hubs.point(hubs.a, "web")
+    listed = [b["backup_id"] for b in hubs.prove(hubs.a)]
+    assert between["backup_id"] in listed and last["backup_id"] in listed
+    if backup_id in listed:
+        hubs.equals(hubs.a, backup_id, old)
+    hubs.equals(hubs.a, last["backup_id"], image.content)
+    assert not partial_files(hubs.repository_path)
+    hubs.cli(hubs.b).ok("repo", "scan", "main")
+    assert sorted(b["backup_id"] for b in hubs.prove(hubs.b)) == sorted(listed)
+
+
+def test_a_database_that_was_away_makes_nobody_silent(hubs):
+    """Everybody would have taken everybody's jobs over, the first time that it came back."""
+    hubs.add_vm("web")
+    job = hubs.half_written(hubs.a, "web")
+    hubs.server.stop()
+    wait_for(lambda: "cannot say that this hub lives" in hubs.a.log, "a's beats fail")
+    wait_for(lambda: "cannot say that this hub lives" in hubs.b.log, "b's beats fail")
+    pass_time(random.Random(1), 2 * LEASE)
+    hubs.server.start()
+    wait_for(lambda: hubs.a.api.get("/health").status == 200, "a is well")
+    hubs.complete(job).expect(200)
+    assert "silent" not in hubs.a.log + hubs.b.log
+    assert len(hubs.prove(hubs.b)) == 1
+
+
+def test_a_deletion_is_finished_by_another_hub(hubs):
+    """Given up, it would make a parent of a point that the silent hub may yet remove."""
+    image = hubs.add_vm("web")
+    first = hubs.point(hubs.a, "web")
+    image.write(0, b"\x11" * CLUSTER)
+    second = hubs.point(hubs.a, "web")
+    (hub_id,), = hubs.server.sql("SELECT id FROM hubs WHERE name = 'a'", NAME)
+    hubs.a.kill()
+    # as it leaves them when it dies after the mark
+    hubs.server.sql(f"UPDATE backup_jobs SET deleting = 1, deleting_hub = '{hub_id}' "
+                    f"WHERE id = '{second['backup_id']}'", NAME)
+    wait_for(lambda: hubs.b.api.get(f"/backups/{second['backup_id']}").status == 404, "b finishes it")
+    assert [b["backup_id"] for b in hubs.prove(hubs.b)] == [first["backup_id"]]
+    assert not [p for p in hubs.repository_path.rglob("*") if second["backup_id"] in p.name]
+
+
+def test_a_hub_that_starts_leaves_another_one_s_work_alone(hubs, make_hub):
+    """Files without a row of its own are a job's that runs elsewhere."""
+    hubs.add_vm("web")
+    job = hubs.half_written(hubs.a, "web")
+    hubs.b.stop()
+    hubs.b.start()
+    hubs.complete(job).expect(200)
+    assert len(hubs.prove(hubs.b)) == 1
+
+
+def test_a_data_folder_that_was_copied(hubs, make_hub, place):
+    """Two hubs with one ID would each believe that the other one's jobs are its own."""
+    copy = make_hub(name="copy", start=False, options=hubs.a.options)
+    copy.data.mkdir(parents=True)
+    shutil.copy(hubs.a.data / "hub-id", copy.data / "hub-id")
+    with pytest.raises(HubError, match="hub-id"):
+        copy.start()
+
+
+def test_jobs_of_one_second_get_ids_of_their_own(hubs):
+    """Two hubs that look for a free ID at once find the same one: the database says it to one of them."""
+    for n in range(4):
+        hubs.add_vm(f"vm-{n}", seed=n)
+    points = [hubs.point(hub, f"vm-{n}") for n, hub in enumerate(2 * [hubs.a, hubs.b])]
+    assert len({p["backup_id"] for p in points}) == 4
