@@ -274,7 +274,7 @@ static bool owners_load(Hub *h, Owners *o, Err *err)
 static const StoreBackup *owner(const StoreBackup *rows, size_t len, const char *attempt)
 {
     for (size_t i = 0; i < len; i++)
-        if (str_eq(rows[i].attempt, attempt))
+        if (rows[i].attempt && str_eq(rows[i].attempt, attempt)) // a pending job has none yet
             return &rows[i];
     return NULL;
 }

@@ -4,6 +4,21 @@
 #include "service/hub/clean.h"
 #include "source/source.h"
 
+typedef struct Call {
+    Hub *h;
+    StoreVm vm;
+    json_t *spec;
+    const SourceOps *ops;
+    bool bitmaps, remove;
+    json_t *items; // borrowed
+} Call;
+
+static void call_clear(Call *c)
+{
+    store_vm_clear(&c->vm);
+    json_decref(c->spec);
+}
+
 typedef struct Needs { // what later backups of a VM will ask for
     char **repositories;
     size_t repositories_len;
@@ -95,30 +110,23 @@ static bool on_found(void *ctx, const SourceLeft *left, Err *err)
                           err);
 }
 
-static bool say_vm(json_t *items, const StoreVm *vm, const char *action, const char *details, Err *err)
+static bool say_vm(const Call *c, const char *action, const char *details, Err *err)
 {
-    return hub_clean_item(items, &(CleanItem){.kind = "vm", .name = vm->name, .action = action, .details = details},
-                          err);
+    return hub_clean_item(
+        c->items, &(CleanItem){.kind = "vm", .name = c->vm.name, .action = action, .details = details}, err);
 }
 
-static bool sweep_vm(Hub *h, const StoreVm *vm, SourceSweep *s, Err *err)
+static bool sweep_vm(Hub *h, const StoreVm *vm, const SourceOps *ops, SourceSweep *s, Err *err)
 {
     WorkVcenter login = {0};
-    json_t *spec = NULL;
-    const char *type;
-    bool ok = codec_json_parse(vm->source, strlen(vm->source), 1u << 20, &spec, err) &&
-        codec_json_text(spec, "type", 32, &type, err) &&
-        (!vm->source_id || hub_source_order(h, vm->source_id, &login, err));
-    const SourceOps *ops = ok ? source_find(type, err) : NULL;
+    bool ok = !vm->source_id || hub_source_order(h, vm->source_id, &login, err);
     SourceVcenter vcenter = {.host = login.host,
                              .user = login.user,
                              .password = &login.password,
                              .thumbprint = login.thumbprint,
                              .ca_pem = login.ca_pem};
-    s->spec = spec;
     s->vcenter = vm->source_id ? &vcenter : NULL;
-    ok = ops && (!ops->sweep || ops->sweep(s, err));
-    json_decref(spec);
+    ok = ok && ops->sweep(s, err);
     free(login.host);
     free(login.user);
     secret_clear(&login.password);
@@ -128,58 +136,67 @@ static bool sweep_vm(Hub *h, const StoreVm *vm, SourceSweep *s, Err *err)
 }
 
 // What keeps us from looking is an item of the answer, like what cannot be removed.
-static bool clean_held(Hub *h, const StoreVm *vm, bool bitmaps, bool remove, json_t *items, Err *err)
+static bool clean_held(const Call *c, Err *err)
 {
     cleanup(needs_clear) Needs needs = {0};
     Err why = ERR_INIT;
-    if (!needs_load(h, vm->id, &needs, err))
+    if (!needs_load(c->h, c->vm.id, &needs, err))
         return false;
-    SourceSweep s = {.vm_id = vm->id,
+    SourceSweep s = {.vm_id = c->vm.id,
+                     .spec = c->spec,
                      .repositories = (const char *const *)needs.repositories,
                      .repositories_len = needs.repositories_len,
                      .needs = needs.items,
                      .needs_len = needs.len,
-                     .all_tracking = bitmaps,
-                     .remove = remove,
-                     .cancel = &h->closing,
+                     .all_tracking = c->bitmaps,
+                     .remove = c->remove,
+                     .cancel = &c->h->closing,
                      .found = on_found,
-                     .ctx = items};
-    if (sweep_vm(h, vm, &s, &why))
+                     .ctx = c->items};
+    if (sweep_vm(c->h, &c->vm, c->ops, &s, &why))
         return true;
     if (why.code == ERR_NO_MEMORY) {
         *err = why;
         return false;
     }
     // a QEMU that does not run holds nothing but bitmaps that are stored in its images; a vCenter is another matter
-    bool off = !vm->source_id && (why.code == ERR_UNAVAILABLE || why.code == ERR_NOT_FOUND) && !bitmaps;
-    return say_vm(items, vm, off ? "kept" : "failed", why.details, err);
+    bool off = !c->vm.source_id && (why.code == ERR_UNAVAILABLE || why.code == ERR_NOT_FOUND) && !c->bitmaps;
+    return say_vm(c, off ? "kept" : "failed", why.details, err);
 }
 
-static bool clean_vm(Hub *h, const StoreVm *vm, bool bitmaps, bool remove, json_t *items, Err *err)
+static bool clean_vm(const Call *c, Err *err)
 {
     Err busy = ERR_INIT;
-    if (!hub_vm_hold(h, vm->id, &busy)) {
+    if (!c->ops->sweep) // its runs leave nothing in it
+        return true;
+    if (!hub_vm_hold(c->h, c->vm.id, &busy)) {
         if (busy.code == ERR_BUSY)
-            return say_vm(items, vm, "kept", busy.details, err);
+            return say_vm(c, "kept", busy.details, err);
         *err = busy;
         return false;
     }
-    bool ok = clean_held(h, vm, bitmaps, remove, items, err);
-    hub_vm_release(h, vm->id);
+    bool ok = clean_held(c, err);
+    hub_vm_release(c->h, c->vm.id);
     return ok;
 }
 
 bool hub_clean_vm(Hub *h, const char *name, const json_t *body, json_t **ret, Err *err)
 {
-    StoreVm cleanup_vm vm = {0};
-    bool dry_run, bitmaps;
+    cleanup(call_clear) Call c = {.h = h};
+    const char *type;
+    bool dry_run;
     if (!codec_json_bool_opt(body, "dry_run", true, &dry_run, err) ||
-        !codec_json_bool_opt(body, "bitmaps", false, &bitmaps, err) || !store_vm_find(h->store, name, &vm, err))
+        !codec_json_bool_opt(body, "bitmaps", false, &c.bitmaps, err) ||
+        !store_vm_find(h->store, name, &c.vm, err) ||
+        !codec_json_parse(c.vm.source, strlen(c.vm.source), 1u << 20, &c.spec, err) ||
+        !codec_json_text(c.spec, "type", 32, &type, err) || !(c.ops = source_find(type, err)))
         return false;
-    json_t *o = json_object(), *items = json_array();
-    bool ok = codec_json_set(o, "items", items, err) && codec_json_set_bool(o, "dry_run", dry_run, err) &&
-        codec_json_set_text(o, "vm_id", vm.id, err) && codec_json_set_text(o, "vm_name", vm.name, err) &&
-        clean_vm(h, &vm, bitmaps, !dry_run, items, err);
+    c.remove = !dry_run;
+    json_t *o = json_object();
+    c.items = json_array();
+    bool ok = codec_json_set(o, "items", c.items, err) && codec_json_set_bool(o, "dry_run", dry_run, err) &&
+        codec_json_set_text(o, "vm_id", c.vm.id, err) && codec_json_set_text(o, "vm_name", c.vm.name, err) &&
+        clean_vm(&c, err);
     if (!ok) {
         json_decref(o);
         return false;
