@@ -241,7 +241,8 @@ def test_what_points_stand_on_stays(world, vm, admin):
 
 
 def test_interrupted_backups(world, vm, admin):
-    """What can be gone on from is named, and goes only when asked for; not while a job of its VM is active."""
+    """What can be gone on from is named, and goes only when asked for; not while a job of its VM is active (a pending one,
+    which has no attempt yet, ended the hub)."""
     job = world.job()
     job.claim()
     job.announce([disk("disk-0", os.path.getsize(vm), f"{uuid.uuid4()}/1", token="the-same-file")])

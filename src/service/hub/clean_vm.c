@@ -112,8 +112,8 @@ static bool on_found(void *ctx, const SourceLeft *left, Err *err)
 
 static bool say_vm(const Call *c, const char *action, const char *details, Err *err)
 {
-    return hub_clean_item(
-        c->items, &(CleanItem){.kind = "vm", .name = c->vm.name, .action = action, .details = details}, err);
+    return hub_clean_item(c->items,
+                          &(CleanItem){.kind = "vm", .name = c->vm.name, .action = action, .details = details}, err);
 }
 
 static bool sweep_vm(Hub *h, const StoreVm *vm, const SourceOps *ops, SourceSweep *s, Err *err)
@@ -186,8 +186,7 @@ bool hub_clean_vm(Hub *h, const char *name, const json_t *body, json_t **ret, Er
     const char *type;
     bool dry_run;
     if (!codec_json_bool_opt(body, "dry_run", true, &dry_run, err) ||
-        !codec_json_bool_opt(body, "bitmaps", false, &c.bitmaps, err) ||
-        !store_vm_find(h->store, name, &c.vm, err) ||
+        !codec_json_bool_opt(body, "bitmaps", false, &c.bitmaps, err) || !store_vm_find(h->store, name, &c.vm, err) ||
         !codec_json_parse(c.vm.source, strlen(c.vm.source), 1u << 20, &c.spec, err) ||
         !codec_json_text(c.spec, "type", 32, &type, err) || !(c.ops = source_find(type, err)))
         return false;
