@@ -241,8 +241,8 @@ def test_what_points_stand_on_stays(world, vm, admin):
 
 
 def test_interrupted_backups(world, vm, admin):
-    """What can be gone on from is named, and goes only when asked for; not while a job of its VM is active (a pending one,
-    which has no attempt yet, ended the hub)."""
+    """What can be gone on from is named, and goes only when asked for; not while a job of its VM is active (one without an
+    attempt, pending, once ended the hub)."""
     job = world.job()
     job.claim()
     job.announce([disk("disk-0", os.path.getsize(vm), f"{uuid.uuid4()}/1", token="the-same-file")])
@@ -413,8 +413,8 @@ def test_a_job_waits_while_its_vm_is_cleaned(make_hub, place):
         stage.first()
         stage.check_nothing_left()      # the client closes its source after the point is there
         stage.qmp_gate.hold('"query-jobs"')
-        running = subprocess.Popen(["curl", "-s", "-d", '{"dry_run": false}', f"{stage.hub.url}/api/v1/vms/pgtest1/clean"],
-                                   stdout=subprocess.PIPE, text=True)
+        call = ["curl", "-s", "-d", '{"dry_run": false}', f"{stage.hub.url}/api/v1/vms/pgtest1/clean"]
+        running = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
         stage.qmp_gate.wait_held()
         items, details = clean(stage.cli)
         assert items == [("vm", "pgtest1", "kept")] and "somebody else" in details["pgtest1"]
@@ -451,7 +451,8 @@ def test_snapshots(make_hub, place):
         point = history.point()
         vm_id = history.api.get("/vms/web").expect(200)["vm_id"]
         ours = [f"sendense.{vm_id}.{n:08x}" for n in range(2)]
-        others = ["before the upgrade", f"sendense.{uuid.uuid4()}.00000001", f"sendense.{vm_id}", f"x sendense.{vm_id}.1"]
+        others = ["before the upgrade", f"sendense.{uuid.uuid4()}.00000001", f"sendense.{vm_id}",
+                  f"x sendense.{vm_id}.1"]
         for name in [*ours, *others]:
             history.sim("snapshot", vm=history.path, name=name)
         assert clean(history.cli)[0] == [("snapshot", name, "would_remove") for name in ours]
