@@ -34,8 +34,8 @@ def change(hub, statement, *arguments):
 
 
 @pytest.fixture
-def admin(hub, place):
-    return Cli(hub.url, cwd=place)
+def admin(cli):
+    return cli
 
 
 def clean(cli, *options, status=0):
@@ -241,8 +241,8 @@ def test_what_points_stand_on_stays(world, vm, admin):
 
 
 def test_interrupted_backups(world, vm, admin):
-    """What can be gone on from is named, and goes only when asked for; not while a job of its VM is active (one without an
-    attempt, pending, once ended the hub)."""
+    """What can be gone on from is named, and goes only when asked for; not while a job of its VM is active.
+    A pending one, which has no attempt yet, ended the hub once."""
     job = world.job()
     job.claim()
     job.announce([disk("disk-0", os.path.getsize(vm), f"{uuid.uuid4()}/1", token="the-same-file")])
