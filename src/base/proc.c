@@ -424,19 +424,59 @@ void proc_clear(Proc *p)
     *p = PROC_NONE;
 }
 
-static bool has_argument(pid_t pid, const char *arg)
+// The first argument that is `arg`, or begins like it. New memory; NULL: there is none, or it is not ours to look at.
+static char *find_argument(pid_t pid, const char *arg, bool whole)
 {
     char path[48];
     cleanup_free char *text = NULL;
     size_t n = 0;
-    Err gone = ERR_INIT; // or not ours to look at
+    Err gone = ERR_INIT;
     (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
     if (!file_read(path, CMDLINE_MAX, &text, &n, &gone))
-        return false;
+        return NULL;
     for (size_t at = 0; at < n; at += strlen(text + at) + 1) // file_read() ends it with a NUL
-        if (strcmp(text + at, arg) == 0)
-            return true;
-    return false;
+        if (whole ? strcmp(text + at, arg) == 0 : strncmp(text + at, arg, strlen(arg)) == 0)
+            return mem_strdup(text + at, &gone);
+    return NULL;
+}
+
+static bool has_argument(pid_t pid, const char *arg)
+{
+    cleanup_free char *found = find_argument(pid, arg, true);
+    return found != NULL;
+}
+
+static int compare_texts(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+bool proc_find_arguments(const char *prefix, FileList *ret, Err *err)
+{
+    FileList processes, found = {0};
+    if (!file_list("/proc", PROCESSES_MAX, &processes, err))
+        return false;
+    found.names = mem_calloc(processes.len, sizeof(*found.names), err);
+    for (size_t i = 0; found.names && i < processes.len; i++) {
+        uint64_t pid;
+        Err other = ERR_INIT; // no process
+        if (num_u64(processes.names[i], 1, INT32_MAX, &pid, &other) &&
+            (found.names[found.len] = find_argument((pid_t)pid, prefix, false)))
+            found.len++;
+    }
+    file_list_clear(&processes);
+    if (!found.names)
+        return false;
+    qsort(found.names, found.len, sizeof(*found.names), compare_texts);
+    size_t n = 0;
+    for (size_t i = 0; i < found.len; i++)
+        if (n > 0 && strcmp(found.names[n - 1], found.names[i]) == 0)
+            free(found.names[i]);
+        else
+            found.names[n++] = found.names[i];
+    found.len = n;
+    *ret = found;
+    return true;
 }
 
 void proc_stop_by_argument(const char *arg, int term_ms)

@@ -2,7 +2,7 @@
 // is closed in the child; identity is pid + start time, so that a recycled pid is never killed.
 #pragma once
 
-#include "base/mem.h"
+#include "base/file.h"
 #include "base/uuid.h"
 
 #include <sys/types.h>
@@ -49,6 +49,9 @@ void proc_clear(Proc *p); // closes the pidfd; the process goes on
 // proc_stop() for every process that has exactly this argument: those that a run of us started, which was killed before
 // it could note them. The argument must be one that nobody else can have.
 void proc_stop_by_argument(const char *arg, int term_ms);
+// The arguments, of whatever processes, that begin like this: what may be given to proc_stop_by_argument(). Each once,
+// sorted; what cannot be seen is left out.
+bool proc_find_arguments(const char *prefix, FileList *ret, Err *err) must_check;
 
 // Run to the end with a deadline; collects at most max bytes of standard output and the tail of
 // standard error (4 KiB). Above max (ERR_TOO_LARGE) or past the deadline (ERR_TIMEOUT; -1: none) the

@@ -22,9 +22,10 @@ typedef struct CliValues {
         *quiesce, *disks_unsupported, *unallocated, *audit_blocks, *token_file, *token_fd, *role, *expires, *actor,
         *head;
     OptList file, exclude;
-    uint64_t limit;
+    uint64_t limit, older_than; // 0: not given
     bool json, quiet, help, version, inconsistent, all, full, incremental, no_client, detach, with_dependents,
-        all_disks, force, yes, pin, ask_password, failed, disable, enable;
+        all_disks, force, yes, pin, ask_password, failed, disable, enable, exports, interrupted, jobs,
+        bitmaps;
 } CliValues;
 
 typedef struct Cli {

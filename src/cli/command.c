@@ -161,6 +161,15 @@ const Command command_table[] = {
      .max_words = 1,
      .options = {"repo", "vm"},
      .run = command_verify},
+    {.name = "clean",
+     .usage = "[--yes] [--exports] [--interrupted] [--jobs] [--older-than MINUTES] | --vm NAME [--bitmaps] [--yes]",
+     .summary = "what is left over of exporters, partial images, snapshots and bitmaps; with --yes it goes",
+     .notes =
+         "Shows, and touches nothing, unless --yes is given. Never touched: a restore point, a job that runs (without\n"
+         "--jobs), an export that somebody reads, a bitmap that the next increment needs (without --bitmaps), and\n"
+         "what is not ours. Exit status 1 when something could not be removed, or looked at.",
+     .options = {"yes", "exports", "interrupted", "jobs", "older-than", "vm", "bitmaps"},
+     .run = command_clean},
     {.name = "health", .usage = "", .summary = "is the hub well?", .run = command_hub_health},
     {.name = "hub backup-database",
      .usage = "",

@@ -42,6 +42,7 @@ bool command_points_cancel(Cli *c, Err *err) must_check;
 bool command_points_delete(Cli *c, Err *err) must_check;
 bool command_restore(Cli *c, Err *err) must_check;
 bool command_verify(Cli *c, Err *err) must_check;
+bool command_clean(Cli *c, Err *err) must_check;
 bool command_hub_health(Cli *c, Err *err) must_check;
 bool command_hub_list(Cli *c, Err *err) must_check;
 bool command_hub_reload(Cli *c, Err *err) must_check;

@@ -21,6 +21,7 @@
 #define LOOK_MS 100 // between two looks whether a call is to end
 #define CONFIG_NAME "config.json"
 #define CONFIG_ARG "config=%s/" CONFIG_NAME
+#define CONTROL_NAME "ctl.sock"
 
 static bool unix_address(const char *path, struct sockaddr_un *ret, Err *err)
 {
@@ -243,7 +244,7 @@ bool exporter_start(const char *run, const char *plugin, const char *label, Engi
         return false;
     id[8] = '\0';
     bool ok = (x.folder = file_join(run, id, err)) && file_mkdir_p(run, 0700, err) && file_mkdir(x.folder, 0700, err) &&
-        (x.socket = file_join(x.folder, "nbd.sock", err)) && (x.control = file_join(x.folder, "ctl.sock", err)) &&
+        (x.socket = file_join(x.folder, "nbd.sock", err)) && (x.control = file_join(x.folder, CONTROL_NAME, err)) &&
         (x.export_name = mem_printf(err, "%s-%s", label, id)) &&
         (config_path = file_join(x.folder, CONFIG_NAME, err)) &&
         mem_replace(&config->export_name, x.export_name, err) && mem_replace(&config->control, x.control, err) &&
@@ -333,21 +334,131 @@ void exporter_clear(Exporter *x)
     *x = EXPORTER_NONE;
 }
 
-bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err)
+#define NAME_CHARS 8 // of a folder below run
+
+static bool is_name(const char *name)
+{
+    return strlen(name) >= NAME_CHARS && strspn(name, "0123456789abcdef") == NAME_CHARS;
+}
+
+// Is there a socket in the folder of this name that is to be kept?
+static bool is_kept(const char *run, const char *name, const char *const *sockets, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        const char *rest = sockets[i] + strlen(run);
+        if (str_starts(sockets[i], run) && *rest == '/' && strncmp(rest + 1, name, NAME_CHARS) == 0 &&
+            rest[1 + NAME_CHARS] == '/')
+            return true;
+    }
+    return false;
+}
+
+static bool push_name(FileList *list, const char *name, Err *err)
+{
+    for (size_t i = 0; i < list->len; i++)
+        if (strcmp(list->names[i], name) == 0)
+            return true;
+    char **more = reallocarray(list->names, list->len + 1, sizeof(*more));
+    if (!more)
+        return err_no_memory(err);
+    list->names = more;
+    return (list->names[list->len] = mem_strdup(name, err)) && ++list->len;
+}
+
+static bool stray_folders(const char *run, const char *const *keep, size_t keep_len, FileList *found, Err *err)
 {
     FileList list;
     if (!file_is_dir(run))
         return true;
     if (!file_list(run, 100000, &list, err))
         return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < list.len; i++) {
+        const char *name = list.names[i];
+        if (!is_name(name) || name[NAME_CHARS] || is_kept(run, name, keep, keep_len))
+            continue;
+        cleanup_free char *folder = file_join(run, name, err);
+        ok = folder && (!file_is_dir(folder) || push_name(found, name, err));
+    }
+    file_list_clear(&list);
+    return ok;
+}
+
+// Processes that have lost their folder.
+static bool stray_processes(const char *run, const char *const *keep, size_t keep_len, FileList *found, Err *err)
+{
+    FileList list;
+    cleanup_free char *prefix = mem_printf(err, "config=%s/", run);
+    if (!prefix || !proc_find_arguments(prefix, &list, err))
+        return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < list.len; i++) {
+        char name[NAME_CHARS + 1] = "";
+        const char *rest = list.names[i] + strlen(prefix);
+        if (!is_name(rest) || strcmp(rest + NAME_CHARS, "/" CONFIG_NAME) != 0)
+            continue;
+        memcpy(name, rest, NAME_CHARS);
+        ok = is_kept(run, name, keep, keep_len) || push_name(found, name, err);
+    }
+    file_list_clear(&list);
+    return ok;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+bool exporter_strays(const char *run, const char *const *keep_sockets, size_t keep_len, FileList *ret_names, Err *err)
+{
+    FileList found = {0};
+    if (!stray_folders(run, keep_sockets, keep_len, &found, err) ||
+        !stray_processes(run, keep_sockets, keep_len, &found, err)) {
+        file_list_clear(&found);
+        return false;
+    }
+    if (found.len > 0)
+        qsort(found.names, found.len, sizeof(*found.names), compare_names);
+    *ret_names = found;
+    return true;
+}
+
+bool exporter_stray_is_read(const char *run, const char *name)
+{
+    EngineAnswer a;
+    Err silent = ERR_INIT; // whoever does not answer serves nobody
+    cleanup_free char *control = mem_printf(&silent, "%s/%s/" CONTROL_NAME, run, name);
+    return control && exporter_call(control, &(EngineRequest){.op = ENGINE_STATUS}, STOP_MS, &a, &silent) &&
+        a.connections > 0;
+}
+
+bool exporter_stray_end(const char *run, const char *name, Err *err)
+{
+    FileList left;
+    cleanup_free char *folder = file_join(run, name, err);
+    if (!folder)
+        return false;
+    sweep_folder(folder);
+    if (!exporter_strays(run, NULL, 0, &left, err))
+        return false;
+    bool there = false;
+    for (size_t i = 0; i < left.len; i++)
+        there = there || strcmp(left.names[i], name) == 0;
+    file_list_clear(&left);
+    Err why = ERR_INIT;
+    if (there && file_remove_tree(folder, &why))
+        (void)err_set(&why, ERR_IO, "its process does not end");
+    return !there || err_set(err, ERR_IO, "the exporter %s is still there: %s", name, why.details);
+}
+
+bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err)
+{
+    FileList list;
+    if (!exporter_strays(run, keep_sockets, keep_len, &list, err))
+        return false;
     for (size_t i = 0; i < list.len; i++) {
         cleanup_free char *folder = file_join(run, list.names[i], err);
-        if (!folder)
-            break;
-        bool keep = !file_is_dir(folder) || strlen(list.names[i]) != 8;
-        for (size_t k = 0; k < keep_len && !keep; k++)
-            keep = str_starts(keep_sockets[k], folder) && keep_sockets[k][strlen(folder)] == '/';
-        if (!keep)
+        if (folder)
             sweep_folder(folder);
     }
     file_list_clear(&list);

@@ -44,5 +44,13 @@ void exporter_kill(Exporter *x);
 // Ends one that is known by its record alone; fine if it is gone.
 void exporter_stop_recorded(int64_t pid, uint64_t start, const char *socket, const char *control);
 void exporter_clear(Exporter *x); // frees; the child goes on
-// Removes folders below run whose names are not in keep (sockets' folder names).
+// Names of exporters of this run folder, 8 hex digits, that no socket in keep belongs to: of their folders, or, where
+// that is gone, of their processes. Sorted.
+bool exporter_strays(const char *run, const char *const *keep_sockets, size_t keep_len, FileList *ret_names, Err *err)
+    must_check;
+// Does it answer, and is somebody connected to it?
+bool exporter_stray_is_read(const char *run, const char *name);
+// Ends it, and removes its folder. ERR_IO: something is still there.
+bool exporter_stray_end(const char *run, const char *name, Err *err) must_check;
+// All of them, whatever they do.
 bool exporter_sweep(const char *run, const char *const *keep_sockets, size_t keep_len, Err *err) must_check;

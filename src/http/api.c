@@ -366,6 +366,23 @@ HANDLER(vm_remove)
     return hub_vm_remove(hub(ctx), http_request_param(req, "vm_id"), &ret->body, err);
 }
 
+// ---- what is left over
+
+HANDLER(clean)
+{
+    static const char *const known[] = {"dry_run", "exports", "interrupted", "jobs", "older_than_minutes", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) && from_body(hub_clean(hub(ctx), body, &ret->body, err), err);
+}
+
+HANDLER(vm_clean)
+{
+    static const char *const known[] = {"dry_run", "bitmaps", NULL};
+    const json_t *body;
+    return http_request_json(req, known, &body, err) &&
+        from_body(hub_clean_vm(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
+}
+
 // ---- backups
 
 // Whoever plays the client gets the job's token, and with it the password of the VM's source.
@@ -704,6 +721,8 @@ static const HttpRoute routes[] = {
     {"GET", V1 "/vms", vm_list, 0, "all", MAY_ANY_ROLE},
     {"GET", V1 "/vms/{vm_id}", vm_show, 0, NULL, MAY_ANY_ROLE},
     {"PATCH", V1 "/vms/{vm_id}", vm_change, HTTP_BODY, NULL, MAY_ADMIN},
+    {"POST", V1 "/vms/{vm_id}/clean", vm_clean, HTTP_BODY, NULL, MAY_ADMIN},
+    {"POST", V1 "/maintenance/clean", clean, HTTP_BODY, NULL, MAY_ADMIN},
     {"DELETE", V1 "/vms/{vm_id}", vm_remove, 0, NULL, MAY_ADMIN},
     {"POST", V1 "/backups", backup_start, HTTP_BODY, NULL, MAY_RECORD},
     {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset after", MAY_LOOK},

@@ -56,6 +56,12 @@ bool repo_commit(const Repo *r, const Record *rec, const char *stem, const char 
 // afterwards the point exists and is complete, or that commit fails. A missing context is fine.
 bool repo_abort(const Repo *r, const char *context, const char *stem, const char *attempt, Err *err) must_check;
 
+// The same for one that nobody knows any more, after a scan: what other points stand on without its record stays, all
+// of it, with ERR_CONFLICT.
+struct RepoScan;
+bool repo_abort_orphan(const Repo *r, const struct RepoScan *scan, const char *context, const char *stem,
+                       const char *attempt, Err *err) must_check;
+
 // Delete a point: the record is renamed to "<stem>.json.deleted" first (synced), then everything else of `stem`, then
 // that file. ERR_CONFLICT when a record of the context stands on the point. Of rec it uses backup_id, repository_uuid,
 // context and the images' names; the record on disk may be damaged. What is deleted already is fine.

@@ -118,6 +118,21 @@ static bool recover_all(const Recover *c, const FileList *names, Err *err)
     return true;
 }
 
+bool repo_abort_orphan(const Repo *r, const RepoScan *scan, const char *context, const char *stem, const char *attempt,
+                       Err *err)
+{
+    RepoView v;
+    Err cause = ERR_INIT;
+    if (!repo_view_open(r, context, &v, &cause))
+        return cause.code == ERR_NOT_FOUND || err_set(err, cause.code, "%s", cause.details);
+    bool needed = !repo_has_record(&v, stem) && repo_is_needed_any(scan->records, scan->len, &v, stem);
+    repo_view_clear(&v);
+    if (needed)
+        return err_set(err, ERR_CONFLICT,
+                       "other points stand on the images of %s, whose record is lost; nothing of it goes", stem);
+    return repo_abort(r, context, stem, attempt, err);
+}
+
 bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err)
 {
     RepoScan before;

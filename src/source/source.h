@@ -67,6 +67,35 @@ typedef struct SourceDisk {
     bool resumes;             // since() works: the interrupted run's token is one that can be compared with
 } SourceDisk;
 
+// ---- what runs of a VM left in its hypervisor (docs/internals/clean.md)
+
+typedef struct SourceNeed { // a later backup will ask what changed since
+    const char *repository_uuid, *change_id;
+} SourceNeed;
+
+typedef enum SourceFate { SOURCE_THERE, SOURCE_REMOVED, SOURCE_FAILED, SOURCE_STAYS } SourceFate;
+
+typedef struct SourceLeft { // texts borrowed
+    const char *kind, *name, *where;
+    SourceFate fate;
+    const char *why; // it failed, or stays; else NULL
+} SourceLeft;
+
+typedef struct SourceSweep { // all borrowed
+    const char *vm_id;       // UUID; no run of it lives
+    const json_t *spec;
+    const SourceVcenter *vcenter;    // NULL: the VM is in none
+    const char *const *repositories; // UUIDs: what `needs` has of them is all that is needed. Of others all is
+    size_t repositories_len;
+    const SourceNeed *needs;
+    size_t needs_len;
+    bool all_tracking; // also what is needed, of any repository
+    bool remove;       // else it is only looked for
+    const atomic_bool *cancel;
+    bool (*found)(void *ctx, const SourceLeft *left, Err *err); // once for each thing; false ends it
+    void *ctx;
+} SourceSweep;
+
 typedef struct Source Source;
 
 typedef struct SourceOps {
@@ -85,6 +114,10 @@ typedef struct SourceOps {
     // Ends the frozen view: no export, scratch image, job or frozen filesystem stays. completed: the hub has recorded
     // the point, so older change tracking may go. Errors are reported, and never undo a completed point.
     bool (*close)(Source *s, bool completed, Err *err); // frees s in any case
+    // Looks for what runs of the VM left, and takes it away. NULL: such runs leave nothing. An error is what kept it
+    // from looking; what could not be removed is told by found(). ERR_UNAVAILABLE, ERR_NOT_FOUND: there is
+    // no hypervisor.
+    bool (*sweep)(const SourceSweep *s, Err *err);
 } SourceOps;
 
 struct Source {

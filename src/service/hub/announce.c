@@ -374,6 +374,14 @@ static bool start_one(Plan *p, StoreDisk *d, EngineConfig *c, Exporter *x, Err *
         exporter_start(p->h->run_dir, p->h->plugin, "disk", c, x, err);
 }
 
+static bool note_exporter(Plan *p, StoreDisk *d, const Exporter *x, Err *err)
+{
+    d->exporter_pid = x->proc.pid;
+    d->exporter_start = x->proc.start_time;
+    return mem_replace(&d->socket, x->socket, err) && mem_replace(&d->control, x->control, err) &&
+        mem_replace(&d->export_name, x->export_name, err) && store_disk_set_exporter(p->h->store, d, err);
+}
+
 static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
 {
     Running *r = p->running;
@@ -384,14 +392,12 @@ static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
     for (size_t i = 0; i < p->disks_len; i++) {
         StoreDisk *d = &p->disks[i];
         Exporter *x = &r->exporters[i];
-        if (!start_one(p, d, &p->configs[i], x, err))
-            return err_context(err, "disk %s", d->disk_key);
-        r->exporters_len++;
-        d->exporter_pid = x->proc.pid;
-        d->exporter_start = x->proc.start_time;
-        if (!mem_replace(&d->socket, x->socket, err) || !mem_replace(&d->control, x->control, err) ||
-            !mem_replace(&d->export_name, x->export_name, err) || !store_disk_set_exporter(p->h->store, d, err) ||
-            !answer_disk(p, d, answer, err))
+        hub_exporting(p->h);
+        bool ok = start_one(p, d, &p->configs[i], x, err) || err_context(err, "disk %s", d->disk_key);
+        r->exporters_len += ok;
+        ok = ok && note_exporter(p, d, x, err);
+        hub_exporting_done(p->h);
+        if (!ok || !answer_disk(p, d, answer, err))
             return false;
     }
     // what was not taken over goes

@@ -254,21 +254,51 @@ static bool ask_its_hub(Hub *h, const StoreBackup *b, JobState state, Err *err)
                                    : store_backup_request_cancel(h->store, b->id, err);
 }
 
-bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
+// The entry of a job that is to end. *ret_at_work: somebody was at work on it, and was told to give way.
+static bool take_to_end(Hub *h, const char *id, Running **ret, bool *ret_at_work, Err *err)
 {
     Running *r;
-    StoreBackup cleanup_backup b = {0};
-    JobState state;
     if (!hub_running_try(h, id, &r, err))
         return false;
-    bool at_work = !r; // it announces, or seals, which may take long, or hang with its exporter
-    if (at_work) {
+    *ret_at_work = !r; // it announces, or seals, which may take long, or hang with its exporter
+    if (!r) {
         if (!store_backup_request_cancel(h->store, id, err))
             return false;
         hub_running_interrupt(h, id);
         if (!hub_running_lock(h, id, &r, err))
             return false;
     }
+    *ret = r;
+    return true;
+}
+
+bool hub_backup_end(Hub *h, const char *id, const char *why, Err *err)
+{
+    Running *r;
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    bool at_work;
+    if (!take_to_end(h, id, &r, &at_work, err))
+        return false;
+    bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
+    if (ok && state == JOB_COMPLETED)
+        ok = err_set(err, ERR_CONFLICT, "backup %s was completed meanwhile", id);
+    else if (ok && state == JOB_COMMITTING)
+        ok = give_up_commit(h, r, err);
+    else if (ok && !job_state_is_final(state))
+        ok = hub_job_end(h, r, "cancelled", "cancelled", why, false, err);
+    hub_running_unlock(h, r);
+    return ok;
+}
+
+bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
+{
+    Running *r;
+    StoreBackup cleanup_backup b = {0};
+    JobState state;
+    bool at_work;
+    if (!take_to_end(h, id, &r, &at_work, err))
+        return false;
     bool ok = store_backup_get(h->store, id, &b, err) && job_state_parse(b.status, &state, err);
     if (ok && at_work && state == JOB_CANCELLED)
         ok = true; // it gave way

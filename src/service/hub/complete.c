@@ -114,9 +114,27 @@ static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *di
     return store_commit(h->store, err);
 }
 
-// *ret_files: it is the files that failed, before the point existed.
-static bool commit(Hub *h, const char *id, bool *ret_files, Err *err)
+static bool note_completed(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t len, Err *err)
 {
+    if (!store_begin(h->store, err))
+        return false;
+    if (!store_backup_complete(h->store, b, err) || !store_disk_forget_exporters(h->store, b->id, err) ||
+        !hub_inherit_damage(h, b->id, disks, len, err) ||
+        !store_backup_forget_interrupted(h->store, b->repository_id, b->vm_id, err)) {
+        store_rollback(h->store);
+        return false;
+    }
+    if (!store_commit(h->store, err))
+        return false;
+    hub_count_end(h, b, "completed");
+    hub_count_disks(h, b, disks, len);
+    return true;
+}
+
+// *ret_files: it is the files that failed, before the point existed.
+static bool commit(Hub *h, Running *r, bool *ret_files, Err *err)
+{
+    const char *id = r->id;
     StoreBackup cleanup_backup b = {0};
     StoreRepository cleanup_repository row = {0};
     Repo cleanup_repo repo = {0};
@@ -144,22 +162,13 @@ static bool commit(Hub *h, const char *id, bool *ret_files, Err *err)
     ok = ok && hub_record_from_rows(&b, disks, len, source_type, &repo, &rec, err) &&
         repo_commit(&repo, &rec, b.stem, b.attempt, err);
     *ret_files = !ok;
-    // now the point exists; the database follows
-    if (ok && store_begin(h->store, err)) {
-        if (store_backup_complete(h->store, &b, err) && store_disk_forget_exporters(h->store, id, err) &&
-            hub_inherit_damage(h, id, disks, len, err) &&
-            store_backup_forget_interrupted(h->store, b.repository_id, b.vm_id, err)) {
-            ok = store_commit(h->store, err);
-            if (ok) {
-                hub_count_end(h, &b, "completed");
-                hub_count_disks(h, &b, disks, len);
-            }
-        } else {
-            store_rollback(h->store);
-            ok = false;
-        }
-    } else {
-        ok = false;
+    // now the point exists; the database follows, and what is on record no more ends
+    if (ok) {
+        hub_exporting(h);
+        ok = note_completed(h, &b, disks, len, err);
+        if (ok)
+            hub_running_stop_exporters(r);
+        hub_exporting_done(h);
     }
     record_clear(&rec);
     json_decref(source);
@@ -196,9 +205,8 @@ static bool is_hopeless(Hub *h, const char *id, const Err *why)
 bool hub_commit(Hub *h, Running *r, Err *err)
 {
     bool files = false;
-    if (commit(h, r->id, &files, err)) {
+    if (commit(h, r, &files, err)) {
         r->cancel_by_ms = r->silent_ms = 0;
-        hub_running_stop_exporters(r);
         log_info("backup completed", LOG_STR("job", r->id));
         return true;
     }

@@ -125,17 +125,10 @@ static bool start(Hub *h, const StoreBackup *b, const StoreDisk *d, const char *
     config.cluster_size = repo.info.cluster_size;
     config.hash_seed = repo.info.hash.seed;
     config.size = d->size;
+    hub_exporting(h);
     ok = ok && mem_replace(&config.hash_algorithm, hash_algorithm_name(repo.info.hash.algorithm), err) &&
         hub_engine_layers(&chain, &config, err) && exporter_start(h->run_dir, h->plugin, "point", &config, &x, err) &&
         uuid_new(id, err);
-    if (!ok && err->code == ERR_DAMAGED) {
-        // what the engine met at its opening is looked for more closely, to name the file's point
-        RepoChain closer = {0};
-        Err looking = ERR_INIT;
-        if (!layer_id && hub_chain_open(&points, b->id, d->disk_key, REPO_CHECK_FILES, &closer, &layer_id, &looking))
-            repo_chain_clear(&closer);
-        (void)report_damage(h, layer_id ? layer_id : b->id, d->disk_key, err);
-    }
     StoreExport e = {.pid = x.proc.pid, .start = x.proc.start_time, .created_us = clock_utc_us()};
     e.used_us = e.created_us;
     ok = ok && mem_replace(&e.id, id, err) && mem_replace(&e.backup_id, b->id, err) &&
@@ -146,6 +139,15 @@ static bool start(Hub *h, const StoreBackup *b, const StoreDisk *d, const char *
         exporter_clear(&x); // found again by its record
     else
         exporter_stop(&x);
+    hub_exporting_done(h);
+    if (!ok && err->code == ERR_DAMAGED) {
+        // what the engine met at its opening is looked for more closely, to name the file's point
+        RepoChain closer = {0};
+        Err looking = ERR_INIT;
+        if (!layer_id && hub_chain_open(&points, b->id, d->disk_key, REPO_CHECK_FILES, &closer, &layer_id, &looking))
+            repo_chain_clear(&closer);
+        (void)report_damage(h, layer_id ? layer_id : b->id, d->disk_key, err);
+    }
     repo_chain_clear(&chain);
     engine_config_clear(&config);
     hub_points_clear(&points);

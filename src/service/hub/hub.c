@@ -130,6 +130,11 @@ bool hub_open(const HubConfig *config, Hub **ret, Err *err)
     (void)pthread_condattr_destroy(&attr);
     (void)pthread_mutex_init(&h->lock, NULL);
     (void)pthread_mutex_init(&h->reload_lock, NULL);
+    pthread_rwlockattr_t fair;
+    (void)pthread_rwlockattr_init(&fair); // cannot fail on Linux, like the next two
+    (void)pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    (void)pthread_rwlock_init(&h->exporting, &fair);
+    (void)pthread_rwlockattr_destroy(&fair);
     if (!open_all(h, config, err)) {
         hub_close(h);
         return false;
@@ -216,6 +221,7 @@ void hub_close(Hub *h)
     (void)pthread_cond_destroy(&h->changed);
     (void)pthread_mutex_destroy(&h->lock);
     (void)pthread_mutex_destroy(&h->reload_lock);
+    (void)pthread_rwlock_destroy(&h->exporting);
     free(h->data_dir);
     free(h->key_file);
     free(h->run_dir);

@@ -183,6 +183,10 @@ bool hub_export_list(Hub *h, json_t **ret, Err *err) must_check;
 bool hub_export_connect(Hub *h, const char *id, int *ret_fd, Err *err) must_check;
 bool hub_export_end(Hub *h, const char *id, json_t **ret, Err *err) must_check;
 
+// ---- what is left over: named, and with dry_run false taken away (docs/internals/clean.md)
+bool hub_clean(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
+bool hub_clean_vm(Hub *h, const char *vm, const json_t *body, json_t **ret, Err *err) must_check;
+
 // ---- replications: registered, listed, recorded; not run yet
 bool hub_replication_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
 bool hub_replication_list(Hub *h, json_t **ret, Err *err) must_check;

@@ -47,6 +47,7 @@ struct Hub {
     char *_Atomic url; // NULL until hub_set_url(); the supervisor looks at it
     atomic_uint max_jobs, chain_limit, lease_s, claim_s, export_idle_s, keep_hours, audit_blocks; // HubLimits
     atomic_uint_fast64_t checkpoint_bytes;
+    pthread_rwlock_t exporting; // above the store's lock, below a job's entry (docs/internals/clean.md)
     HubReload reload;
     void *reload_ctx;
     pthread_mutex_t reload_lock; // one reload at a time
@@ -58,6 +59,7 @@ struct Hub {
     char thumbprint[128]; // "": no TLS
     pthread_cond_t changed;
     Running *running;
+    struct HubHold *holds;
     HubCounters *counters;
     atomic_flag gathering; // metrics
     pthread_mutex_t guess_lock; // a leaf; of the next two
@@ -139,6 +141,28 @@ void hub_running_drop(Running *r);
 // Takes away what a job's attempt left in its repository; fine where there is nothing (any more).
 bool hub_remove_partial(Hub *h, const StoreBackup *b, Err *err) must_check;
 void hub_wake(Hub *h); // the supervisor looks at once
+
+// ---- hold.c: what keeps cleaning up away from what is just coming to be, or going (docs/internals/clean.md)
+// From an exporter's start to its record, and from the end of a record to its exporter's.
+void hub_exporting(Hub *h);
+void hub_exporting_done(Hub *h);
+// Nobody is between these two until hub_exporting_done(). ERR_BUSY after 20 s.
+bool hub_exporting_stop(Hub *h, Err *err) must_check;
+// From here on no client of a job of this VM is started, and none claims one, until hub_vm_release(). ERR_BUSY: a job
+// of it is active, a client of one still closes its source, or somebody else holds it.
+bool hub_vm_hold(Hub *h, const char *vm_id, Err *err) must_check;
+void hub_vm_release(Hub *h, const char *vm_id);
+bool hub_vm_is_held(Hub *h, const char *vm_id);
+
+// ---- clean.c
+// Sockets of the exporters that jobs and exports on record own.
+bool hub_exporters_on_record(Hub *h, char ***ret, size_t *ret_len, Err *err) must_check;
+void hub_texts_free(char **texts, size_t len);
+
+// ---- backups.c
+// Ends an active job as a cancel does, and returns when that is done. A final one: fine. ERR_CONFLICT: it is a point by
+// now, or is about to be.
+bool hub_backup_end(Hub *h, const char *id, const char *why, Err *err) must_check;
 
 // ---- complete.c
 // From committing to completed: files, record, row; the exporters end. Re-runnable after a crash between any two steps.

@@ -403,44 +403,15 @@ static bool recover_exports(Hub *h, Err *err)
     return ok;
 }
 
-// Sockets of a job's exporters, added to a list that owns its texts.
-static bool add_sockets(Hub *h, const char *id, char ***list, size_t *len, Err *err)
-{
-    StoreDisk *disks = NULL;
-    size_t n = 0;
-    if (!store_disk_list(h->store, id, &disks, &n, err))
-        return false;
-    char **more = reallocarray(*list, *len + n + 1, sizeof(*more));
-    if (more)
-        *list = more;
-    for (size_t i = 0; more && i < n; i++)
-        if (disks[i].socket)
-            more[(*len)++] = mem_take(disks[i].socket);
-    STORE_LIST_FREE(disks, n, store_disk_clear);
-    return more != NULL || err_no_memory(err);
-}
-
 // Run folders that no job and no export owns, and the exporters in them.
 static bool sweep(Hub *h, Err *err)
 {
-    StoreBackup *jobs = NULL;
-    StoreExport *exports = NULL;
-    size_t jobs_len = 0, exports_len = 0, n = 0;
     char **keep = NULL;
-    bool ok = store_backup_active_of(h->store, h->hub_id, &jobs, &jobs_len, err) &&
-        store_export_list(h->store, &exports, &exports_len, err) &&
-        (keep = mem_calloc(exports_len, sizeof(*keep), err));
-    for (size_t i = 0; ok && i < exports_len; i++)
-        if (exports[i].socket && strcmp(exports[i].hub_id, h->hub_id) == 0)
-            keep[n++] = mem_take(exports[i].socket);
-    for (size_t i = 0; ok && i < jobs_len; i++)
-        ok = add_sockets(h, jobs[i].id, &keep, &n, err);
-    ok = ok && exporter_sweep(h->run_dir, (const char *const *)keep, n, err);
-    for (size_t i = 0; i < n; i++)
-        free(keep[i]);
-    free(keep);
-    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
-    STORE_LIST_FREE(exports, exports_len, store_export_clear);
+    size_t len = 0;
+    if (!hub_exporters_on_record(h, &keep, &len, err))
+        return false;
+    bool ok = exporter_sweep(h->run_dir, (const char *const *)keep, len, err);
+    hub_texts_free(keep, len);
     return ok;
 }
 

@@ -112,7 +112,7 @@ static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *
         return end(h, r, "failed", "client failed", details, err);
     }
     if (b->start_client && b->client_pid == 0) {
-        if (!h->url || *running >= h->max_jobs)
+        if (!h->url || *running >= h->max_jobs || hub_vm_is_held(h, b->vm_id))
             return true;
         Err why = ERR_INIT;
         if (!spawn_client(h, r, b, &why))

@@ -92,6 +92,8 @@ static bool take_claim(Hub *h, const char *id, const char *claim, bool *ret_done
     // clients that the hub starts have had their turn given; one that comes by itself is told to wait
     if (!b.start_client && strcmp(b.status, "pending") == 0 && running >= h->max_jobs)
         return err_set(err, ERR_BUSY, "%u jobs run already, this hub's limit; claim again later", h->max_jobs);
+    if (strcmp(b.status, "pending") == 0 && hub_vm_is_held(h, b.vm_id))
+        return err_set(err, ERR_BUSY, "what earlier backups left in this VM is being looked for; claim again later");
     return store_backup_claim(h->store, id, claim, clock_utc_us(), ret_done, err);
 }
 

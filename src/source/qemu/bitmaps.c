@@ -20,26 +20,34 @@ void bitmaps_temporary(const BitmapsOwner *o, const char *nonce, char out[BITMAP
     (void)snprintf(out, BITMAPS_NAME, "%s.%s.%s.%s.%s", NAME_PREFIX, o->repository, o->vm, TEMPORARY_WORD, nonce);
 }
 
+// A UUID and the dot behind it.
+static bool take_uuid(const char **p, char out[UUID_TEXT])
+{
+    if (strlen(*p) < UUID_TEXT || (*p)[UUID_TEXT - 1] != '.')
+        return false;
+    memcpy(out, *p, UUID_TEXT - 1);
+    out[UUID_TEXT - 1] = '\0';
+    *p += UUID_TEXT;
+    return uuid_is_valid(out);
+}
+
 // Line and sequence of a name of this owner; false for any other name.
 static bool parse_name(const char *name, const BitmapsOwner *o, Bitmap *b)
 {
-    char prefix[BITMAPS_NAME];
-    int n = snprintf(prefix, sizeof(prefix), "%s.%s.%s.", NAME_PREFIX, o->repository, o->vm);
-    if (n < 0 || (size_t)n >= sizeof(prefix) || !str_starts(name, prefix))
+    char vm[UUID_TEXT];
+    const char *rest = name + strlen(NAME_PREFIX ".");
+    if (!str_starts(name, NAME_PREFIX ".") || !take_uuid(&rest, b->repository) || !take_uuid(&rest, vm) ||
+        !str_eq(vm, o->vm) || (o->repository && !str_eq(b->repository, o->repository)))
         return false;
-    const char *rest = name + n;
     if (str_starts(rest, TEMPORARY_WORD ".")) {
         b->line[0] = '\0';
         return true;
     }
-    if (strlen(rest) < UUID_TEXT + 1 || rest[UUID_TEXT - 1] != '.')
-        return false;
-    memcpy(b->line, rest, UUID_TEXT - 1);
-    b->line[UUID_TEXT - 1] = '\0';
     Err err = ERR_INIT;
-    const char *digits = rest + UUID_TEXT;
-    bool canonical = digits[0] != '0' || digits[1] == '\0';
-    return uuid_is_valid(b->line) && canonical && num_u64(digits, 0, INT64_MAX, &b->sequence, &err);
+    if (!take_uuid(&rest, b->line))
+        return false;
+    bool canonical = rest[0] != '0' || rest[1] == '\0';
+    return canonical && num_u64(rest, 0, INT64_MAX, &b->sequence, &err);
 }
 
 static bool collect_node(const json_t *node, const BitmapsOwner *o, BitmapVec *v, Err *err)
@@ -168,6 +176,21 @@ static bool resolve(const LineInput *in, Line *l)
     memcpy(l->uuid, line, sizeof(l->uuid));
     l->next = l->last + 1;
     return true;
+}
+
+bool bitmaps_is_needed(const Bitmap *b, const BitmapsNeed *needs, size_t len)
+{
+    for (size_t i = 0; b->line[0] && i < len; i++) {
+        char line[UUID_TEXT];
+        uint64_t sequence;
+        Err other = ERR_INIT;
+        if (!str_eq(needs[i].repository, b->repository))
+            continue;
+        if (!changeid_parse(needs[i].change_id, line, &sequence, &other) ||
+            (str_eq(line, b->line) && (b->sequence == 0 || b->sequence >= sequence)))
+            return true;
+    }
+    return false;
 }
 
 void bitmaps_resolve(const LineInput *in, Line *ret)

@@ -18,11 +18,12 @@
 #define BITMAPS_WHY 256
 
 typedef struct BitmapsOwner { // UUIDs
-    const char *repository, *vm;
+    const char *repository, *vm; // repository NULL: any
 } BitmapsOwner;
 
 typedef struct Bitmap { // texts borrowed from QEMU's answer
     const char *node, *name;
+    char repository[UUID_TEXT];
     char line[UUID_TEXT]; // "" for a temporary one
     uint64_t sequence;
     bool recording, busy, inconsistent;
@@ -55,6 +56,13 @@ typedef struct Line {
     uint64_t next;          // sequence of the bitmap to add; 1 in a new line
     char lost[BITMAPS_WHY]; // why there is a new line, for people; "" without a parent, or when tracked
 } Line;
+
+typedef struct BitmapsNeed { // a later backup will ask what changed since that change ID
+    const char *repository, *change_id;
+} BitmapsNeed;
+// Does a later backup start from it? A temporary one: never. Of a change ID that is none of a bitmap's all of its
+// repository is needed.
+bool bitmaps_is_needed(const Bitmap *b, const BitmapsNeed *needs, size_t len);
 
 void bitmaps_resolve(const LineInput *in, Line *ret);
 

@@ -1,6 +1,7 @@
 #include "source/qemu/qemu.h"
 
 #include "base/str.h"
+#include "source/qemu/clean.h"
 #include "source/qemu/parts.h"
 #include "wire/nbd.h"
 
@@ -226,4 +227,5 @@ const SourceOps source_qemu_ops = {
     .since = qemu_since,
     .intact = qemu_intact,
     .close = qemu_close,
+    .sweep = qemu_sweep,
 };

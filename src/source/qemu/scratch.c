@@ -22,7 +22,7 @@
 #define NEED_PART 10 // of a disk
 #define NEED_MAX (UINT64_C(8) << 30)
 
-bool scratch_open(const char *base, const char *name, Scratch *ret, Err *err)
+static bool open_below(const char *base, const char *name, bool make, Scratch *ret, Err *err)
 {
     Scratch s = SCRATCH_NONE;
     if (!base)
@@ -31,12 +31,25 @@ bool scratch_open(const char *base, const char *name, Scratch *ret, Err *err)
         return err_set(err, ERR_NOT_FOUND, "the scratch folder %s is not there", base);
     s.folder = mem_printf(err, "%s/sendense-scratch-%u", base, (unsigned)geteuid());
     s.socket = s.folder ? mem_printf(err, "%s/%s", s.folder, name) : NULL;
-    if (!s.socket || !file_mkdir_private(s.folder, err)) {
+    bool ok = s.socket &&
+        (make || file_exists(s.folder) || err_set(err, ERR_NOT_FOUND, "the folder %s is not there", s.folder)) &&
+        file_mkdir_private(s.folder, err);
+    if (!ok) {
         scratch_clear(&s);
         return false;
     }
     *ret = s;
     return true;
+}
+
+bool scratch_open(const char *base, const char *name, Scratch *ret, Err *err)
+{
+    return open_below(base, name, true, ret, err);
+}
+
+bool scratch_find(const char *base, const char *name, Scratch *ret, Err *err)
+{
+    return open_below(base, name, false, ret, err);
 }
 
 bool scratch_image(const Scratch *s, uint64_t size, int *ret_fd, Err *err)

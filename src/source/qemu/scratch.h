@@ -21,6 +21,9 @@ typedef struct Scratch {
 // base NULL: SCRATCH_DEFAULT. name: of the socket. ERR_FORBIDDEN when the folder below base is not ours alone.
 bool scratch_open(const char *base, const char *name, Scratch *ret, Err *err) must_check;
 
+// The same where the folder is there already: makes nothing. ERR_NOT_FOUND.
+bool scratch_find(const char *base, const char *name, Scratch *ret, Err *err) must_check;
+
 // A new QCOW2 of this virtual size, open for reading and writing.
 bool scratch_image(const Scratch *s, uint64_t size, int *ret_fd, Err *err) must_check;
 

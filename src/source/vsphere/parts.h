@@ -9,6 +9,7 @@
 
 #define VSPHERE_KEY_TEXT 16
 #define VSPHERE_MODE_TEXT 160
+#define VSPHERE_PREFIX 64
 
 typedef struct VsphereDiskState {
     VimDisk disk;       // as the snapshot has it; owned
@@ -28,7 +29,7 @@ typedef struct VsphereSource {
     VsphereSpec spec;         // texts borrowed from the request
     char *moref;
     char *snapshot_name; // of this run
-    char prefix[64];     // of the names of all snapshots of this VM's runs
+    char prefix[VSPHERE_PREFIX];
     bool making;         // one may be in the making
     char *snapshot;      // moref; NULL: none (any more)
     char *thumbprint;    // SHA-1, for VDDK
@@ -60,6 +61,13 @@ bool vsphere_slot_take(VsphereSource *v, VsphereSlot *ret, Err *err) must_check;
 // A disk was read: its slot is for the next one, as long as there is one to open. From any thread.
 void vsphere_slot_return(VsphereSource *v, VsphereSlot *slot);
 void vsphere_slot_clear(VsphereSlot *slot);
+
+#define VSPHERE_TASK_MS (30 * 60 * 1000) // a consolidation of large disks takes its time
+void vsphere_prefix(const char *vm_id, char out[VSPHERE_PREFIX]); // of the names of all snapshots of a VM's runs
+// Is it the VM that was registered? ERR_CONFLICT.
+bool vsphere_is_same_vm(const VsphereSpec *spec, const VimVm *vm, Err *err) must_check;
+// clean.c: SourceOps.sweep.
+bool vsphere_sweep(const SourceSweep *s, Err *err) must_check;
 
 // snapshot.c: what earlier runs left goes; then the frozen view. Fills v->snapshot, consistency.
 bool vsphere_snapshot_open(VsphereSource *v, Err *err) must_check;

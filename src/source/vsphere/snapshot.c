@@ -7,8 +7,20 @@
 
 #include <stdio.h>
 
-#define TASK_MS (30 * 60 * 1000) // a consolidation of large disks takes its time
+#define TASK_MS VSPHERE_TASK_MS
 #define PREFIX "sendense."
+
+void vsphere_prefix(const char *vm_id, char out[VSPHERE_PREFIX])
+{
+    (void)snprintf(out, VSPHERE_PREFIX, PREFIX "%s.", vm_id);
+}
+
+bool vsphere_is_same_vm(const VsphereSpec *spec, const VimVm *vm, Err *err)
+{
+    return !spec->instance_uuid || !vm->instance_uuid[0] || strcasecmp(spec->instance_uuid, vm->instance_uuid) == 0 ||
+        err_set(err, ERR_CONFLICT, "%s is another VM by now (%s); HINT: register the VM again", vm->moref,
+                vm->path[0] ? vm->path : vm->name);
+}
 
 static bool make_name(VsphereSource *v, char **ret, Err *err)
 {
@@ -40,7 +52,7 @@ static bool remove_ours(VsphereSource *v, const VimVm *vm, bool *ret_any, Err *e
 static bool sweep_earlier(VsphereSource *v, VimVm *vm, Err *err)
 {
     bool any;
-    (void)snprintf(v->prefix, sizeof(v->prefix), PREFIX "%s.", v->req->vm_id);
+    vsphere_prefix(v->req->vm_id, v->prefix);
     if (!remove_ours(v, vm, &any, err))
         return err_context(err, "removing the snapshot that an earlier backup left");
     if (!any)
@@ -157,9 +169,8 @@ bool vsphere_snapshot_open(VsphereSource *v, Err *err)
     cleanup(vim_vm_clear) VimVm vm = {0};
     if (!vim_vm(v->vim, v->moref, &vm, err))
         return false;
-    if (v->spec.instance_uuid && vm.instance_uuid[0] && strcasecmp(v->spec.instance_uuid, vm.instance_uuid) != 0)
-        return err_set(err, ERR_CONFLICT, "%s is another VM by now (%s); HINT: register the VM again", v->moref,
-                       vm.path[0] ? vm.path : vm.name);
+    if (!vsphere_is_same_vm(&v->spec, &vm, err))
+        return false;
     return sweep_earlier(v, &vm, err) && wait_for_turn(v, &vm, err) && ensure_tracking(v, &vm, err) &&
         make_name(v, &v->snapshot_name, err) && freeze(v, &vm, err);
 }

@@ -362,4 +362,5 @@ const SourceOps source_vsphere_ops = {
     .since = vsphere_since,
     .intact = vsphere_intact,
     .close = vsphere_close,
+    .sweep = vsphere_sweep,
 };

@@ -179,12 +179,63 @@ static void test_answers_that_are_none(void **state)
     json_decref(odd);
 }
 
+// What cleaning up may take: by line, sequence and repository.
+static void test_what_a_later_backup_needs(void **state)
+{
+    (void)state;
+    BitmapsNeed need = {.repository = owner.repository, .change_id = LINE "/3"};
+    BitmapsNeed elsewhere = {.repository = OTHER, .change_id = LINE "/3"};
+    BitmapsNeed opaque = {.repository = owner.repository, .change_id = "52 0e/446"};
+    Bitmap b = {.line = LINE};
+    (void)snprintf(b.repository, sizeof(b.repository), "%s", owner.repository);
+    static const struct {
+        uint64_t sequence;
+        bool needed;
+    } cases[] = {{0, true}, {1, false}, {2, false}, {3, true}, {4, true}};
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        b.sequence = cases[i].sequence;
+        assert_int_equal(bitmaps_is_needed(&b, &need, 1), cases[i].needed);
+        assert_false(bitmaps_is_needed(&b, &elsewhere, 1));
+        assert_false(bitmaps_is_needed(&b, NULL, 0));
+        assert_true(bitmaps_is_needed(&b, &opaque, 1)); // nobody knows what it needs
+    }
+    (void)snprintf(b.line, sizeof(b.line), "%s", OTHER);
+    assert_false(bitmaps_is_needed(&b, &need, 1));
+    b.line[0] = '\0'; // a temporary one
+    assert_false(bitmaps_is_needed(&b, &opaque, 1));
+}
+
+static void test_any_repository(void **state)
+{
+    (void)state;
+    BitmapVec v = {0};
+    Err err = ERR_INIT;
+    BitmapsOwner of_vm = {.vm = owner.vm}, theirs = {.repository = OTHER, .vm = owner.vm};
+    char name[BITMAPS_NAME], temporary[BITMAPS_NAME];
+    bitmaps_name(&theirs, LINE, 7, name);
+    bitmaps_temporary(&theirs, "x", temporary);
+    json_t *nodes = json_pack("[{s:s, s:[{s:s}, {s:s}, {s:s}]}]", "node-name", "n", "dirty-bitmaps", "name", name,
+                              "name", temporary, "name", "sendense..x");
+    assert_ok(bitmaps_collect(nodes, &of_vm, &v, &err), &err);
+    assert_int_equal(v.len, 2);
+    assert_string_equal(v.items[0].repository, OTHER);
+    assert_int_equal(v.items[0].sequence, 7);
+    assert_string_equal(v.items[1].line, "");
+    bitmap_vec_clear(&v);
+    assert_ok(bitmaps_collect(nodes, &owner, &v, &err), &err);
+    assert_int_equal(v.len, 0);
+    bitmap_vec_clear(&v);
+    json_decref(nodes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resolution),
         cmocka_unit_test(test_names_of_others),
         cmocka_unit_test(test_answers_that_are_none),
+        cmocka_unit_test(test_what_a_later_backup_needs),
+        cmocka_unit_test(test_any_repository),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
