@@ -85,11 +85,13 @@ typedef struct RepoScan {
 } RepoScan;
 bool repo_scan(const Repo *r, RepoScan *ret, Err *err) must_check;
 void repo_scan_clear(RepoScan *s);
-// Finish what a crash interrupted: deletions are completed, orphans removed, but for those of attempts in keep_attempts
-// (also final names that their commit has given already). Records are read before anything is deleted. What
-// a listed point needs, what a damaged record may stand for, and names that are not ours stay.
-bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err)
-    must_check;
+// Is this attempt's work under way, or to be gone on from? Asked for each of its files, after that was seen: whoever
+// makes files is known before.
+typedef bool (*RepoKeeps)(void *ctx, const char *attempt);
+// Finish what a crash interrupted: deletions are completed, orphans removed, but for those of attempts that are kept
+// (also final names that their commit has given already). keeps NULL: none is. Records are read before anything is
+// deleted. What a listed point needs, what a damaged record may stand for, and names that are not ours stay.
+bool repo_recover(const Repo *r, RepoKeeps keeps, void *ctx, RepoScan *ret_after, Err *err) must_check;
 
 // The chain of a record's disk: layers[0] its own files, the last one the full. `find` gives the record of a
 // backup ID (borrowed), NULL if there is none: ERR_DAMAGED then.

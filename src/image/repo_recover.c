@@ -6,17 +6,9 @@
 typedef struct Recover {
     const Repo *repo;
     const RepoScan *scan; // read before anything is removed
-    const char *const *keep;
-    size_t keep_len;
+    RepoKeeps keeps;
+    void *ctx;
 } Recover;
-
-static bool is_kept(const Recover *c, const char *attempt)
-{
-    for (size_t i = 0; i < c->keep_len; i++)
-        if (str_eq(c->keep[i], attempt))
-            return true;
-    return false;
-}
 
 static bool remove_in(const char *folder, const char *name, Err *err)
 {
@@ -32,7 +24,7 @@ static bool remove_partials(const Recover *c, const RepoView *v, const char *fol
     for (size_t i = 0; i < files->len; i++) {
         LayoutName n;
         if (!layout_parse(files->names[i], &n) || !n.attempt[0] ||
-            (is_kept(c, n.attempt) && !repo_has_record(v, n.stem)))
+            (!repo_has_record(v, n.stem) && c->keeps && c->keeps(c->ctx, n.attempt)))
             continue;
         any = true;
         if (!remove_in(folder, files->names[i], err))
@@ -133,13 +125,13 @@ bool repo_abort_orphan(const Repo *r, const RepoScan *scan, const char *context,
     return repo_abort(r, context, stem, attempt, err);
 }
 
-bool repo_recover(const Repo *r, const char *const *keep_attempts, size_t keep_len, RepoScan *ret_after, Err *err)
+bool repo_recover(const Repo *r, RepoKeeps keeps, void *ctx, RepoScan *ret_after, Err *err)
 {
     RepoScan before;
     FileList names;
     if (!repo_scan(r, &before, err))
         return false;
-    Recover c = {.repo = r, .scan = &before, .keep = keep_attempts, .keep_len = keep_len};
+    Recover c = {.repo = r, .scan = &before, .keeps = keeps, .ctx = ctx};
     bool ok = file_list(r->path, 1000000, &names, err);
     if (ok) {
         ok = recover_all(&c, &names, err);

@@ -3,6 +3,7 @@
 #include "check.h"
 #include "steps.h"
 #include "world.h"
+#include "../unit/keep_list.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -148,7 +149,7 @@ bool history_recover(History *h, const char *given_up, RepoScan *ret_after, Err 
         if (!given_up || !str_eq(h->running[i], given_up))
             keep[n++] = h->running[i];
     h->spec->stats->recoveries++;
-    return history_reopen(h, err) && repo_recover(&h->site->repo, keep, n, ret_after, err);
+    return history_reopen(h, err) && repo_recover(&h->site->repo, keep_listed, &(KeepList){keep, n}, ret_after, err);
 }
 
 // ---- a history's life

@@ -335,39 +335,43 @@ static bool forget_deleted(Hub *h, const StoreRepository *repository, const Repo
     return ok;
 }
 
-static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBackup *jobs, size_t jobs_len, bool alone,
-                               Err *err)
+// RepoKeeps: by what the database says now. Where that cannot be told, it stays.
+static bool is_kept(void *ctx, const char *attempt)
+{
+    Hub *h = ctx;
+    StoreBackup *jobs = NULL, *kept = NULL; // kept: which a next job may go on from
+    size_t jobs_len = 0, kept_len = 0;
+    Err err = ERR_INIT;
+    bool ok = store_backup_active(h->store, &jobs, &jobs_len, &err) &&
+        store_backup_resumable(h->store, &kept, &kept_len, &err);
+    bool is = !ok;
+    for (size_t i = 0; i < jobs_len && !is; i++)
+        is = jobs[i].attempt && strcmp(jobs[i].attempt, attempt) == 0;
+    for (size_t i = 0; i < kept_len && !is; i++)
+        is = strcmp(kept[i].attempt, attempt) == 0;
+    if (!ok)
+        log_error("cannot look whose partial images these are", LOG_STR("attempt", attempt), LOG_ERR(&err));
+    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
+    STORE_LIST_FREE(kept, kept_len, store_backup_clear);
+    return is;
+}
+
+static void recover_repository(Hub *h, const StoreRepository *row, bool alone)
 {
     Repo cleanup_repo repo = {0};
     RepoScan scan = {0};
     Err away = ERR_INIT, cleaning = ERR_INIT, updating = ERR_INIT;
     if (!hub_repo_open(h, row, &repo, &away)) {
         log_warn("repository not available", LOG_STR("name", row->name), LOG_ERR(&away));
-        return true;
+        return;
     }
-    StoreBackup *kept = NULL; // which a next job may go on from
-    size_t keep_len = 0, kept_len = 0;
-    if (!store_backup_resumable(h->store, &kept, &kept_len, err))
-        return false;
-    const char **keep = mem_calloc(jobs_len + kept_len, sizeof(*keep), err);
-    if (!keep) {
-        STORE_LIST_FREE(kept, kept_len, store_backup_clear);
-        return false;
-    }
-    for (size_t i = 0; i < kept_len; i++)
-        keep[keep_len++] = kept[i].attempt;
-    for (size_t i = 0; i < jobs_len; i++)
-        if (jobs[i].attempt)
-            keep[keep_len++] = jobs[i].attempt;
-    // another hub may have begun a job, or be at work on a deletion, since these rows were read
+    // another hub may be at work on a deletion: the rows are its
     if (alone && !forget_deleted(h, row, &repo, &updating))
         log_error("deletions that were cut off cannot be finished", LOG_STR("name", row->name), LOG_ERR(&updating));
     err_clear(&updating);
-    bool scanned = alone && repo_recover(&repo, keep, keep_len, &scan, &cleaning);
+    bool scanned = repo_recover(&repo, is_kept, h, &scan, &cleaning);
     if (!scanned) {
-        if (alone)
-            log_error("what a repository's jobs left cannot be removed", LOG_STR("name", row->name),
-                      LOG_ERR(&cleaning));
+        log_error("what a repository's jobs left cannot be removed", LOG_STR("name", row->name), LOG_ERR(&cleaning));
         scanned = repo_scan(&repo, &scan, &updating);
     }
     if (!scanned || !hub_catalogue_update(h, row, &repo, &scan, NULL, &updating))
@@ -375,9 +379,6 @@ static bool recover_repository(Hub *h, const StoreRepository *row, const StoreBa
     for (size_t i = 0; i < scan.problems_len; i++)
         log_error("damaged record", LOG_STR("path", scan.problems[i].path), LOG_ERR(&scan.problems[i].error));
     repo_scan_clear(&scan);
-    free(keep);
-    STORE_LIST_FREE(kept, kept_len, store_backup_clear);
-    return true;
 }
 
 static bool recover_exports(Hub *h, Err *err)
@@ -432,14 +433,11 @@ bool hub_recover(Hub *h, Err *err)
     StoreRepository *repositories = NULL;
     size_t jobs_len = 0, repositories_len = 0;
     bool alone;
-    // before partial files are looked for: nobody may make a new one
     bool ok = sweep(h, err) && hub_is_alone(h, &alone, err) && recover_deletions(h, alone, err) &&
-        store_backup_active(h->store, &jobs, &jobs_len, err) &&
         store_repository_list(h->store, &repositories, &repositories_len, err);
     // records first: a job whose record stands is completed, whatever became of its processes
     for (size_t i = 0; ok && i < repositories_len; i++)
-        ok = recover_repository(h, &repositories[i], jobs, jobs_len, alone, err);
-    STORE_LIST_FREE(jobs, jobs_len, store_backup_clear);
+        recover_repository(h, &repositories[i], alone);
     ok = ok && store_backup_active_of(h->store, h->hub_id, &jobs, &jobs_len, err);
     for (size_t i = 0; ok && i < jobs_len; i++)
         ok = recover_job(h, &jobs[i], err);

@@ -63,7 +63,7 @@ static void settled(Stage *s)
     Err err = ERR_INIT;
     RepoScan scan;
     bool listed = on_record(s);
-    assert_ok(repo_recover(&s->repo, NULL, 0, &scan, &err), &err);
+    assert_ok(repo_recover(&s->repo, NULL, NULL, &scan, &err), &err);
     point_check_settled(&s->repo, &scan, s->context, &s->full, &s->incr, listed);
     repo_scan_clear(&scan);
     stage_close(s);
@@ -124,7 +124,7 @@ static bool recover(void *ctx, Err *err)
 {
     Stage *s = ctx;
     RepoScan found;
-    if (!repo_recover(&s->repo, NULL, 0, &found, err))
+    if (!repo_recover(&s->repo, NULL, NULL, &found, err))
         return false;
     assert_int_equal(found.len, 1);
     assert_int_equal(found.problems_len + found.orphans_len, 0);

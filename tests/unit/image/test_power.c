@@ -5,6 +5,7 @@
 // power gone during the recovery. Safety rules 14, 16 and 17.
 #include "point.h"
 #include "power.h"
+#include "../keep_list.h"
 
 #define in_folder(test) cmocka_unit_test_setup_teardown(test, unit_folder_setup, unit_folder_teardown)
 #define LIVED 2           // points of the life
@@ -390,7 +391,7 @@ static bool scan_is_right(const Life *l, const Repo *r, RepoScan *scan, const Pr
 static bool recovers(const Life *l, Repo *r, const Promise *promises, Err *err)
 {
     RepoScan scan;
-    if (!repo_recover(r, NULL, 0, &scan, err))
+    if (!repo_recover(r, NULL, NULL, &scan, err))
         return false;
     bool ok = scan_is_right(l, r, &scan, promises, err);
     repo_scan_clear(&scan);
@@ -398,7 +399,7 @@ static bool recovers(const Life *l, Repo *r, const Promise *promises, Err *err)
         return false;
     // Another recovery changes nothing.
     record(power_begin(r->path, false));
-    ok = repo_recover(r, NULL, 0, &scan, err);
+    ok = repo_recover(r, NULL, NULL, &scan, err);
     recorder.on = false;
     for (size_t i = recorder.log.begun; i < recorder.log.len && ok; i++)
         if (recorder.log.ops[i].kind != POWER_SYNC)
@@ -504,7 +505,7 @@ static void settle(const Life *l, const Repo *r)
 {
     Err err = ERR_INIT;
     RepoScan scan;
-    assert_ok(repo_recover(r, NULL, 0, &scan, &err), &err);
+    assert_ok(repo_recover(r, NULL, NULL, &scan, &err), &err);
     for (unsigned i = 0; i < POINTS; i++)
         promise(i, point_listed(&scan, &l->points[i]) ? PROMISE_THERE : PROMISE_NONE);
     repo_scan_clear(&scan);
@@ -578,7 +579,7 @@ static void go_on(Life *l, const Repo *r, Then then, bool lost)
         if (then == THEN_KEEP_AND_AGAIN) {
             const char *const keep[] = {p->attempt};
             RepoScan scan;
-            assert_ok(repo_recover(r, keep, 1, &scan, &err), &err);
+            assert_ok(repo_recover(r, keep_listed, &(KeepList){keep, 1}, &scan, &err), &err);
             repo_scan_clear(&scan);
         }
         if (was == PROMISE_GOING) {

@@ -3,6 +3,7 @@
 #include "point.h"
 
 #include "base/uuid.h"
+#include "../keep_list.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -145,7 +146,7 @@ static void unmounted_share(void **state)
         assert_fails(repo_abort(&r, context, p.stem, p.attempt, &err), &err, want);
         assert_fails(repo_delete(&r, &p.rec, p.stem, &err), &err, want);
         assert_fails(repo_scan(&r, &s, &err), &err, want);
-        assert_fails(repo_recover(&r, NULL, 0, &s, &err), &err, want);
+        assert_fails(repo_recover(&r, NULL, NULL, &s, &err), &err, want);
         assert_false(repo_disk_folder(&r, context, 0, &path, &err));
         err_clear(&err);
     }
@@ -352,7 +353,7 @@ static void recover_keeps(void **state)
     assert_ok(repo_scan(&r, &s, &err), &err);
     assert_int_equal(s.orphans_len, 9); // four files an attempt, and the lost one
     repo_scan_clear(&s);
-    assert_ok(repo_recover(&r, keep, 1, &s, &err), &err);
+    assert_ok(repo_recover(&r, keep_listed, &(KeepList){keep, 1}, &s, &err), &err);
     assert_int_equal(s.orphans_len, 4);
     assert_int_equal(s.problems_len, 0);
     assert_false(file_exists(path));
@@ -397,7 +398,7 @@ static void scan_tells(void **state)
     assert_int_equal(pwrite(fd, &c, 1, 40), 1);
     (void)close(fd);
     unsigned before = point_count_files(&r, context, full.stem);
-    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
+    assert_ok(repo_recover(&r, NULL, NULL, &s, &err), &err);
     assert_int_equal(s.len, 1);
     assert_int_equal(s.problems_len, 1 + POINT_DISKS);
     assert_int_equal(s.problems[0].error.code, ERR_DAMAGED);
@@ -411,14 +412,14 @@ static void scan_tells(void **state)
     repo_scan_clear(&s);
     // Its record gone altogether: another point stands on its images, so they stay, and it is told.
     assert_int_equal(unlink(record), 0);
-    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
+    assert_ok(repo_recover(&r, NULL, NULL, &s, &err), &err);
     assert_int_equal(point_count_files(&r, context, full.stem), before - 1);
     assert_true(has_problem(&s, "record is missing"));
     RepoChain chain;
     assert_fails(repo_chain(&r, &s.records[0], "key-0", point_find, &s, &chain, &err), &err, ERR_DAMAGED);
     repo_scan_clear(&s);
     assert_ok(repo_delete(&r, &incr.rec, incr.stem, &err), &err);
-    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err); // now it is nobody's
+    assert_ok(repo_recover(&r, NULL, NULL, &s, &err), &err); // now it is nobody's
     assert_int_equal(point_count_files(&r, context, "backup-"), 0);
     repo_scan_clear(&s);
     free(record);
@@ -591,7 +592,7 @@ static void a_deletion_of_what_is_needed(void **state)
     assert_true(has_problem(&s, "its deletion was begun"));
     assert_int_equal(s.orphans_len, 0);
     repo_scan_clear(&s);
-    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
+    assert_ok(repo_recover(&r, NULL, NULL, &s, &err), &err);
     assert_int_equal(point_count_files(&r, context, full.stem), before);
     assert_true(has_problem(&s, "its deletion was begun"));
     repo_scan_clear(&s);
@@ -634,7 +635,7 @@ static void check_sees_other_files(void **state)
     assert_int_equal(mkdir(unit_path(state, "outside"), 0700), 0);
     put(unit_path(state, "outside/backup-a-1.json.partial-ab"), "mine");
     assert_int_equal(symlink(unit_path(state, "outside"), unit_path(state, "repo/ctx-link-20231114221320")), 0);
-    assert_ok(repo_recover(&r, NULL, 0, &s, &err), &err);
+    assert_ok(repo_recover(&r, NULL, NULL, &s, &err), &err);
     assert_int_equal(s.len, 1);
     assert_true(has_problem(&s, "ctx-link-20231114221320"));
     assert_true(file_exists(unit_path(state, "outside/backup-a-1.json.partial-ab")));

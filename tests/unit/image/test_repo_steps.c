@@ -1,5 +1,6 @@
 // Making and unmaking a point, with every step failing, or with another hub's work before it. What power loss can leave
 // is test_power.c's. Safety rules 14, 16 and 17.
+#include "../keep_list.h"
 #include "point.h"
 
 #include <unistd.h>
@@ -175,7 +176,7 @@ static void recover(Stage *s)
 {
     Err err = ERR_INIT;
     RepoScan scan;
-    assert_ok(repo_recover(&s->repo, NULL, 0, &scan, &err), &err);
+    assert_ok(repo_recover(&s->repo, NULL, NULL, &scan, &err), &err);
     repo_scan_clear(&scan);
 }
 
@@ -252,7 +253,7 @@ static void recovery_fails_anywhere(void **state)
             err_clear(&err);
             bool listed = incr_on_record(&s);
             begin(again, true);
-            bool ok = repo_recover(&s.repo, NULL, 0, &scan, &err);
+            bool ok = repo_recover(&s.repo, NULL, NULL, &scan, &err);
             recovered = end();
             assert_int_equal(ok, recovered);
             if (ok)
@@ -283,7 +284,7 @@ static void take_over(void *ctx)
     if (o->whole) {
         const char *const keep[] = {"b0"};
         RepoScan scan;
-        assert_ok(repo_recover(&s->repo, keep, 1, &scan, &err), &err);
+        assert_ok(repo_recover(&s->repo, keep_listed, &(KeepList){keep, 1}, &scan, &err), &err);
         repo_scan_clear(&scan);
     } else {
         assert_ok(repo_abort(&s->repo, s->context, s->incr.stem, s->incr.attempt, &err), &err);
@@ -339,7 +340,7 @@ static void recover_beside(void *ctx)
     Err err = ERR_INIT;
     const char *const keep[] = {"a0"};
     RepoScan scan;
-    assert_ok(repo_recover(&s->repo, keep, 1, &scan, &err), &err);
+    assert_ok(repo_recover(&s->repo, keep_listed, &(KeepList){keep, 1}, &scan, &err), &err);
     repo_scan_clear(&scan);
 }
 
