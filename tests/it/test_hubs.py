@@ -15,11 +15,12 @@ from lib.hub import FINAL, HubError
 from lib.images import CLUSTER, Image
 from lib.job import Job, change_id, coverage, disk, nbdcopy
 from lib.mariadb import MISSING, NAME, MariaDb
+from lib.patience import patience
 from lib.share import share
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no MariaDB here: {', '.join(MISSING)} missing")
 
-LEASE = 2
+LEASE = int(patience(3))
 SIZE = 8 * CLUSTER
 MOMENTS = 12
 
