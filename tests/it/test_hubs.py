@@ -216,7 +216,7 @@ def test_a_stopped_hub_that_completes_too_late(hubs):
     hubs.equals(hubs.a, point["backup_id"], hubs.images["web"].content)
 
 
-@pytest.mark.parametrize("moment", range(share(MOMENTS, 4)))
+@pytest.mark.parametrize("moment", range(share(MOMENTS, 3)))
 def test_stopped_past_its_lease_at_any_moment(hubs, moment):
     """The real client, the real commit. Whatever the moment: each listed point is right, and the next one is made."""
     rng = random.Random(1000 + moment)

@@ -25,7 +25,7 @@ from lib.vm import GuestError, check_qemu_is_clean, contents_now, make_vm, our_b
 from lib.world import World
 
 FIRST = int(os.environ.get("ORACLE_SEED", "1"))
-COUNT = int(os.environ.get("ORACLE_HISTORIES") or share(12, 5))
+COUNT = int(os.environ.get("ORACLE_HISTORIES") or share(12, 3))
 STEPS = 8
 OVERHEAD_CLUSTERS = 8       # header, L1, L2, reference counts, rounding: of a small image
 CHAIN_LIMIT = 6
