@@ -144,6 +144,9 @@ def test_what_needs_its_exporters_is_its_own_hub_s(hubs):
     hubs.complete(job).expect(200)
     export = hubs.a.api.post("/exports", {"backup_id": job.id, "disk": "0", "purpose": "restore"}).expect(201)
     assert '"a"' in hubs.b.api.delete(f"/exports/{export['export_id']}").expect(409)["details"]
+    upgrade = {"Connection": "Upgrade", "Upgrade": "nbd"}
+    refused = hubs.b.api.get(f"/exports/{export['export_id']}/nbd", headers=upgrade).expect(409)
+    assert '"a"' in refused["details"]
     # it is being read, wherever
     hubs.b.api.delete(job.path).expect(409)
     hubs.a.api.delete(f"/exports/{export['export_id']}").expect(200)
