@@ -168,6 +168,77 @@ static void test_conditional_step_tells_whether_it_was_taken(void **state)
     assert_false(done);
 }
 
+static void enter(const char *id)
+{
+    Err err = ERR_INIT;
+    StoreHub h = {.id = (char *)(uintptr_t)id,
+                  .name = (char *)(uintptr_t)id,
+                  .version = "1",
+                  .lease_s = 30,
+                  .started_us = 1,
+                  .beat_us = 1};
+    assert_ok(store_hub_enter(fx.store, &h, &err), &err);
+}
+
+static StoreHub hub_row(const char *id)
+{
+    Err err = ERR_INIT;
+    StoreHub *rows = NULL, found = {0};
+    size_t len = 0;
+    assert_ok(store_hub_list(fx.store, &rows, &len, &err), &err);
+    for (size_t i = 0; i < len; i++)
+        if (strcmp(rows[i].id, id) == 0)
+            found = (StoreHub){.id = (char *)(uintptr_t)id, .beats = rows[i].beats};
+    STORE_LIST_FREE(rows, len, store_hub_clear);
+    assert_non_null(found.id);
+    return found;
+}
+
+// Between any two lines of its code a hub may be stopped past its lease: each step of a job asks whose it is.
+static void test_a_job_is_its_hub_s(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip(); // SQLite has one hub
+    Err err = ERR_INIT;
+    bool done;
+    StoreBackup b = {0};
+    enter("a");
+    add("backup-v-1", "pending", 1);
+    enter("b");
+    assert_ok(store_backup_claim(fx.store, "backup-v-1", "c", 1, &done, &err), &err);
+    assert_false(done);
+    enter("a");
+    assert_ok(store_backup_claim(fx.store, "backup-v-1", "c", 1, &done, &err), &err);
+    assert_true(done);
+    StoreHub a = hub_row("a");
+    assert_ok(store_hub_beat(fx.store, &err), &err); // heard since it was looked at
+    enter("b");
+    assert_ok(store_backup_step(fx.store, "backup-v-1", "running", "committing", &done, &err), &err);
+    assert_false(done);
+    assert_ok(store_backup_end(fx.store, "backup-v-1", "failed", "e", "d", 5, &done, &err), &err);
+    assert_false(done);
+    assert_ok(store_backup_take_over(fx.store, "backup-v-1", &a, &done, &err), &err);
+    assert_false(done);
+    a = hub_row("a");
+    assert_ok(store_backup_take_over(fx.store, "backup-v-1", &a, &done, &err), &err);
+    assert_true(done);
+    assert_ok(store_backup_take_over(fx.store, "backup-v-1", &a, &done, &err), &err);
+    assert_false(done);
+    assert_ok(store_backup_get(fx.store, "backup-v-1", &b, &err), &err);
+    assert_string_equal(b.hub_id, "b");
+    assert_true(b.taken_over);
+    store_backup_clear(&b);
+    enter("a"); // late
+    assert_ok(store_backup_step(fx.store, "backup-v-1", "running", "committing", &done, &err), &err);
+    assert_false(done);
+    assert_ok(store_backup_end(fx.store, "backup-v-1", "failed", "e", "d", 5, &done, &err), &err);
+    assert_false(done);
+    enter("b");
+    assert_ok(store_backup_end(fx.store, "backup-v-1", "failed", "e", "d", 5, &done, &err), &err);
+    assert_true(done);
+}
+
 // Every pair of states that the table of domain/job.h does not have is refused or has no effect.
 static void test_illegal_transitions_are_impossible(void **state)
 {
@@ -832,6 +903,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_large_and_unchanged, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_connection_that_breaks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_keeps_a_hub_out, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_job_is_its_hub_s, setup, teardown),
         cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sources, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
