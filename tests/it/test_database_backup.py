@@ -467,6 +467,24 @@ def test_nothing_is_overwritten_unasked(make_hub, place):
     line.check_everything()
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "mariadb"])
+def test_restores_within_one_second(engine, make_hub, make_server, place):
+    """A second one failed: what the first kept aside had the same name, of seconds."""
+    if engine == "mariadb" and MISSING:
+        pytest.skip("no MariaDB here")
+    server = make_server("mariadb") if engine == "mariadb" else None
+    line = Line(make_hub(options=server.options if server else []), place, [A])
+    line.own_processes = lambda: server.pids if server else set()
+    line.point()
+    back_up(line.hub)
+    line.hub.stop()
+    for _ in range(4):
+        restore(line.hub, "--from", line.repositories["main"], "--force")
+    kept = [p for p in line.hub.data.glob("*before-restore*") if not p.name.endswith(("-wal", "-shm"))]
+    assert len(kept) == 4, kept
+    assert all(p.name.endswith(".db.zst" if server else "Z") for p in kept), kept
+
+
 def test_a_fresh_hub_s_database_is_no_obstacle(make_hub, place):
     line = Line(make_hub(), place, [A])
     line.point()

@@ -27,7 +27,7 @@ typedef struct Restore {
     DumpInfo info;
     Store *mariadb;
     int lock_fd;
-    char stamp[20];
+    char stamp[32]; // of this run alone, by its microseconds
 } Restore;
 
 static void say(const Restore *r, const char *fmt, ...) printf_like(2, 3);
@@ -295,20 +295,24 @@ static bool install_sqlite(const Restore *r, Err *err)
     return file_rename(r->fresh, r->database, err) && file_fsync_dir(r->data_dir, err);
 }
 
+// Under its name only when it is whole: nobody goes back to half of one.
 static bool keep_mariadb(const Restore *r, Err *err)
 {
     DumpInfo info = {.created_us = clock_utc_us(), .engine = "mariadb", .version = SENDENSE_VERSION};
     cleanup_free char *path = mem_printf(err, "%s/database-before-restore-%s.db.zst", r->data_dir, r->stamp);
-    if (!path || !dump_remove(r->unpacked, err) || !store_hub_id(r->mariadb, info.hub_id, err) ||
+    cleanup_free char *part = file_join(r->data_dir, "database-before-restore.part", err);
+    if (!path || !part || !dump_remove(r->unpacked, err) || !store_hub_id(r->mariadb, info.hub_id, err) ||
         !dump_take(r->mariadb, r->unpacked, NULL, err))
         return false;
-    cleanup_close int fd = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
+    cleanup_close int fd = open(part, O_CREAT | O_TRUNC | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0600);
     if (fd < 0)
-        return err_errno(err, errno, "cannot create %s", path);
+        return err_errno(err, errno, "cannot create %s", part);
     if (!dump_file_pack(r->unpacked, fd, &info, NULL, err))
         return false;
     if (fsync(fd) != 0)
-        return err_errno(err, errno, "cannot sync %s", path);
+        return err_errno(err, errno, "cannot sync %s", part);
+    if (!file_rename(part, path, err))
+        return false;
     say(r, "the database that was there is kept: %s", path);
     return file_fsync_dir(r->data_dir, err);
 }
@@ -402,10 +406,12 @@ static bool look_through(const Restore *r, Err *err)
 static bool begin(Restore *r, Err *err)
 {
     Err locking = ERR_INIT;
-    time_t now = (time_t)(clock_utc_us() / 1000000);
+    int64_t now_us = clock_utc_us();
+    time_t now = (time_t)(now_us / 1000000);
     struct tm t = {0};
     (void)gmtime_r(&now, &t);
-    (void)strftime(r->stamp, sizeof(r->stamp), "%Y%m%dT%H%M%SZ", &t);
+    size_t len = strftime(r->stamp, sizeof(r->stamp), "%Y%m%dT%H%M%S", &t);
+    (void)snprintf(r->stamp + len, sizeof(r->stamp) - len, ".%06dZ", (int)(now_us % 1000000));
     if (!r->what->from && r->what->repositories_len == 0)
         return err_set(err, ERR_USAGE, "say --from FILE|FOLDER|REPOSITORY, or --scan REPOSITORY");
     if (!file_mkdir_p(r->config->data_dir, 0700, err) || !file_realpath(r->config->data_dir, &r->data_dir, err) ||
