@@ -248,6 +248,21 @@ bool codec_json_push(json_t *array, json_t *value, Err *err)
     return json_array_append_new(array, value) == 0 || err_no_memory(err);
 }
 
+bool codec_json_wrap(bool ok, const char *key, json_t *value, json_t **ret, Err *err)
+{
+    if (!ok) {
+        json_decref(value);
+        return false;
+    }
+    json_t *o = json_object();
+    if (!codec_json_set(o, key, value, err)) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
 bool codec_json_set_text(json_t *object, const char *key, const char *text, Err *err)
 {
     if (!text)

@@ -43,3 +43,6 @@ bool codec_json_set_time(json_t *object, const char *key, int64_t utc_us, Err *e
 bool codec_json_set(json_t *object, const char *key, json_t *value, Err *err)
     must_check; // steals value, also on failure; NULL value: no memory
 bool codec_json_push(json_t *array, json_t *value, Err *err) must_check; // the same
+// {key: value}. Steals value, also on failure; NULL value: no memory. ok: false: value is not all that it should be; it
+// is freed, and err is set already.
+bool codec_json_wrap(bool ok, const char *key, json_t *value, json_t **ret, Err *err) must_check;

@@ -3,145 +3,12 @@
 
 #include "base/file.h"
 #include "base/str.h"
+#include "store/rows.h"
 #include "store/tables.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
-
-#define SQL_MAX 262144
-#define ROWS 50 // of one INSERT
-#define COLUMNS_MAX 100
-#define TABLES_MAX 100
-#define NAME_MAX_LEN 64
-
-typedef struct Names {
-    char items[COLUMNS_MAX][NAME_MAX_LEN];
-    unsigned len;
-} Names;
-
-// Our own schema's names: plain ones.
-static bool read_names(Db *ours, const char *sql, unsigned column, Names *ret, Err *err)
-{
-    DbStmt *s = NULL;
-    bool row = true;
-    ret->len = 0;
-    bool ok = ours->ops->prepare(ours, sql, &s, err);
-    while (ok && (ok = ours->ops->step(s, &row, err)) && row) {
-        const char *name = ours->ops->column_text(s, column);
-        if (!name || strlen(name) >= NAME_MAX_LEN || ret->len == COLUMNS_MAX ||
-            strspn(name, "abcdefghijklmnopqrstuvwxyz_0123456789") != strlen(name))
-            ok = err_set(err, ERR_INTERNAL, "a name in our own schema that is too long or too many");
-        else
-            memcpy(ret->items[ret->len++], name, strlen(name) + 1);
-    }
-    ours->ops->finish(s);
-    return ok;
-}
-
-static bool list_tables(Db *ours, Names *ret, Err *err)
-{
-    return read_names(ours,
-                      "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
-                      " AND name <> 'schema_migrations' ORDER BY name",
-                      0, ret, err);
-}
-
-static bool list_columns(Db *ours, const char *table, Names *ret, Err *err)
-{
-    cleanup_free char *sql = mem_printf(err, "PRAGMA table_info(%s)", table);
-    return sql && read_names(ours, sql, 1, ret, err);
-}
-
-static bool write_sql(StrBuf *out, const char *table, const Names *columns, unsigned rows, Err *err)
-{
-    out->len = 0;
-    bool ok = str_addf(out, err, "INSERT INTO %s (", table);
-    for (unsigned i = 0; ok && i < columns->len; i++)
-        ok = str_addf(out, err, "%s%s", i ? ", " : "", columns->items[i]);
-    for (unsigned r = 0; ok && r < rows; r++) {
-        ok = str_add(out, r ? "), (" : ") VALUES (", err);
-        for (unsigned i = 0; ok && i < columns->len; i++)
-            ok = str_add(out, i ? ", ?" : "?", err);
-    }
-    return ok && str_add(out, ")", err);
-}
-
-static bool write_rows(Db *to, const char *table, const Names *columns, char **values, unsigned rows, Err *err)
-{
-    StrBuf sql = STR_BUF(SQL_MAX);
-    DbStmt *s = NULL;
-    bool any;
-    bool ok = write_sql(&sql, table, columns, rows, err) && to->ops->prepare(to, sql.s, &s, err);
-    // a column's type makes a number of a number's text, in either database
-    for (unsigned i = 0; ok && i < rows * columns->len; i++)
-        ok = to->ops->bind_text(s, i, values[i], err);
-    ok = ok && to->ops->step(s, &any, err);
-    to->ops->finish(s);
-    str_clear(&sql);
-    return ok;
-}
-
-// The next rows, at most ROWS.
-static bool read_rows(Db *from, DbStmt *s, unsigned columns, char **values, unsigned *ret_rows, Err *err)
-{
-    bool row = true;
-    *ret_rows = 0;
-    while (*ret_rows < ROWS) {
-        if (!from->ops->step(s, &row, err))
-            return false;
-        if (!row)
-            return true;
-        for (unsigned i = 0; i < columns; i++)
-            if (!mem_replace(&values[*ret_rows * columns + i], from->ops->column_text(s, i), err))
-                return false;
-        ++*ret_rows;
-    }
-    return true;
-}
-
-static bool copy_rows(Db *from, DbStmt *s, Db *to, const char *table, const Names *columns, const DbPatience *patience,
-                      Err *err)
-{
-    size_t n = (size_t)ROWS * columns->len;
-    char **values = mem_calloc(n, sizeof(*values), err);
-    unsigned rows = ROWS;
-    bool ok = values != NULL;
-    while (ok && rows == ROWS)
-        ok = db_go_on(patience, err) && read_rows(from, s, columns->len, values, &rows, err) &&
-            (rows == 0 || write_rows(to, table, columns, values, rows, err));
-    for (size_t i = 0; values && i < n; i++)
-        free(values[i]);
-    free(values);
-    return ok;
-}
-
-static bool copy_table(Db *from, Db *to, const char *table, const Names *columns, const DbPatience *patience, Err *err)
-{
-    StrBuf sql = STR_BUF(SQL_MAX);
-    DbStmt *s = NULL;
-    bool ok = str_add(&sql, "SELECT ", err);
-    for (unsigned i = 0; ok && i < columns->len; i++)
-        ok = str_addf(&sql, err, "%s%s", i ? ", " : "", columns->items[i]);
-    ok = ok && str_addf(&sql, err, " FROM %s", table) && from->ops->prepare(from, sql.s, &s, err) &&
-        copy_rows(from, s, to, table, columns, patience, err);
-    from->ops->finish(s);
-    str_clear(&sql);
-    return ok || err_context(err, "table %s", table);
-}
-
-// ours: the one of the two that is known to have our schema, and SQLite's way of telling it. The caller has to's
-// transaction open, and its foreign keys off.
-static bool copy_tables(Db *from, Db *to, Db *ours, const DbPatience *patience, Err *err)
-{
-    Names *tables = mem_calloc(2, sizeof(*tables), err), *columns = tables ? tables + 1 : NULL;
-    bool ok = tables && list_tables(ours, tables, err);
-    for (unsigned i = 0; ok && i < tables->len; i++)
-        ok = list_columns(ours, tables->items[i], columns, err) &&
-            copy_table(from, to, tables->items[i], columns, patience, err);
-    free(tables);
-    return ok;
-}
 
 static bool ends_well(Db *db, bool ok, Err *err)
 {
@@ -176,8 +43,10 @@ static void close_db(Db *db)
 static bool take_by_rows(Db *reader, const char *path, const DbPatience *patience, Err *err)
 {
     Db *to = NULL;
-    bool ok = open_new(path, &to, err) && to->ops->exec(to, "PRAGMA foreign_keys=OFF", err) &&
-        to->ops->begin(to, err) && ends_well(to, copy_tables(reader, to, to, patience, err), err);
+    RowsSchema schema = {0};
+    bool ok = open_new(path, &to, err) && rows_read_schema(to, &schema, err) && to->ops->references(to, false, err) &&
+        to->ops->begin(to, err) && ends_well(to, rows_copy(reader, to, &schema, patience, err), err);
+    rows_schema_clear(&schema);
     close_db(to);
     return ok && dump_settle(path, err);
 }
@@ -233,22 +102,14 @@ bool dump_new(const char *path, Err *err)
     return ok;
 }
 
-static bool check_references(Db *db, Err *err)
-{
-    DbStmt *s = NULL;
-    bool row = false;
-    bool ok = db->ops->prepare(db, "PRAGMA foreign_key_check", &s, err) && db->ops->step(s, &row, err) &&
-        (!row || err_set(err, ERR_DAMAGED, "a row of %s names what is not there", db->ops->column_text(s, 0)));
-    db->ops->finish(s);
-    return ok;
-}
-
 bool dump_fill(const char *from_path, const char *to_path, Err *err)
 {
     Db *from = NULL, *to = NULL;
+    RowsSchema schema = {0};
     bool ok = db_sqlite_open(from_path, &from, err) && db_sqlite_open(to_path, &to, err) &&
-        to->ops->exec(to, "PRAGMA foreign_keys=OFF", err) && to->ops->begin(to, err) &&
-        ends_well(to, copy_tables(from, to, to, NULL, err) && check_references(to, err), err);
+        rows_read_schema(to, &schema, err) && to->ops->references(to, false, err) && to->ops->begin(to, err) &&
+        ends_well(to, rows_copy(from, to, &schema, NULL, err) && rows_references_hold(to, err), err);
+    rows_schema_clear(&schema);
     close_db(from);
     close_db(to);
     return ok;
@@ -300,28 +161,18 @@ bool dump_settle(const char *path, Err *err)
     return (fd >= 0 && fsync(fd) == 0) || err_errno(err, errno, "cannot sync %s", path);
 }
 
-static bool delete_all(Db *to, Db *ours, Err *err)
-{
-    Names *tables = mem_calloc(1, sizeof(*tables), err);
-    bool ok = tables && list_tables(ours, tables, err);
-    for (unsigned i = 0; ok && i < tables->len; i++) {
-        cleanup_free char *sql = mem_printf(err, "DELETE FROM %s", tables->items[i]);
-        ok = sql && to->ops->exec(to, sql, err);
-    }
-    free(tables);
-    return ok;
-}
-
 bool dump_into(Store *mariadb, const char *from_path, Err *err)
 {
     Db *from = NULL, *to = mariadb->db;
+    RowsSchema schema = {0};
     store_lock(mariadb);
-    bool ok = db_sqlite_open(from_path, &from, err) && to->ops->exec(to, "SET SESSION foreign_key_checks = 0", err) &&
-        to->ops->begin(to, err) &&
-        ends_well(to, delete_all(to, from, err) && copy_tables(from, to, from, NULL, err), err);
+    bool ok = db_sqlite_open(from_path, &from, err) && rows_read_schema(from, &schema, err) &&
+        to->ops->references(to, false, err) && to->ops->begin(to, err) &&
+        ends_well(to, rows_delete_all(to, &schema, err) && rows_copy(from, to, &schema, NULL, err), err);
     Err lost = ERR_INIT; // with the connection its settings are gone as well
-    (void)!to->ops->exec(to, "SET SESSION foreign_key_checks = 1", &lost);
+    (void)!to->ops->references(to, true, &lost);
     store_unlock(mariadb);
+    rows_schema_clear(&schema);
     close_db(from);
     return ok;
 }

@@ -2,6 +2,8 @@
 docs/internals/hubs.md.
 """
 
+import contextlib
+import http.client
 import random
 import shutil
 import signal
@@ -17,12 +19,14 @@ from lib.job import Job, change_id, coverage, disk, nbdcopy
 from lib.mariadb import MISSING, NAME, MariaDb
 from lib.patience import patience
 from lib.share import share
+from lib.shim import ACTIONS, Shim, Shot, is_built
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no MariaDB here: {', '.join(MISSING)} missing")
 
 LEASE = int(patience(3))
 SIZE = 8 * CLUSTER
 MOMENTS = 12
+FAULTS = 40
 
 
 @pytest.fixture
@@ -34,12 +38,12 @@ def server(place):
 class Hubs:
     """Hubs "a", "b", ... on one database; a repository, and VMs with a raw file each."""
 
-    def __init__(self, make_hub, place, server, n=2, **more):
+    def __init__(self, make_hub, place, server, n=2, of_a=None):
         self.place, self.server = place, server
         self.all = []
         for name in "abc"[:n]:
             options = [f"--hub-lease={LEASE}", f"--hub-name={name}", "--max-jobs=8", *server.options()]
-            self.all.append(make_hub(name=name, options=options, **more))
+            self.all.append(make_hub(name=name, options=options, **(of_a if of_a and name == "a" else {})))
         self.a, self.b = self.all[:2]
         self.repository_path = place / "repository"
         made = self.a.api.post("/repositories", {"name": "main", "path": str(self.repository_path)}).expect(201)
@@ -249,6 +253,64 @@ def test_stopped_past_its_lease_at_any_moment(hubs, moment):
     assert not partial_files(hubs.repository_path)
     hubs.cli(hubs.b).ok("repo", "scan", "main")
     assert sorted(b["backup_id"] for b in hubs.prove(hubs.b)) == sorted(listed)
+
+
+@pytest.mark.skipif(not is_built(), reason="a sanitizer's build has no shim")
+@pytest.mark.parametrize("n", range(share(FAULTS, 4)))
+def test_the_shared_folder_fails_at_one_hub(server, make_hub, place, n):
+    """As NFS does, whose server forgot a file (ESTALE) or cannot read it (EIO). What the others list stays right."""
+    rng = random.Random(3000 + n)
+    shim = Shim(place / "fault")
+    hubs = Hubs(make_hub, place, server, of_a={"environment": shim.environment()})
+    victim = ("hub", "exporter")[n % 2]
+    for seed, vm in enumerate(("web", "db")):
+        hubs.add_vm(vm, seed)
+        hubs.point(hubs.a, vm)
+
+    def change_and_back_up(vm, hub):
+        hubs.images[vm].write(rng.randrange(8) * CLUSTER, rng.randbytes(CLUSTER))
+        before = backups_of(vm)
+        with contextlib.suppress(OSError, http.client.HTTPException):   # the answer may be what failed
+            hub.api.post("/backups", {"vm_name": vm, "repository_id": hubs.repository})
+        made = backups_of(vm) - before
+        assert len(made) <= 1
+        return made.pop() if made else None
+
+    def backups_of(vm):
+        return {b["backup_id"] for b in hubs.b.api.get(f"/backups?vm_name={vm}").expect(200)["backups"]}
+
+    shim.arm(victim)
+    assert hubs.wait_final(hubs.b, change_and_back_up("web", hubs.a))["status"] == "completed"
+    counts = shim.disarm().counts
+    before = {b["backup_id"] for b in hubs.prove(hubs.b)}
+    action = ("ESTALE", "EIO")[n // 2 % 2]
+    kind = rng.choice([k for k in ACTIONS if counts[k] and action in ACTIONS[k]])
+    shot = Shot(kind, action, rng.randint(1, counts[kind]))
+    shim.arm(victim, shot)
+    there, beside = change_and_back_up("web", hubs.a), change_and_back_up("db", hubs.b)
+    ended = there and hubs.wait_final(hubs.b, there)
+    assert hubs.wait_final(hubs.b, beside)["status"] == "completed"
+    seen = shim.disarm()
+    print(f"{victim}, {shot}: {seen.hit}; {ended and (ended['status'], ended['error'])}")
+    assert not shim.crash()
+    fine = ended and ended["status"] == "completed"
+    assert fine or seen.hit
+    if fine:
+        hubs.equals(hubs.b, there, hubs.images["web"].content)
+    elif ended:
+        assert ended["status"] == "failed" and ended["error"] and ended["details"], ended
+    listed = {b["backup_id"] for b in hubs.prove(hubs.b)}
+    assert listed == before | {beside} | ({there} if fine else set())
+    for hub in (hubs.b, hubs.a):
+        point = hubs.wait_final(hub, change_and_back_up("web", hub))
+        assert point["status"] == "completed", point
+        hubs.equals(hub, point["backup_id"], hubs.images["web"].content)
+    # what a hub could not remove its next start does
+    hubs.a.stop()
+    hubs.a.start()
+    assert not partial_files(hubs.repository_path)
+    hubs.cli(hubs.b).ok("repo", "scan", "main")
+    assert {b["backup_id"] for b in hubs.prove(hubs.b)} >= listed
 
 
 def test_a_database_that_was_away_makes_nobody_silent(hubs):

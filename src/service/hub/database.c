@@ -292,19 +292,13 @@ static bool make(Run *r, json_t **ret, Err *err)
     }
     if (!run(r, &any, err))
         return false;
-    json_t *o = json_object(), *list = json_array();
-    bool ok = (o && list) || err_no_memory(err);
+    json_t *list = json_array();
+    bool ok = true;
     for (size_t i = 0; ok && i < r->len; i++) {
         json_t *item = NULL;
         ok = view_target(r, &r->targets[i], &item, err) && codec_json_push(list, item, err);
     }
-    ok = codec_json_set(o, "backups", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "backups", list, ret, err);
 }
 
 bool hub_database_backup(Hub *h, json_t **ret, Err *err)

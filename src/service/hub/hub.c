@@ -160,19 +160,13 @@ void hub_set_limits(Hub *h, const HubLimits *limits)
 
 bool hub_reload(Hub *h, json_t **ret, Err *err)
 {
-    json_t *o = json_object(), *list = json_array();
-    bool ok = (o && list) || err_no_memory(err);
+    json_t *list = json_array();
+    bool ok = list || err_no_memory(err);
     (void)pthread_mutex_lock(&h->reload_lock);
     ok = ok && (!h->reload || h->reload(h->reload_ctx, list, err));
     (void)pthread_mutex_unlock(&h->reload_lock);
     hub_wake(h); // there may be room for more jobs
-    ok = codec_json_set(o, "needs_restart", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "needs_restart", list, ret, err);
 }
 
 bool hub_set_url(Hub *h, const char *url, Err *err)

@@ -306,18 +306,12 @@ bool hub_hubs_list(Hub *h, json_t **ret, Err *err)
 {
     StoreHub *rows = NULL;
     size_t len = 0;
-    json_t *o = json_object(), *list = json_array();
-    bool ok = ((o && list) || err_no_memory(err)) && store_hub_list(h->store, &rows, &len, err);
+    json_t *list = json_array();
+    bool ok = store_hub_list(h->store, &rows, &len, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
         ok = view(h, &rows[i], &item, err) && codec_json_push(list, item, err);
     }
     STORE_LIST_FREE(rows, len, store_hub_clear);
-    ok = codec_json_set(o, "hubs", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "hubs", list, ret, err);
 }

@@ -92,20 +92,14 @@ bool hub_replication_list(Hub *h, json_t **ret, Err *err)
 {
     StoreReplication *rows = NULL;
     size_t len = 0;
-    json_t *o = json_object(), *list = json_array();
-    bool ok = ((o && list) || err_no_memory(err)) && store_replication_list(h->store, &rows, &len, err);
+    json_t *list = json_array();
+    bool ok = store_replication_list(h->store, &rows, &len, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
         ok = view(h, &rows[i], &item, err) && codec_json_push(list, item, err);
     }
     STORE_LIST_FREE(rows, len, store_replication_clear);
-    ok = codec_json_set(o, "replications", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "replications", list, ret, err);
 }
 
 bool hub_replication_show(Hub *h, const char *id, json_t **ret, Err *err)

@@ -126,22 +126,14 @@ bool hub_repository_list(Hub *h, json_t **ret, Err *err)
 {
     StoreRepository *rows = NULL;
     size_t len = 0;
-    if (!store_repository_list(h->store, &rows, &len, err))
-        return false;
-    json_t *o = json_object(), *list = json_array();
-    bool ok = (o && list) || err_no_memory(err);
+    json_t *list = json_array();
+    bool ok = store_repository_list(h->store, &rows, &len, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
         ok = view(h, &rows[i], &item, err) && codec_json_push(list, item, err);
     }
     STORE_LIST_FREE(rows, len, store_repository_clear);
-    ok = codec_json_set(o, "repositories", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "repositories", list, ret, err);
 }
 
 bool hub_repository_show(Hub *h, const char *repository, json_t **ret, Err *err)

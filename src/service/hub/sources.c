@@ -213,22 +213,14 @@ bool hub_source_list(Hub *h, json_t **ret, Err *err)
 {
     StoreSource *rows = NULL;
     size_t len = 0;
-    if (!store_source_list(h->store, &rows, &len, err))
-        return false;
-    json_t *o = json_object(), *list = json_array();
-    bool ok = (o && list) || err_no_memory(err);
+    json_t *list = json_array();
+    bool ok = store_source_list(h->store, &rows, &len, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
         ok = view(h, &rows[i], &item, err) && codec_json_push(list, item, err);
     }
     STORE_LIST_FREE(rows, len, store_source_clear);
-    ok = codec_json_set(o, "sources", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "sources", list, ret, err);
 }
 
 bool hub_source_show(Hub *h, const char *source, json_t **ret, Err *err)

@@ -109,18 +109,12 @@ bool hub_trail_list(Hub *h, const StoreTrailFilter *filter, json_t **ret, Err *e
 {
     StoreTrail *rows = NULL;
     size_t len = 0;
-    json_t *list = json_array(), *o = json_object();
-    bool ok = ((list && o) || err_no_memory(err)) && store_trail_list(h->store, filter, &rows, &len, err);
+    json_t *list = json_array();
+    bool ok = store_trail_list(h->store, filter, &rows, &len, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
         ok = view(&rows[i], &item, err) && codec_json_push(list, item, err);
     }
     STORE_LIST_FREE(rows, len, store_trail_clear);
-    ok = codec_json_set(o, "entries", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "entries", list, ret, err);
 }

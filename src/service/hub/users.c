@@ -130,20 +130,14 @@ bool hub_user_list(Hub *h, json_t **ret, Err *err)
 {
     StoreUser *rows = NULL;
     size_t len = 0;
-    json_t *list = json_array(), *o = json_object();
-    bool ok = ((list && o) || err_no_memory(err)) && store_user_list(h->store, &rows, &len, err);
+    json_t *list = json_array();
+    bool ok = store_user_list(h->store, &rows, &len, err);
     for (size_t i = 0; ok && i < len; i++) {
         json_t *item = NULL;
         ok = view(&rows[i], &item, err) && codec_json_push(list, item, err);
     }
     STORE_LIST_FREE(rows, len, store_user_clear);
-    ok = codec_json_set(o, "users", list, err) && ok;
-    if (!ok) {
-        json_decref(o);
-        return false;
-    }
-    *ret = o;
-    return true;
+    return codec_json_wrap(ok, "users", list, ret, err);
 }
 
 typedef struct Change { // what a body says; NULL: nothing

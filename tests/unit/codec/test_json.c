@@ -131,6 +131,14 @@ static void test_build(void **state)
     assert_fails(codec_json_set_text(o, "x", "\xff", &err), &err, ERR_INVALID);
     assert_fails(codec_json_set_u64(o, "x", UINT64_MAX, &err), &err, ERR_INTERNAL);
     assert_fails(codec_json_set(o, "x", NULL, &err), &err, ERR_NO_MEMORY);
+    cleanup_json json_t *wrapped = NULL;
+    err = (Err)ERR_INIT;
+    assert_ok(codec_json_wrap(true, "l", json_pack("[i]", 1), &wrapped, &err), &err);
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(wrapped, "l"), 0)), 1);
+    assert_fails(codec_json_wrap(true, "l", NULL, &wrapped, &err), &err, ERR_NO_MEMORY);
+    err = (Err){.code = ERR_BUSY};
+    assert_false(codec_json_wrap(false, "l", json_array(), &wrapped, &err));
+    assert_int_equal(err.code, ERR_BUSY);
 }
 
 int main(void)
