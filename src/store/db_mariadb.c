@@ -379,6 +379,20 @@ static bool prepare(DbStmt *s, const char *sql, Err *err)
     return false;
 }
 
+// A DOUBLE has no length before it is fetched: of more than one digit the first one would be read.
+static bool has_whole_numbers(DbStmt *s, Err *err)
+{
+    s->about = mysql_stmt_result_metadata(s->handle);
+    if (!s->about)
+        return fail_stmt(s, "result", err);
+    for (unsigned i = 0; i < s->columns_len; i++) {
+        enum enum_field_types type = mysql_fetch_field_direct(s->about, i)->type;
+        if (type == MYSQL_TYPE_FLOAT || type == MYSQL_TYPE_DOUBLE)
+            return err_set(err, ERR_INTERNAL, "database: column %u is no whole number", i);
+    }
+    return true;
+}
+
 static bool db_prepare(Db *base, const char *sql, DbStmt **ret, Err *err)
 {
     DbMariadb *db = self(base);
@@ -401,7 +415,7 @@ static bool db_prepare(Db *base, const char *sql, DbStmt **ret, Err *err)
         s->given = mem_calloc(s->params_len, sizeof(*s->given), err);
         s->columns = mem_calloc(s->columns_len, sizeof(*s->columns), err);
         s->read = mem_calloc(s->columns_len, sizeof(*s->read), err);
-        ok = s->params && s->given && s->columns && s->read;
+        ok = s->params && s->given && s->columns && s->read && (s->columns_len == 0 || has_whole_numbers(s, err));
     }
     if (!ok) {
         db_finish(s);
@@ -545,10 +559,8 @@ static DbValue db_column_value(DbStmt *s, unsigned i)
 {
     if (!s->read[i].text)
         return DB_VALUE_NULL;
-    if (!s->about)
-        s->about = mysql_stmt_result_metadata(s->handle);
-    const MYSQL_FIELD *f = s->about ? mysql_fetch_field_direct(s->about, i) : NULL;
-    switch (f ? f->type : MYSQL_TYPE_NULL) {
+    const MYSQL_FIELD *f = mysql_fetch_field_direct(s->about, i);
+    switch (f->type) {
     case MYSQL_TYPE_LONG:
     case MYSQL_TYPE_LONGLONG: return (f->flags & UNSIGNED_FLAG) ? DB_VALUE_OTHER : DB_VALUE_NUMBER;
     case MYSQL_TYPE_STRING:

@@ -62,8 +62,8 @@ bool store_dump_number(Store *s, uint64_t at_least, uint64_t *ret, Err *err)
     int64_t last;
     char text[24];
     store_lock(s);
-    bool ok =
-        store_number(s, "SELECT value + 0 FROM hub_state WHERE name = 'database_number'", DB_NO_ARGS, 0, &last, err);
+    bool ok = store_number(s, "SELECT CAST(value AS SIGNED) FROM hub_state WHERE name = 'database_number'", DB_NO_ARGS,
+                           0, &last, err);
     if (ok) {
         *ret = MAX((uint64_t)MAX(last, 0) + 1, at_least);
         (void)snprintf(text, sizeof(text), "%llu", (unsigned long long)*ret);

@@ -621,6 +621,31 @@ static void test_large_and_unchanged(void **state)
     db->ops->close(db);
 }
 
+// Of MariaDB's DOUBLEs the first digit was read: the eleventh backup of a database was number 2 again, and an old one
+// the newest. A question that makes one is refused.
+static void test_numbers_of_several_digits(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    uint64_t number;
+    int64_t got;
+    for (uint64_t n = 1; n <= 12; n++) {
+        assert_ok(store_dump_number(fx.store, 1, &number, &err), &err);
+        assert_int_equal(number, n);
+    }
+    store_close(fx.store);
+    fx.store = NULL;
+    Db *db = NULL;
+    assert_ok(open_db(&db, &err), &err);
+    assert_ok(db_number(db, "SELECT SUM(n) FROM (SELECT 12345678901 AS n UNION SELECT 1) AS t", DB_NO_ARGS, 0, &got,
+                        &err),
+              &err);
+    assert_int_equal(got, INT64_C(12345678902));
+    if (fx.mariadb)
+        assert_fails(db_number(db, "SELECT value + 0 FROM hub_state", DB_NO_ARGS, 0, &got, &err), &err, ERR_INTERNAL);
+    db->ops->close(db);
+}
+
 // The server went away and came back: the next question is answered, a transaction that was open is not carried on.
 static void test_a_connection_that_breaks(void **state)
 {
@@ -901,6 +926,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_database_of_somebody_else, setup, teardown),
         cmocka_unit_test_setup_teardown(test_text_is_compared_byte_for_byte, setup, teardown),
         cmocka_unit_test_setup_teardown(test_large_and_unchanged, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_numbers_of_several_digits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_connection_that_breaks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_keeps_a_hub_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_job_is_its_hub_s, setup, teardown),
