@@ -16,7 +16,7 @@ import yaml
 from lib.api import quote
 from lib.cli import Cli
 from lib.history import wait_for
-from lib.hub import ROOT, HubError
+from lib.hub import BIN, ROOT, HubError
 from lib.world import World
 
 ROLES = ("admin", "operator", "viewer", "node")
@@ -242,7 +242,7 @@ def test_the_command_line_logs_in(locked, place):
     assert cli.run("login", "--token-file", locked.data / "admin-token").status == 2       # it is somebody's file
     kept.unlink()
     with open(file, "rb") as f:
-        done = subprocess.run([str(ROOT / "build/bin/sendense"), "login", "--token-fd", str(f.fileno())],
+        done = subprocess.run([str(BIN / "sendense"), "login", "--token-fd", str(f.fileno())],
                               pass_fds=[f.fileno()], env={"SHA_API_URL": locked.url, "HOME": str(place)}, check=False,
                               stdin=subprocess.DEVNULL, capture_output=True)
     assert done.returncode == 0, done

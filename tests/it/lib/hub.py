@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib import system
 from lib.api import Api, quote
-from lib.patience import patience
+from lib.patience import SLOWNESS, patience
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(os.environ.get("SENDENSE_BIN") or ROOT / "build" / "bin")
@@ -91,7 +91,9 @@ class Hub:
     def environ(self):
         environ = {k: v for k, v in os.environ.items()
                    if k not in ("SHA_API_URL", "MIGRATEKIT_JOB_ID", "SENDENSE_JOB_TOKEN", "SENDENSE_TRAFFIC_DIR")}
-        return {**environ, "SENDENSE_LOG": "debug", **self.environment}
+        # a client that a test plays is as slow as all else
+        slow = {"SENDENSE_LEASE": str(int(patience(30)))} if SLOWNESS > 1 else {}
+        return {**environ, "SENDENSE_LOG": "debug", **slow, **self.environment}
 
     def start(self):
         for last in (False, False, True):

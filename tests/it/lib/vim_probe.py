@@ -4,7 +4,9 @@ import json
 import subprocess
 from pathlib import Path
 
-PROBE = Path(__file__).resolve().parents[3] / "build" / "tests" / "tools" / "vim-probe"
+from lib.hub import BIN
+
+PROBE = BIN.parent / "tests" / "tools" / "vim-probe"
 
 
 class Refused(Exception):

@@ -27,20 +27,20 @@ from pathlib import Path
 import pytest
 
 from lib.history import wait_for
+from lib.hub import BIN, ROOT
 from lib.job import Job, coverage, disk, qemu_io
 
-ROOT = Path(__file__).resolve().parents[3]
-BENCH = ROOT / "build" / "tests" / "vsphere"
+BENCH = BIN.parent / "tests" / "vsphere"
 FIXTURES = ROOT / "tests" / "fixtures" / "vsphere"
-LIBDIR = BENCH            # for libdir=: lib64/libvixDiskLib.so.8 is in it
+LIBDIR = ROOT / "build" / "tests" / "vsphere"   # for libdir=: lib64/libvixDiskLib.so.8; never with a sanitizer
 USER, PASSWORD = "backup@vsphere.local", "secret"
 XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
 
 
 def plugin():
     """Path of nbdkit's vddk plugin; the test is skipped where it cannot be had."""
-    if not (BENCH / "lib64" / "libvixDiskLib.so.8").exists():
-        pytest.skip("the stand-in libvixDiskLib.so.8 is not built (make all; not with sanitizers)")
+    if not (LIBDIR / "lib64" / "libvixDiskLib.so.8").exists():
+        pytest.skip("the stand-in libvixDiskLib.so.8 is not built (make all)")
     folder = ROOT / "build" / "vddk-plugin"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w", encoding="ascii") as lock:
