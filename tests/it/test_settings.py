@@ -1,6 +1,7 @@
 """The hub's settings: files, environment, options; --check-config; a reload (docs/internals/settings.md)."""
 
 import os
+import re
 import signal
 import subprocess
 
@@ -8,7 +9,7 @@ import pytest
 
 from lib.cli import Cli
 from lib.history import wait_for
-from lib.hub import BIN, HubError
+from lib.hub import BIN, ROOT, HubError
 from lib.world import World
 
 
@@ -21,6 +22,19 @@ def check(place, *options, environment=None, status=0):
     assert done.returncode == status, done
     assert not (place / "none").exists()
     return done.stderr if status else dict(line.split(" = ", 1) for line in done.stdout.splitlines())
+
+
+def test_the_file_that_comes_with_it_has_each_setting_with_its_default(place):
+    """The backups of the database were not in it for a while: the packages' test, which is longer, ran too seldom."""
+    sample = (ROOT / "packaging" / "hub.conf").read_text()
+    values = dict(re.findall(r"^#([a-z-]+) = ?(.*)$", sample, re.MULTILINE))
+    defaults = check(place)
+    del defaults["data-dir"]
+    assert {n: v for n, v in values.items() if n in defaults} == defaults
+    said = subprocess.run([str(BIN / "sendense-hub"), "--help"], capture_output=True, text=True, check=True, timeout=60)
+    options = set(re.findall(r"^  --([a-z-]+)", said.stdout, re.MULTILINE))
+    assert options - set(values) == {"config", "check-config", "new-admin-token", "help", "version", "to"}
+    assert set(values) - options == set()
 
 
 def test_who_comes_last_wins(place):

@@ -157,7 +157,8 @@ class Machine:
     def hub_runs(self):
         """Path of the program that runs as the unit's main process; '' where none does."""
         pid = self.unit("MainPID")
-        return "" if pid == "0" else self.run("readlink", f"/proc/{pid}/exe").out
+        found = "" if pid == "0" else self.run("readlink", f"/proc/{pid}/exe").out
+        return found[max(found.find("/usr/"), 0):]      # where all this runs in a chroot its path comes first
 
 
 class Result:
