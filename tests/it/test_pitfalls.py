@@ -158,8 +158,7 @@ class Durable:
 
 def test_pitfall_07_done_is_durable(make_hub, place):
     """A full, an increment and a restore, seen by strace: synced, then named, then synced, then said to be done."""
-    # LeakSanitizer cannot look at a process that is traced
-    hub = make_hub(start=False, environment={"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"})
+    hub = make_hub(start=False)
     plain = hub.command
     hub.command = lambda: trace.command(place / "calls", plain())
     line = Line(hub.start(), place, [A + B, B])

@@ -1,5 +1,6 @@
 """Which system calls a program and its children make, by strace."""
 
+import os
 import re
 
 WRITES = ("write", "pwrite64", "pwritev", "ftruncate")
@@ -12,7 +13,10 @@ def command(out, traced):
     """Runs the command as it would run by itself, and writes its calls to the file; strace ends after the last process
     of it."""
     calls = ",".join((*WRITES, *SYNCS, *NAMES, *SENDS))
-    return ["strace", "-D", "-f", "-qq", "-y", "-s", "500", "-e", f"trace={calls}", "-o", str(out), *traced]
+    # LeakSanitizer cannot look at a process that is traced
+    options = os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
+    return ["strace", "-D", "-f", "-qq", "-y", "-s", "500", "-e", f"trace={calls}", "-E", f"ASAN_OPTIONS={options}",
+            "-o", str(out), *traced]
 
 
 def calls(out):
