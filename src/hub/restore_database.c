@@ -88,15 +88,12 @@ static void say(const char *message)
 static bool run(const Asked *asked, const Settings *o, Err *err)
 {
     cleanup(secret_clear) Secret password = {0};
-    if (!settings_database_password(o, &password, err))
+    StoreMariadb mariadb = {0};
+    if (!settings_database_password(o, &password, err) ||
+        (o->db_host && !settings_mariadb(o, &password, &mariadb, err)))
         return false;
     (void)signal(SIGPIPE, SIG_IGN);
     (void)signal(SIGCHLD, SIG_DFL);
-    StoreMariadb mariadb = {.host = o->db_host,
-                            .port = (unsigned)o->db_port,
-                            .name = o->db_name,
-                            .user = o->db_user,
-                            .password = &password};
     HubConfig config = {.mariadb = o->db_host ? &mariadb : NULL,
                         .data_dir = settings_data_dir(o),
                         .key_file = o->key_file,

@@ -5,6 +5,7 @@
 #include "base/str.h"
 #include "domain/audit.h"
 #include "domain/chain.h"
+#include "store/hosts.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -59,8 +60,8 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
         {"database-backup-to", OPT_TEXT, &o->dump_to, 0, 0, "REPOSITORY", "where to; default: each repository"},
         {"plugin", OPT_TEXT, &o->plugin, 0, 0, "FILE", "nbdkit-sendense-plugin.so; default: beside this program"},
         {"client", OPT_TEXT, &o->client, 0, 0, "FILE", "sendense-backup-client; default: beside this program"},
-        {"db-host", OPT_TEXT, &o->db_host, 0, 0, "HOST",
-         "MariaDB's host, or the path of its socket; without it: embedded SQLite"},
+        {"db-host", OPT_TEXT, &o->db_host, 0, 0, "HOST[:PORT][,…]",
+         "MariaDB's host, up to 8 of a Galera cluster, or a socket's path; without it: embedded SQLite"},
         {"db-port", OPT_U64, &o->db_port, 1, 65535, "PORT", "MariaDB's port; default 3306"},
         {"db-name", OPT_TEXT, &o->db_name, 0, 0, "NAME", "MariaDB's database"},
         {"db-user", OPT_TEXT, &o->db_user, 0, 0, "USER", "MariaDB's user"},
@@ -132,9 +133,15 @@ static bool is_loopback(const char *address)
                                                  : inet_pton(AF_INET6, address, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
-static bool is_this_machine(const char *host)
+// All of them.
+static bool is_this_machine(const StoreHosts *hosts)
 {
-    return host[0] == '/' || strcasecmp(host, "localhost") == 0 || is_loopback(host);
+    bool here = true;
+    for (size_t i = 0; i < hosts->len; i++) {
+        const char *name = hosts->at[i].name;
+        here = here && (name[0] == '/' || strcasecmp(name, "localhost") == 0 || is_loopback(name));
+    }
+    return here;
 }
 
 // What leaves this machine is encrypted, and to the right one, unless something else is said in words.
@@ -143,7 +150,10 @@ static StoreTls tls_of(const Settings *s)
     if (s->db_tls)
         return str_eq(s->db_tls, "required") ? STORE_TLS_REQUIRED
                                              : (str_eq(s->db_tls, "off") ? STORE_TLS_OFF : STORE_TLS_UNVERIFIED);
-    return s->db_tls_ca || !is_this_machine(s->db_host) ? STORE_TLS_REQUIRED : STORE_TLS_OFF;
+    StoreHosts hosts;
+    Err bad = ERR_INIT; // check() says so
+    bool here = store_hosts_parse(s->db_host, (unsigned)s->db_port, &hosts, &bad) && is_this_machine(&hosts);
+    return s->db_tls_ca || !here ? STORE_TLS_REQUIRED : STORE_TLS_OFF;
 }
 
 static bool check_tls(const Settings *s, Err *err)
@@ -172,7 +182,8 @@ static bool check(const Settings *s, Err *err)
         return err_set(err, ERR_USAGE, "--db-name, --db-user, TLS and a password go with --db-host");
     if (s->db_host && (!s->db_name || !s->db_user))
         return err_set(err, ERR_USAGE, "--db-host needs --db-name and --db-user");
-    return !s->db_host || check_tls(s, err);
+    StoreHosts hosts;
+    return !s->db_host || (store_hosts_parse(s->db_host, (unsigned)s->db_port, &hosts, err) && check_tls(s, err));
 }
 
 bool settings_load(int argc, char *const *argv, Settings *ret, Err *err)

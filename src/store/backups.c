@@ -543,6 +543,11 @@ bool store_disk_set_audit(Store *s, const StoreDisk *d, Err *err)
         NULL, err);
 }
 
+bool store_disk_remove(Store *s, const char *backup_id, Err *err)
+{
+    return store_run(s, "DELETE FROM backup_disks WHERE backup_id = ?", DB_ARGS(DB_T(backup_id)), NULL, err);
+}
+
 bool store_disk_forget_exporters(Store *s, const char *backup_id, Err *err)
 {
     return store_run(s,

@@ -68,6 +68,10 @@ typedef struct DbOps {
 
 struct Db {
     const DbOps *ops;
+    // What failed last came to nothing for another one's sake (a transaction elsewhere, a server that went away): the
+    // same may be right now. Within a transaction: all of it. Whoever begins something sets it to false.
+    bool undone;
+    bool clustered; // of several servers (Galera): locks are one server's own, and conflicts come with the COMMIT
 };
 
 // WAL, synchronous=FULL, foreign keys on. Created 0600 if it is not there.

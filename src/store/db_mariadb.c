@@ -1,15 +1,21 @@
 // MariaDB behind the seam: prepared statements over one connection, which is opened again when the server went away.
 // docs/internals/mariadb.md.
 #include "store/db.h"
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/str.h"
+#include "store/hosts.h"
 
 #include <errmsg.h>
 #include <mysql.h>
 #include <mysqld_error.h>
 #include <stdio.h>
+#include <time.h>
 
 #define CONNECT_S 10
 #define ANSWER_S 60
+#define CONNECT_NEXT_S 3 // where there is another host to turn to: well within a hub's lease
+#define ANSWER_NEXT_S 20
 #define SQL_MAX 65536
 #define CHARSET_BINARY 63
 #define TEXT_BYTES_MAX (16u << 20) // of one value that is read
@@ -20,7 +26,10 @@ typedef struct DbMariadb {
     char *host, *name, *user, *tls_ca, *hub_id; // hub_id NULL: alone
     Secret password;
     unsigned port;
+    StoreHosts hosts; // of host and port
+    size_t at, next;  // the one it is, or was, connected to; with which the next connecting begins
     StoreTls tls;
+    unsigned failed_with; // the last error's number
     bool in_transaction;
     bool only_reads; // rows come one by one, however many there are
     bool lost;       // the connection, within a transaction or not
@@ -56,7 +65,23 @@ static DbMariadb *self(Db *db)
 static bool is_lost(unsigned code)
 {
     return (code >= CR_MIN_ERROR && code <= CR_MAX_ERROR && code != CR_OUT_OF_MEMORY) || code == ER_SERVER_SHUTDOWN ||
-        code == ER_CONNECTION_KILLED || (code >= ER_NET_READ_ERROR && code <= ER_NET_WRITE_INTERRUPTED);
+        code == ER_CONNECTION_KILLED || code == ER_UNKNOWN_COM_ERROR || // a Galera node that is not ready
+        (code >= ER_NET_READ_ERROR && code <= ER_NET_WRITE_INTERRUPTED);
+}
+
+// Another transaction was in the way, on this server or another one, and this one is rolled back: also where COMMIT
+// says it.
+static bool is_conflict(unsigned code)
+{
+    return code == ER_LOCK_DEADLOCK || code == ER_LOCK_WAIT_TIMEOUT || code == ER_CHECKREAD;
+}
+
+// Nothing of the statement has happened, nor will. Of a COMMIT only is_conflict() says so: what is lost there may have
+// been on its way to the other nodes.
+static bool is_undone(const DbMariadb *db, unsigned code)
+{
+    bool vague = code == ER_QUERY_INTERRUPTED || code == ER_ERROR_DURING_COMMIT || is_lost(code);
+    return is_conflict(code) || code == ER_UNKNOWN_COM_ERROR || (db->in_transaction && vague);
 }
 
 static ErrCode code_of(unsigned code)
@@ -76,8 +101,10 @@ static ErrCode code_of(unsigned code)
     case ER_QUERY_INTERRUPTED:
     case ER_LOCK_WAIT_TIMEOUT:
     case ER_LOCK_DEADLOCK:
+    case ER_CHECKREAD:
+    case ER_ERROR_DURING_COMMIT:
+    case ER_ERROR_DURING_ROLLBACK:
     case ER_OPTION_PREVENTS_STATEMENT: // read-only for a while
-    case ER_UNKNOWN_COM_ERROR:         // a Galera node that is not ready
     case ER_CON_COUNT_ERROR: return ERR_UNAVAILABLE;
     default: return is_lost(code) ? ERR_UNAVAILABLE : ERR_INTERNAL;
     }
@@ -99,12 +126,16 @@ static bool is_full(unsigned code, const char *text)
 
 static bool fail(DbMariadb *db, const char *what, unsigned code, const char *text, Err *err)
 {
+    db->failed_with = code;
     if (is_full(code, text))
         return err_set(err, ERR_NO_SPACE,
                        "database: the server has no space left: %s (%u); HINT: make room on its disk, nothing has to be"
                        " started anew",
                        text, code);
     db->lost = db->lost || is_lost(code);
+    db->base.undone = db->base.undone || is_undone(db, code);
+    if (is_lost(code) && code != CR_SERVER_GONE_ERROR) // it ended between two calls: it may be there again
+        db->next = (db->at + 1) % db->hosts.len;
     return err_set(err, code_of(code), "database: %s (%u): %.200s", text, code, what);
 }
 
@@ -143,6 +174,20 @@ static bool ask_number(DbMariadb *db, const char *sql, long long fallback, long 
     return true;
 }
 
+// In a cluster a lock is one server's, if it has any.
+static bool ask_lock(DbMariadb *db, const char *sql, long long *ret, Err *err)
+{
+    Err why = ERR_INIT;
+    if (ask_number(db, sql, 0, ret, &why))
+        return true;
+    if (db->base.clustered && db->failed_with == ER_NOT_SUPPORTED_YET) {
+        *ret = 1;
+        return true;
+    }
+    *err = why;
+    return false;
+}
+
 // Locks live as long as the connection: one for each hub, by its ID, and one for who wants to be alone. A connection
 // that ended a moment ago may hold them for another one. Names have at most 64 characters.
 #define LOCK_ALONE "CONCAT('sendense.', SHA1(DATABASE()))"
@@ -153,7 +198,7 @@ static bool hold_as_hub(DbMariadb *db, Err *err)
     char sql[200];
     long long held, free;
     (void)snprintf(sql, sizeof(sql), "SELECT GET_LOCK(" LOCK_HUB("'%s'") ", 3)", db->hub_id);
-    if (!ask_number(db, sql, 0, &held, err) || !ask_number(db, "SELECT IS_FREE_LOCK(" LOCK_ALONE ")", 0, &free, err))
+    if (!ask_lock(db, sql, &held, err) || !ask_lock(db, "SELECT IS_FREE_LOCK(" LOCK_ALONE ")", &free, err))
         return false;
     if (!held)
         return err_set(err, ERR_BUSY,
@@ -165,16 +210,37 @@ static bool hold_as_hub(DbMariadb *db, Err *err)
                 db->name);
 }
 
+// In a cluster: does a hub raise its number, at whichever server?
+static bool look_for_beats(DbMariadb *db, long long *ret_alive, Err *err)
+{
+    const char *beats = "SELECT SUM(beats) FROM hubs WHERE stopped = 0";
+    long long lease_s, before, now;
+    if (!ask_number(db, beats, 0, &before, err) ||
+        !ask_number(db, "SELECT MAX(lease_seconds) FROM hubs WHERE stopped = 0", 0, &lease_s, err))
+        return false;
+    now = before;
+    for (int64_t until = clock_mono_ms() + STORE_LOOK_MS(lease_s); now == before && clock_mono_ms() < until;) {
+        (void)nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+        if (!ask_number(db, beats, 0, &now, err))
+            return false;
+    }
+    *ret_alive = now != before;
+    return true;
+}
+
 static bool hold_alone(DbMariadb *db, Err *err)
 {
     long long held, tables, hubs = 0;
-    bool ok = ask_number(db, "SELECT GET_LOCK(" LOCK_ALONE ", 3)", 0, &held, err) &&
+    bool ok = ask_lock(db, "SELECT GET_LOCK(" LOCK_ALONE ", 3)", &held, err) &&
         ask_number(db,
                    "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name ="
                    " 'hubs'",
                    0, &tables, err) &&
         (tables == 0 ||
-         ask_number(db, "SELECT COUNT(*) FROM hubs WHERE IS_USED_LOCK(" LOCK_HUB("id") ") IS NOT NULL", 0, &hubs, err));
+         (db->base.clustered
+              ? look_for_beats(db, &hubs, err)
+              : ask_number(db, "SELECT COUNT(*) FROM hubs WHERE IS_USED_LOCK(" LOCK_HUB("id") ") IS NOT NULL", 0, &hubs,
+                           err)));
     return ok &&
         ((held && hubs == 0) || err_set(err, ERR_BUSY, "a hub uses the database %s; stop all of them", db->name));
 }
@@ -191,9 +257,11 @@ static bool set_tls(MYSQL *m, const DbMariadb *db)
         (verified || mysql_optionsv(m, MARIADB_OPT_RESTRICTED_AUTH, "mysql_native_password,client_ed25519") == 0);
 }
 
-static bool set_options(MYSQL *m, bool socket)
+static bool set_options(MYSQL *m, const DbMariadb *db, bool socket)
 {
-    unsigned connect_s = CONNECT_S, answer_s = ANSWER_S, off = 0;
+    bool turns = db->hosts.len > 1;
+    unsigned connect_s = turns ? CONNECT_NEXT_S : CONNECT_S, off = 0;
+    unsigned answer_s = turns && db->hub_id ? ANSWER_NEXT_S : ANSWER_S;
     unsigned protocol = socket ? MYSQL_PROTOCOL_SOCKET : MYSQL_PROTOCOL_TCP; // "localhost" is a host here, too
     return mysql_optionsv(m, MYSQL_OPT_CONNECT_TIMEOUT, (void *)&connect_s) == 0 &&
         mysql_optionsv(m, MYSQL_OPT_READ_TIMEOUT, (void *)&answer_s) == 0 &&
@@ -230,19 +298,47 @@ static bool refused(DbMariadb *db, Err *err)
             : "give the server a certificate (ssl_cert, ssl_key), or say db-tls = off");
 }
 
-static bool connect_now(DbMariadb *db, Err *err)
+// Of SHOW: is the one's value this?
+static bool shows(DbMariadb *db, const char *sql, const char *value, bool *ret, Err *err)
 {
-    unsigned long before = db->handle ? mysql_thread_id(db->handle) : 0;
-    bool socket = db->host[0] == '/';
+    MYSQL_RES *rows = NULL;
+    MYSQL_ROW row = NULL;
+    if (mysql_real_query(db->handle, sql, strlen(sql)) != 0 || !(rows = mysql_store_result(db->handle)))
+        return fail(db, sql, mysql_errno(db->handle), mysql_error(db->handle), err);
+    *ret = (row = mysql_fetch_row(rows)) && row[1] && strcasecmp(row[1], value) == 0;
+    mysql_free_result(rows);
+    return true;
+}
+
+// A node of a cluster has to be one of its greater part; what it answers is not older than what any node has confirmed.
+static bool join_cluster(DbMariadb *db, Err *err)
+{
+    bool ready = true;
+    if (!shows(db, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'", "ON", &db->base.clustered, err) ||
+        (db->base.clustered && !shows(db, "SHOW GLOBAL STATUS LIKE 'wsrep_ready'", "ON", &ready, err)))
+        return false;
+    if (!ready)
+        return err_set(err, ERR_UNAVAILABLE,
+                       "database: this node is not ready; it is cut off from most of its cluster, or has just started");
+    return !db->base.clustered || query(db, "SET SESSION wsrep_sync_wait = 7", err);
+}
+
+static bool connect_to(DbMariadb *db, size_t at, Err *err)
+{
+    const StoreHost *host = &db->hosts.at[at];
+    // a thread's number is one server's
+    unsigned long before = db->handle && at == db->at ? mysql_thread_id(db->handle) : 0;
+    bool socket = host->name[0] == '/';
     disconnect(db);
     db->handle = mysql_init(NULL);
-    if (!db->handle || !set_options(db->handle, socket) || !(socket || set_tls(db->handle, db))) {
+    if (!db->handle || !set_options(db->handle, db, socket) || !(socket || set_tls(db->handle, db))) {
         disconnect(db);
         return err_no_memory(err);
     }
     // affected rows are those that were found, as SQLite counts them
-    bool ok = mysql_real_connect(db->handle, socket ? NULL : db->host, db->user, secret_reveal(&db->password), db->name,
-                                 socket ? 0 : db->port, socket ? db->host : NULL, CLIENT_FOUND_ROWS) != NULL ||
+    bool ok =
+        mysql_real_connect(db->handle, socket ? NULL : host->name, db->user, secret_reveal(&db->password), db->name,
+                           socket ? 0 : host->port, socket ? host->name : NULL, CLIENT_FOUND_ROWS) != NULL ||
         refused(db, err);
     if (ok && !socket && db->tls != STORE_TLS_OFF && !mysql_get_ssl_cipher(db->handle))
         ok = err_set(
@@ -253,7 +349,7 @@ static bool connect_now(DbMariadb *db, Err *err)
               "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,"
               " innodb_lock_wait_timeout = 10, foreign_key_checks = 1, wait_timeout = 60",
               err) &&
-        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err);
+        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err) && join_cluster(db, err);
     db->lost = !ok;
     if (ok && !db->only_reads) {
         end_before(db, before);
@@ -265,9 +361,40 @@ static bool connect_now(DbMariadb *db, Err *err)
     return ok;
 }
 
-// Within a transaction what was lost stays lost: the caller gives up and begins anew.
+// Of several hosts the one that works now comes first; the error is that one's, and names the others'.
+static bool connect_now(DbMariadb *db, Err *err)
+{
+    Err first = ERR_INIT;
+    size_t begin = db->next, len = db->hosts.len;
+    for (size_t i = 0; i < len; i++) {
+        Err each = ERR_INIT;
+        size_t at = (begin + i) % len;
+        const StoreHost *host = &db->hosts.at[at];
+        if (connect_to(db, at, &each)) {
+            if (len > 1 && at != db->at)
+                log_warn("another host of the database is used from here on", LOG_STR("host", host->name),
+                         LOG_NUM("port", host->port));
+            db->at = db->next = at;
+            return true;
+        }
+        if (len > 1)
+            (void)err_context(&each, "%s:%u", host->name, host->port);
+        size_t n = strlen(first.details);
+        if (i == 0)
+            first = each;
+        else
+            (void)snprintf(first.details + n, sizeof(first.details) - n, "; %.300s", each.details);
+    }
+    *err = first;
+    return false;
+}
+
+// Within a transaction what was lost, or undone, stays so: the caller gives up and begins anew. After a deadlock the
+// server has no transaction any more, and would take each further statement for one of its own.
 static bool be_connected(DbMariadb *db, Err *err)
 {
+    if (db->in_transaction && db->base.undone && !db->lost)
+        return err_set(err, ERR_UNAVAILABLE, "database: the transaction was undone by another one");
     if (!db->lost && db->handle)
         return true;
     if (db->in_transaction)
@@ -480,6 +607,8 @@ static bool db_bind_null(DbStmt *s, unsigned i, Err *err)
 static bool execute(DbStmt *s, Err *err)
 {
     s->executed = true;
+    if (s->db->in_transaction && !be_connected(s->db, err))
+        return false;
     if ((s->params_len > 0 && mysql_stmt_bind_param(s->handle, s->params)) || mysql_stmt_execute(s->handle) != 0)
         return fail_stmt(s, "statement", err);
     s->db->affected = mysql_stmt_affected_rows(s->handle);
@@ -599,8 +728,12 @@ static bool db_begin(Db *base, Err *err)
 // Where the connection breaks here nobody knows whether it was committed: the caller repeats, or looks.
 static bool db_commit(Db *base, Err *err)
 {
-    bool ok = be_connected(self(base), err) && query(self(base), "COMMIT", err);
-    self(base)->in_transaction = self(base)->in_transaction && !ok; // rollback follows
+    DbMariadb *db = self(base);
+    if (!be_connected(db, err))
+        return false;
+    bool ok = query(db, "COMMIT", err);
+    db->base.undone = !ok && is_conflict(db->failed_with);
+    db->in_transaction = db->in_transaction && !ok; // rollback follows
     return ok;
 }
 
@@ -650,9 +783,9 @@ static bool new_db(const DbOps *ops, const StoreMariadb *spec, DbMariadb **ret, 
     db->base.ops = ops;
     db->port = spec->port;
     db->tls = spec->tls;
-    if (mem_replace(&db->tls_ca, spec->tls_ca, err) && mem_replace(&db->hub_id, spec->hub_id, err) &&
-        mem_replace(&db->host, spec->host, err) && mem_replace(&db->name, spec->name, err) &&
-        mem_replace(&db->user, spec->user, err) &&
+    if (store_hosts_parse(spec->host, spec->port, &db->hosts, err) && mem_replace(&db->tls_ca, spec->tls_ca, err) &&
+        mem_replace(&db->hub_id, spec->hub_id, err) && mem_replace(&db->host, spec->host, err) &&
+        mem_replace(&db->name, spec->name, err) && mem_replace(&db->user, spec->user, err) &&
         (!spec->password || secret_set(&db->password, secret_reveal(spec->password), err))) {
         *ret = db;
         return true;
@@ -674,6 +807,7 @@ static bool db_snapshot(Db *base, Db **ret, Err *err)
     if (!new_db(base->ops, &spec, &reader, err))
         return false;
     reader->only_reads = true; // it takes nobody's place
+    reader->at = reader->next = db->at;
     if (!connect_now(reader, err) || !db_only_read(&reader->base, err)) {
         db_close(&reader->base);
         return err_context(err, "a snapshot of the database");

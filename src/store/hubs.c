@@ -4,6 +4,7 @@
 #include "store/tables.h"
 
 #include <stdio.h>
+#include <time.h>
 
 #define TURN "turn" // a number in hub_state: raised by whoever decides alone
 
@@ -73,28 +74,65 @@ static bool enter(Store *s, const StoreHub *h, Err *err)
         adopt(s, err);
 }
 
+// In a cluster no lock tells two hubs of one ID apart: one that lives raises its number.
+static bool is_free(Store *s, const StoreHub *h, Err *err)
+{
+    StoreHub row = {0};
+    bool found;
+    const DbArg id = DB_T(h->id);
+    if (!s->db->clustered)
+        return true;
+    if (!store_one(s, &tables_hub, "WHERE id = ?", &id, 1, &row, &found, err))
+        return false;
+    uint64_t before = row.beats, lease_s = row.lease_s;
+    bool stopped = row.stopped;
+    db_row_clear(&tables_hub, &row);
+    if (!found || stopped)
+        return true;
+    for (int64_t until = clock_mono_ms() + STORE_LOOK_MS(lease_s); clock_mono_ms() < until;) {
+        int64_t now;
+        (void)nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+        if (!store_number(s, "SELECT beats FROM hubs WHERE id = ?", &id, 1, 0, &now, err))
+            return false;
+        if ((uint64_t)now != before)
+            return err_set(err, ERR_BUSY,
+                           "a hub with this one's ID (hub-id in the data folder) uses the database already; HINT: of a "
+                           "data folder that was copied, remove hub-id");
+    }
+    return true;
+}
+
 bool store_hub_enter(Store *s, const StoreHub *h, Err *err)
 {
-    (void)snprintf(s->hub, sizeof(s->hub), "%s", h->id);
-    if (!store_begin_beside(s, err))
+    if (!is_free(s, h, err))
         return false;
-    if (enter(s, h, err))
-        return store_commit(s, err);
-    store_rollback(s);
-    return false;
+    (void)snprintf(s->hub, sizeof(s->hub), "%s", h->id);
+    s->entered_us = h->started_us;
+    StoreTurn t = STORE_TURN_BESIDE(s);
+    while (store_turn(&t, err))
+        t.ok = enter(s, h, err);
+    return t.ok;
 }
+
+// Its row, as long as no other one has entered with its ID.
+#define OWN_ROW " WHERE id = ? AND started_at = ?"
 
 bool store_hub_beat(Store *s, Err *err)
 {
-    char now[CLOCK_TEXT];
+    char now[CLOCK_TEXT], entered[CLOCK_TEXT];
+    uint64_t n = 0;
     clock_format(clock_utc_us(), now);
-    return store_run(s, "UPDATE hubs SET beats = beats + 1, beat_at = ? WHERE id = ?", DB_ARGS(DB_T(now), DB_T(s->hub)),
-                     NULL, err);
+    clock_format(s->entered_us, entered);
+    return store_run(s, "UPDATE hubs SET beats = beats + 1, beat_at = ?" OWN_ROW,
+                     DB_ARGS(DB_T(now), DB_T(s->hub), DB_T(entered)), &n, err) &&
+        (n > 0 || err_set(err, ERR_BUSY, "another hub has entered with this one's ID, %s", s->hub));
 }
 
 bool store_hub_leave(Store *s, Err *err)
 {
-    return store_run(s, "UPDATE hubs SET stopped = 1 WHERE id = ?", DB_ARGS(DB_T(s->hub)), NULL, err);
+    char entered[CLOCK_TEXT];
+    clock_format(s->entered_us, entered);
+    return store_run(s, "UPDATE hubs SET stopped = 1" OWN_ROW, DB_ARGS(DB_T(s->hub), DB_T(entered)), NULL, err);
 }
 
 bool store_hub_list(Store *s, StoreHub **ret, size_t *ret_len, Err *err)
@@ -132,12 +170,10 @@ static bool take_over(Store *s, const char *id, const StoreHub *silent, bool *re
 
 bool store_backup_take_over(Store *s, const char *id, const StoreHub *silent, bool *ret_done, Err *err)
 {
-    if (!store_begin_beside(s, err))
-        return false;
-    if (take_over(s, id, silent, ret_done, err))
-        return store_commit(s, err);
-    store_rollback(s);
-    return false;
+    StoreTurn t = STORE_TURN_BESIDE(s);
+    while (store_turn(&t, err))
+        t.ok = take_over(s, id, silent, ret_done, err);
+    return t.ok;
 }
 
 bool store_export_forget(Store *s, const StoreHub *silent, uint64_t *ret_gone, Err *err)

@@ -80,15 +80,12 @@ bool store_replication_record(Store *s, const StoreChangeId *c, Err *err)
 {
     char now[CLOCK_TEXT];
     clock_format(c->recorded_us, now);
-    if (!store_begin(s, err))
-        return false;
-    if (!store_insert(s, &tables_change_id, c, err) ||
-        !store_run(s, "UPDATE replication_jobs SET change_id = ?, updated_at = ? WHERE id = ?",
-                   DB_ARGS(DB_T(c->change_id), DB_T(now), DB_T(c->job_id)), NULL, err)) {
-        store_rollback(s);
-        return false;
-    }
-    return store_commit(s, err);
+    StoreTurn t = STORE_TURN(s);
+    while (store_turn(&t, err))
+        t.ok = store_insert(s, &tables_change_id, c, err) &&
+            store_run(s, "UPDATE replication_jobs SET change_id = ?, updated_at = ? WHERE id = ?",
+                      DB_ARGS(DB_T(c->change_id), DB_T(now), DB_T(c->job_id)), NULL, err);
+    return t.ok;
 }
 
 bool store_replication_history(Store *s, const char *job_id, StoreChangeId **ret, size_t *ret_len, Err *err)

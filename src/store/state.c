@@ -166,12 +166,10 @@ bool store_restored(Store *s, int64_t now_us, Err *err)
 {
     char now[CLOCK_TEXT];
     clock_format(now_us, now);
-    if (!store_begin(s, err))
-        return false;
-    if (restored(s, now, err))
-        return store_commit(s, err);
-    store_rollback(s);
-    return false;
+    StoreTurn t = STORE_TURN(s);
+    while (store_turn(&t, err))
+        t.ok = restored(s, now, err);
+    return t.ok;
 }
 
 bool store_repository_place(Store *s, const StoreRepository *r, Err *err)

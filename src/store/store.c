@@ -1,8 +1,13 @@
 #include "store/store.h"
 
+#include "base/clock.h"
 #include "store/tables.h"
 
 #include <pthread.h>
+#include <time.h>
+
+#define REPEAT_MAX 20
+#define REPEAT_MS 15000 // a statement that waited for a lock has taken ten seconds already
 
 static Store *store_new(Err *err)
 {
@@ -67,8 +72,11 @@ void store_unlock(Store *s)
 bool store_begin_beside(Store *s, Err *err)
 {
     store_lock(s);
-    if (s->db->ops->begin(s->db, err))
+    s->db->undone = false;
+    if (s->db->ops->begin(s->db, err)) {
+        s->in_transaction = true;
         return true;
+    }
     store_unlock(s);
     return false;
 }
@@ -78,6 +86,7 @@ bool store_commit(Store *s, Err *err)
     bool ok = s->db->ops->commit(s->db, err);
     if (!ok)
         s->db->ops->rollback(s->db);
+    s->in_transaction = false;
     store_unlock(s);
     return ok;
 }
@@ -85,13 +94,78 @@ bool store_commit(Store *s, Err *err)
 void store_rollback(Store *s)
 {
     s->db->ops->rollback(s->db);
+    s->in_transaction = false;
     store_unlock(s);
+}
+
+// ---- what came to nothing for another one's sake is done again
+
+static bool may_repeat(unsigned *tries, int64_t *until_ms, Err *err)
+{
+    if (*until_ms == 0)
+        *until_ms = clock_mono_ms() + REPEAT_MS;
+    if (++*tries >= REPEAT_MAX || clock_mono_ms() >= *until_ms)
+        return false;
+    // two that meet again and again do not meet for ever
+    unsigned ms = MIN(*tries * 4, 40u);
+    (void)nanosleep(&(struct timespec){.tv_nsec = (long)(1 + (unsigned)clock_mono_ms() % ms) * 1000000}, NULL);
+    err_clear(err);
+    return true;
+}
+
+bool store_turn(StoreTurn *t, Err *err)
+{
+    Store *s = t->store;
+    for (;;) {
+        store_lock(s); // so that what is said of this transaction is not another one's
+        bool began = false;
+        if (!t->open) {
+            began = t->beside ? store_begin_beside(s, err) : store_begin(s, err);
+        } else if (t->ok) {
+            t->ok = store_commit(s, err);
+        } else {
+            store_rollback(s);
+        }
+        bool again = !began && !t->ok && s->db->undone;
+        store_unlock(s);
+        t->open = began;
+        if (began)
+            t->ok = false;
+        if (began || !again || !may_repeat(&t->tries, &t->until_ms, err))
+            return began;
+    }
+}
+
+// One statement, which is its own transaction unless one is open.
+typedef struct Again {
+    unsigned tries;
+    int64_t until_ms;
+} Again;
+
+static bool again(Store *s, Again *a, Err *err)
+{
+    bool undone = s->db->undone && !s->in_transaction;
+    if (!undone || !may_repeat(&a->tries, &a->until_ms, err))
+        return false;
+    s->db->undone = false;
+    return true;
+}
+
+static void begin_one(Store *s)
+{
+    store_lock(s);
+    if (!s->in_transaction)
+        s->db->undone = false;
 }
 
 bool store_insert(Store *s, const DbTable *t, const void *row, Err *err)
 {
-    store_lock(s);
-    bool ok = db_insert(s->db, t, row, err);
+    Again a = {0};
+    bool ok;
+    begin_one(s);
+    do
+        ok = db_insert(s->db, t, row, err);
+    while (!ok && again(s, &a, err));
     store_unlock(s);
     return ok;
 }
@@ -99,8 +173,12 @@ bool store_insert(Store *s, const DbTable *t, const void *row, Err *err)
 bool store_one(Store *s, const DbTable *t, const char *tail, const DbArg *args, size_t n, void *row, bool *ret_found,
                Err *err)
 {
-    store_lock(s);
-    bool ok = db_select_one(s->db, t, tail, args, n, row, ret_found, err);
+    Again a = {0};
+    bool ok;
+    begin_one(s);
+    do
+        ok = db_select_one(s->db, t, tail, args, n, row, ret_found, err);
+    while (!ok && again(s, &a, err));
     store_unlock(s);
     return ok;
 }
@@ -108,24 +186,36 @@ bool store_one(Store *s, const DbTable *t, const char *tail, const DbArg *args, 
 bool store_all(Store *s, const DbTable *t, const char *tail, const DbArg *args, size_t n, void **ret, size_t *ret_len,
                Err *err)
 {
-    store_lock(s);
-    bool ok = db_select_all(s->db, t, tail, args, n, ret, ret_len, err);
+    Again a = {0};
+    bool ok;
+    begin_one(s);
+    do
+        ok = db_select_all(s->db, t, tail, args, n, ret, ret_len, err);
+    while (!ok && again(s, &a, err));
     store_unlock(s);
     return ok;
 }
 
 bool store_run(Store *s, const char *sql, const DbArg *args, size_t n, uint64_t *ret_affected, Err *err)
 {
-    store_lock(s);
-    bool ok = db_run(s->db, sql, args, n, ret_affected, err);
+    Again a = {0};
+    bool ok;
+    begin_one(s);
+    do
+        ok = db_run(s->db, sql, args, n, ret_affected, err);
+    while (!ok && again(s, &a, err));
     store_unlock(s);
     return ok;
 }
 
 bool store_number(Store *s, const char *sql, const DbArg *args, size_t n, int64_t fallback, int64_t *ret, Err *err)
 {
-    store_lock(s);
-    bool ok = db_number(s->db, sql, args, n, fallback, ret, err);
+    Again a = {0};
+    bool ok;
+    begin_one(s);
+    do
+        ok = db_number(s->db, sql, args, n, fallback, ret, err);
+    while (!ok && again(s, &a, err));
     store_unlock(s);
     return ok;
 }

@@ -15,8 +15,8 @@ typedef enum StoreTls { // to MariaDB
 } StoreTls;
 
 typedef struct StoreMariadb {
-    const char *host; // or the absolute path of a unix socket
-    unsigned port;
+    const char *host; // store/hosts.h: one or several
+    unsigned port;    // of those that name none
     const char *name, *user;
     const Secret *password; // NULL: none
     StoreTls tls;
@@ -31,11 +31,30 @@ void store_close(Store *s);
 const char *store_engine(const Store *s); // "sqlite", "mariadb"
 
 // One writer at a time: the lock and the transaction are held until commit or rollback, by this thread. For who decides
-// by what it reads: other hubs on the database wait, or their commit is refused.
+// by what it reads: other hubs on the database wait, or their commit is refused. Most want a StoreTurn instead.
 bool store_begin(Store *s, Err *err) must_check;
 bool store_begin_beside(Store *s, Err *err) must_check; // other hubs' transactions may run meanwhile
 bool store_commit(Store *s, Err *err) must_check;
 void store_rollback(Store *s);
+
+// A transaction that is done again, a bounded number of times, where it came to nothing for another one's sake: in a
+// cluster any COMMIT may. What is done in it has to be right when it is done again from the start.
+//     StoreTurn t = STORE_TURN(store);
+//     while (store_turn(&t, err))
+//         t.ok = …;
+//     return t.ok;
+// A COMMIT whose answer was lost is not repeated: ERR_UNAVAILABLE, and nobody knows.
+typedef struct StoreTurn {
+    Store *store;
+    bool beside; // as store_begin_beside()
+    bool ok;     // of what was done; in the end, of all
+    bool open;
+    unsigned tries;
+    int64_t until_ms;
+} StoreTurn;
+#define STORE_TURN(s) ((StoreTurn){.store = (s)})
+#define STORE_TURN_BESIDE(s) ((StoreTurn){.store = (s), .beside = true})
+bool store_turn(StoreTurn *t, Err *err) must_check;
 
 // ---- hubs on one database (docs/internals/hubs.md)
 typedef struct StoreHub {
@@ -46,11 +65,14 @@ typedef struct StoreHub {
 } StoreHub;
 // Who uses this Store from here on: jobs, exports and deletions that are added are this hub's, and the functions that
 // say "own" mean its. Before: nobody, whose ID is "". beats is not taken from h. What belonged to nobody is this hub's
-// now; where it has the database to itself, everything.
+// now; where it has the database to itself, everything. In a cluster it is looked first whether another hub with its ID
+// lives: ERR_BUSY.
 bool store_hub_enter(Store *s, const StoreHub *h, Err *err) must_check;
 const char *store_hub(const Store *s);
 bool store_is_shared(const Store *s); // other hubs may use the database
-bool store_hub_beat(Store *s, Err *err) must_check;
+// How long to look whether a hub of that lease still raises its number, which it does four times within it.
+#define STORE_LOOK_MS(lease_s) (MIN((int64_t)(lease_s), 240) * 375)
+bool store_hub_beat(Store *s, Err *err) must_check; // ERR_BUSY: another one has entered with its ID
 bool store_hub_leave(Store *s, Err *err) must_check;
 bool store_hub_list(Store *s, StoreHub **ret, size_t *ret_len, Err *err) must_check; // by name
 void store_hub_clear(StoreHub *h);
@@ -358,6 +380,7 @@ bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with
 void store_backup_clear(StoreBackup *b);
 
 bool store_disk_add(Store *s, const StoreDisk *d, Err *err) must_check;
+bool store_disk_remove(Store *s, const char *backup_id, Err *err) must_check; // all of its disks
 bool store_disk_list(Store *s, const char *backup_id, StoreDisk **ret, size_t *ret_len, Err *err)
     must_check; // by disk_no
 bool store_disk_set_exporter(Store *s, const StoreDisk *d, Err *err)

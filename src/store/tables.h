@@ -9,7 +9,9 @@
 struct Store {
     Db *db;
     pthread_mutex_t lock; // recursive: held for a question, and from store_begin() to its end
-    char hub[UUID_TEXT];  // who uses it; "": nobody
+    bool in_transaction;
+    char hub[UUID_TEXT]; // who uses it; "": nobody
+    int64_t entered_us;  // since when
 };
 
 extern const DbTable tables_repository, tables_source, tables_vm, tables_disk_number, tables_backup, tables_disk,

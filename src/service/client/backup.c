@@ -200,7 +200,8 @@ static bool announce_until_answered(Job *j, const Announce *a, Err *err)
         Err e = ERR_INIT;
         if (hub_api_announce(j->hub, j->spec->job_id, a, &j->answer, &e))
             return true;
-        bool no_answer = hub_api_status(j->hub) == 0 && (e.code == ERR_TIMEOUT || e.code == ERR_UNAVAILABLE);
+        int status = hub_api_status(j->hub);
+        bool no_answer = status == 503 || (status == 0 && (e.code == ERR_TIMEOUT || e.code == ERR_UNAVAILABLE));
         if (no_answer && clock_mono_ms() < until)
             log_warn("the announcement is repeated", LOG_STR("job", j->spec->job_id), LOG_ERR(&e));
         if (!no_answer || clock_mono_ms() >= until || !job_pause(j, REACH_PAUSE_MS)) {

@@ -25,7 +25,9 @@ typedef struct Plan { // of one announce call
     StoreBackup interrupted; // whose images may be gone on from; no id: none's
     StoreDisk *interrupted_disks;
     size_t interrupted_len;
-    bool begun; // past the checks that change nothing
+    bool begun;     // past the checks that change nothing
+    bool anew;      // of an earlier call the rows are there, and nothing that writes
+    bool unwritten; // the database did not take what this call is to note: the caller may repeat it
 } Plan;
 
 static void plan_clear(Plan *p)
@@ -378,8 +380,13 @@ static bool note_exporter(Plan *p, StoreDisk *d, const Exporter *x, Err *err)
 {
     d->exporter_pid = x->proc.pid;
     d->exporter_start = x->proc.start_time;
-    return mem_replace(&d->socket, x->socket, err) && mem_replace(&d->control, x->control, err) &&
-        mem_replace(&d->export_name, x->export_name, err) && store_disk_set_exporter(p->h->store, d, err);
+    if (!mem_replace(&d->socket, x->socket, err) || !mem_replace(&d->control, x->control, err) ||
+        !mem_replace(&d->export_name, x->export_name, err))
+        return false;
+    if (store_disk_set_exporter(p->h->store, d, err))
+        return true;
+    p->unwritten = err->code == ERR_UNAVAILABLE;
+    return false;
 }
 
 static bool start_exporters(Plan *p, AnnounceAnswer *answer, Err *err)
@@ -413,18 +420,22 @@ static bool still_runs(const Plan *p, Err *err)
          err_set(err, ERR_CONFLICT, "backup %s is %s, not running", now.id, now.status));
 }
 
-static bool insert_disks(Plan *p, Err *err)
+static bool insert_in(Plan *p, Err *err)
 {
-    if (!store_begin(p->h->store, err))
-        return false;
-    bool ok = still_runs(p, err) && store_backup_set_plan(p->h->store, &p->b, err);
+    bool ok = still_runs(p, err) && (!p->anew || store_disk_remove(p->h->store, p->b.id, err)) &&
+        store_backup_set_plan(p->h->store, &p->b, err);
     for (size_t i = 0; ok && i < p->disks_len; i++)
         ok = store_disk_add(p->h->store, &p->disks[i], err);
-    if (!ok) {
-        store_rollback(p->h->store);
-        return false;
-    }
-    return store_commit(p->h->store, err);
+    return ok;
+}
+
+static bool insert_disks(Plan *p, Err *err)
+{
+    StoreTurn t = STORE_TURN(p->h->store);
+    while (store_turn(&t, err))
+        t.ok = insert_in(p, err);
+    p->unwritten = !t.ok && err->code == ERR_UNAVAILABLE;
+    return t.ok;
 }
 
 // Announced before, and the answer was lost on the way, or came too late? Then it is given again.
@@ -456,9 +467,12 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
     if (!store_disk_list(p->h->store, p->b.id, &before, &before_len, err))
         return false;
     p->points = (Points){.hub = p->h, .repo = &p->repo, .stop = &p->running->interrupted};
-    p->begun = before_len == 0;
+    p->anew = before_len > 0 && p->running->exporters_len == 0;
+    p->begun = before_len == 0 || p->anew;
     bool ok = store_repository_get(p->h->store, p->b.repository_id, &p->repository, err) &&
         hub_repo_open(p->h, &p->repository, &p->repo, err);
+    if (ok && p->anew && p->b.context && p->b.stem && p->b.attempt)
+        ok = repo_abort(&p->repo, p->b.context, p->b.stem, p->b.attempt, err);
     if (ok && !p->begun)
         ok = answer_again(p, before, before_len, a, answer, err);
     else if (ok)
@@ -468,6 +482,19 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
     for (size_t i = 0; i < p->disks_len; i++)
         engine_config_clear(&p->configs[i]);
     return ok;
+}
+
+// As if the call had not been: what it started ends, and its files go. Whether its rows are there nobody knows.
+static void undo(Plan *p)
+{
+    Running *r = p->running;
+    Err aborting = ERR_INIT;
+    for (size_t i = 0; i < r->exporters_len; i++)
+        exporter_kill(&r->exporters[i]);
+    hub_running_stop_exporters(r);
+    if (!repo_abort(&p->repo, p->b.context, p->b.stem, p->b.attempt, &aborting))
+        log_warn("partial images of an announcement could not be removed; the next one, or the job's end, does it",
+                 LOG_STR("job", p->b.id), LOG_ERR(&aborting));
 }
 
 bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer *ret, Err *err)
@@ -482,7 +509,9 @@ bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer 
         // a job that could not be set up is over; a refused second announcement changes nothing
         Err ending = ERR_INIT;
         const char *status = err->code == ERR_CANCELLED ? "cancelled" : "failed";
-        if (p.begun && !hub_job_end(h, p.running, status, err_short(err), err->details, true, &ending))
+        if (p.unwritten)
+            undo(&p);
+        else if (p.begun && !hub_job_end(h, p.running, status, err_short(err), err->details, true, &ending))
             log_error("a failed job could not be ended", LOG_STR("job", id), LOG_ERR(&ending));
     } else {
         for (size_t i = 0; i < p.disks_len; i++)

@@ -215,12 +215,13 @@ bool hub_job_audit(Hub *h, const char *id, const WorkAudit *a, json_t **ret, Err
     json_t *o = json_object(), *ids = json_array();
     bool ok = ((o && ids) || err_no_memory(err)) && hub_running_lock(h, id, &r, err);
     if (ok) {
-        ok = store_begin(h->store, err);
-        if (ok && !note(h, id, a, &mode, &alarm, ids, err)) {
-            store_rollback(h->store);
-            ok = false;
+        StoreTurn t = STORE_TURN(h->store);
+        while (store_turn(&t, err)) {
+            (void)json_array_clear(ids); // cannot fail
+            free(mem_take(alarm));
+            t.ok = note(h, id, a, &mode, &alarm, ids, err);
         }
-        ok = ok && store_commit(h->store, err);
+        ok = t.ok;
         if (ok && alarm)
             hub_count_alarm(h, alarm);
         hub_running_unlock(h, r);

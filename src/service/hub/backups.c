@@ -121,6 +121,18 @@ static bool repository_is_there(Hub *h, const StartRequest *req, Err *err)
         store_repository_find(h->store, req->repository, &repository, err) && hub_repo_open(h, &repository, &repo, err);
 }
 
+// Of a COMMIT whose answer was lost: it is this call's, by its token.
+static bool was_added(Hub *h, const StoreBackup *b, Err *err)
+{
+    StoreBackup cleanup_backup row = {0};
+    Err looking = ERR_INIT;
+    if (err->code != ERR_UNAVAILABLE || !b->id || !store_backup_get(h->store, b->id, &row, &looking) ||
+        !row.token_digest || strcmp(row.token_digest, b->token_digest) != 0)
+        return false;
+    err_clear(err);
+    return true;
+}
+
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
 {
     StartRequest req = {0};
@@ -129,13 +141,12 @@ bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err)
     if (!read_request(body, &req, err) || !repository_is_there(h, &req, err) ||
         !hub_source_of_vm(h, req.vm_name, err) || !secret_random(&token, err))
         return false;
-    bool ok = store_begin(h->store, err);
-    if (ok && !insert(h, &req, &b, &token, err)) {
-        store_rollback(h->store);
-        ok = false;
-    } else if (ok) {
-        ok = store_commit(h->store, err);
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_backup_clear(&b);
+        t.ok = insert(h, &req, &b, &token, err);
     }
+    bool ok = t.ok || was_added(h, &b, err);
     json_t *o = NULL;
     ok = ok && hub_view_backup(h, &b, 0, true, &o, err) &&
         (req.start_client || codec_json_set_text(o, "job_token", secret_reveal(&token), err));

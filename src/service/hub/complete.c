@@ -97,34 +97,31 @@ static bool seal_disks(const Completion *c, StoreDisk *disks, size_t n, const at
 }
 
 // The conditional step to committing, with all that recovery needs to go on without the client or the exporters.
-static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t n, Err *err)
+static bool step_in(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t n, Err *err)
 {
     bool done = false;
-    if (!store_begin_beside(h->store, err))
-        return false;
     bool ok = store_backup_step(h->store, b->id, "running", "committing", &done, err);
     for (size_t i = 0; ok && done && i < n; i++)
         ok = store_disk_set_sealed(h->store, &disks[i], err);
-    if (ok && !done)
-        ok = err_set(err, ERR_CONFLICT, "backup %s is not running any more", b->id);
-    if (!ok) {
-        store_rollback(h->store);
-        return false;
-    }
-    return store_commit(h->store, err);
+    return ok && (done || err_set(err, ERR_CONFLICT, "backup %s is not running any more", b->id));
+}
+
+static bool step_to_committing(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t n, Err *err)
+{
+    StoreTurn t = STORE_TURN_BESIDE(h->store);
+    while (store_turn(&t, err))
+        t.ok = step_in(h, b, disks, n, err);
+    return t.ok;
 }
 
 static bool note_completed(Hub *h, const StoreBackup *b, const StoreDisk *disks, size_t len, Err *err)
 {
-    if (!store_begin(h->store, err))
-        return false;
-    if (!store_backup_complete(h->store, b, err) || !store_disk_forget_exporters(h->store, b->id, err) ||
-        !hub_inherit_damage(h, b->id, disks, len, err) ||
-        !store_backup_forget_interrupted(h->store, b->repository_id, b->vm_id, err)) {
-        store_rollback(h->store);
-        return false;
-    }
-    if (!store_commit(h->store, err))
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err))
+        t.ok = store_backup_complete(h->store, b, err) && store_disk_forget_exporters(h->store, b->id, err) &&
+            hub_inherit_damage(h, b->id, disks, len, err) &&
+            store_backup_forget_interrupted(h->store, b->repository_id, b->vm_id, err);
+    if (!t.ok)
         return false;
     hub_count_end(h, b, "completed");
     hub_count_disks(h, b, disks, len);

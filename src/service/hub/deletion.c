@@ -81,12 +81,12 @@ static bool mark(Hub *h, const char *id, bool with_dependents, json_t *ids, Err 
 
 static bool mark_in_transaction(Hub *h, const char *id, bool with_dependents, json_t *ids, Err *err)
 {
-    if (!store_begin(h->store, err))
-        return false;
-    if (mark(h, id, with_dependents, ids, err))
-        return store_commit(h->store, err);
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        (void)json_array_clear(ids); // cannot fail
+        t.ok = mark(h, id, with_dependents, ids, err);
+    }
+    return t.ok;
 }
 
 // A failed job has no files left: its row is all there is.

@@ -94,18 +94,20 @@ static bool report_damage(Hub *h, const char *layer_id, const char *disk_key, Er
 }
 
 // A point that was deleted while its exporter started is not exported; from here on the row keeps it (safety rule 16).
-static bool add(Hub *h, const StoreExport *e, Err *err)
+static bool add_in(Hub *h, const StoreExport *e, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    if (!store_backup_get(h->store, e->backup_id, &b, err) ||
-        (b.deleting && !err_set(err, ERR_BUSY, "backup %s is being deleted", b.id)) ||
-        !store_export_add(h->store, e, err)) {
-        store_rollback(h->store);
-        return false;
-    }
-    return store_commit(h->store, err);
+    return store_backup_get(h->store, e->backup_id, &b, err) &&
+        (!b.deleting || err_set(err, ERR_BUSY, "backup %s is being deleted", b.id)) &&
+        store_export_add(h->store, e, err);
+}
+
+static bool add(Hub *h, const StoreExport *e, Err *err)
+{
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err))
+        t.ok = add_in(h, e, err);
+    return t.ok;
 }
 
 static bool start(Hub *h, const StoreBackup *b, const StoreDisk *d, const char *purpose, StoreExport *ret, Err *err)

@@ -7,6 +7,7 @@
 #include "base/uuid.h"
 #include "service/hub/internal.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -170,6 +171,12 @@ static void *beat_always(void *ctx)
         bool ok = beat(h, &err);
         if (!ok && said == ERR_NONE)
             log_error("cannot say that this hub lives", LOG_ERR(&err));
+        if (err.code == ERR_BUSY) { // jobs of that ID are the other's now
+            log_error("this hub ends; HINT: of a data folder that was copied, remove hub-id",
+                      LOG_STR("hub", h->hub_id));
+            (void)kill(getpid(), SIGTERM);
+            return NULL;
+        }
         said = err.code;
         (void)clock_gettime(CLOCK_MONOTONIC, &until);
         int64_t ns = until.tv_nsec + (int64_t)h->hub_lease_s * 1000000000 / BEATS_A_LEASE;

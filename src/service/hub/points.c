@@ -401,13 +401,13 @@ bool hub_mark_damaged_in(Hub *h, const StoreBackup *layer, const char *disk_key,
 bool hub_mark_damaged(Hub *h, const StoreBackup *layer, const char *disk_key, json_t **ret_ids, Err *err)
 {
     json_t *ids = NULL;
-    if (!store_begin(h->store, err))
-        return false;
-    if (!hub_mark_damaged_in(h, layer, disk_key, &ids, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        json_decref(ids);
+        ids = NULL;
+        t.ok = hub_mark_damaged_in(h, layer, disk_key, &ids, err);
     }
-    if (!store_commit(h->store, err)) {
+    if (!t.ok) {
         json_decref(ids);
         return false;
     }

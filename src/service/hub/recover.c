@@ -230,14 +230,15 @@ static bool update_catalogue(Hub *h, const StoreRepository *repository, const Re
 bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
                           ScanCounts *counts, Err *err)
 {
-    ScanCounts unused = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    if (!update_catalogue(h, repository, repo, scan, counts ? counts : &unused, err)) {
-        store_rollback(h->store);
-        return false;
+    ScanCounts unused = {0}, *into = counts ? counts : &unused;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        into->added = into->unchanged = 0;
+        (void)json_array_clear(into->missing); // where there is one
+        (void)json_array_clear(into->refused);
+        t.ok = update_catalogue(h, repository, repo, scan, into, err);
     }
-    return store_commit(h->store, err);
+    return t.ok;
 }
 
 // Takes hold of a running job's exporters and client. False, with the reason, where it cannot go on.

@@ -181,14 +181,13 @@ bool hub_repository_remove(Hub *h, const char *repository, json_t **ret, Err *er
 {
     StoreRepository cleanup_repository r = {0};
     char id[24];
-    if (!store_begin(h->store, err))
-        return false;
-    if (!store_repository_find(h->store, repository, &r, err) || !not_busy(h, r.id, err) ||
-        !not_being_read(h, r.id, err) || !store_repository_remove(h->store, r.id, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_repository_clear(&r);
+        t.ok = store_repository_find(h->store, repository, &r, err) && not_busy(h, r.id, err) &&
+            not_being_read(h, r.id, err) && store_repository_remove(h->store, r.id, err);
     }
-    if (!store_commit(h->store, err))
+    if (!t.ok)
         return false;
     (void)snprintf(id, sizeof(id), "%lld", (long long)r.id);
     log_info("repository removed from the catalogue", LOG_STR("name", r.name), LOG_STR("path", r.path));

@@ -197,13 +197,12 @@ bool hub_source_add(Hub *h, const json_t *body, json_t **ret, Err *err)
 {
     cleanup(store_source_clear) StoreSource s = {0};
     cleanup(secret_clear) Secret password = {0};
-    if (!read_new(body, &s, &password, err) || !store_begin(h->store, err))
+    if (!read_new(body, &s, &password, err))
         return false;
-    if (!add(h, &s, &password, err)) {
-        store_rollback(h->store);
-        return false;
-    }
-    if (!store_commit(h->store, err))
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err))
+        t.ok = add(h, &s, &password, err);
+    if (!t.ok)
         return false;
     log_info("source added", LOG_STR("source", s.name), LOG_STR("vcenter", s.address), LOG_STR("user", s.user));
     return view(h, &s, ret, err);
@@ -249,13 +248,12 @@ static bool change(Hub *h, const char *source, const json_t *body, StoreSource *
 bool hub_source_change(Hub *h, const char *source, const json_t *body, json_t **ret, Err *err)
 {
     cleanup(store_source_clear) StoreSource s = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    if (!change(h, source, body, &s, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_source_clear(&s);
+        t.ok = change(h, source, body, &s, err);
     }
-    if (!store_commit(h->store, err))
+    if (!t.ok)
         return false;
     log_info("source changed", LOG_STR("source", s.name), LOG_STR("vcenter", s.address), LOG_STR("user", s.user));
     return view(h, &s, ret, err);
@@ -279,14 +277,13 @@ static bool is_unused(Hub *h, const StoreSource *s, Err *err)
 bool hub_source_remove(Hub *h, const char *source, json_t **ret, Err *err)
 {
     cleanup(store_source_clear) StoreSource s = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    if (!store_source_find(h->store, source, &s, err) || !is_unused(h, &s, err) ||
-        !store_source_remove(h->store, s.id, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_source_clear(&s);
+        t.ok = store_source_find(h->store, source, &s, err) && is_unused(h, &s, err) &&
+            store_source_remove(h->store, s.id, err);
     }
-    if (!store_commit(h->store, err))
+    if (!t.ok)
         return false;
     log_info("source removed", LOG_STR("source", s.name));
     json_t *o = json_object();

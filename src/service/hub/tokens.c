@@ -214,14 +214,13 @@ static bool check_not_last(Hub *h, const StoreToken *t, Err *err)
 bool hub_token_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err)
 {
     cleanup(store_token_clear) StoreToken t = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    if (!store_token_find(h->store, id_or_name, &t, err) || !check_not_last(h, &t, err) ||
-        !store_token_remove(h->store, t.id, err) || !view(&t, ret, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn turn = STORE_TURN(h->store);
+    while (store_turn(&turn, err)) {
+        store_token_clear(&t);
+        turn.ok = store_token_find(h->store, id_or_name, &t, err) && check_not_last(h, &t, err) &&
+            store_token_remove(h->store, t.id, err);
     }
-    return store_commit(h->store, err);
+    return turn.ok && view(&t, ret, err);
 }
 
 // ---- the first one
@@ -245,22 +244,25 @@ static bool make_admin(Hub *h, Secret *ret, Err *err)
 }
 
 // The row counts with its file: a token in nobody's hands would lock everybody out.
-static bool make_with_file(Hub *h, const char *path, Err *err)
+static bool make_in(Hub *h, const char *path, Err *err)
 {
     cleanup(secret_clear) Secret token = {0};
-    if (!store_begin(h->store, err))
-        return false;
     cleanup_free char *text = make_admin(h, &token, err) ? mem_printf(err, "%s\n", secret_reveal(&token)) : NULL;
     bool ok = text && file_unlink(path, err) && file_create_durable(path, text, strlen(text), 0600, err);
     if (text)
         explicit_bzero(text, strlen(text));
-    if (ok && store_commit(h->store, err))
-        return true;
+    return ok;
+}
+
+static bool make_with_file(Hub *h, const char *path, Err *err)
+{
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err))
+        t.ok = make_in(h, path, err);
     Err ignored = ERR_INIT; // then a file stays whose token nobody knows
-    (void)!file_unlink(path, &ignored);
-    if (!ok)
-        store_rollback(h->store);
-    return false;
+    if (!t.ok)
+        (void)!file_unlink(path, &ignored);
+    return t.ok;
 }
 
 bool hub_tokens_begin(Hub *h, bool new_admin, Err *err)

@@ -36,17 +36,38 @@ static bool next_row(Hub *h, const HubTrail *t, StoreTrail *row, Err *err)
         mem_replace(&row->hash, hash, err);
 }
 
+// The hash is over the moment, too: no other call has it.
+static bool look_for(Hub *h, const StoreTrail *row, bool *ret_there, Err *err)
+{
+    StoreTrail *found = NULL;
+    size_t len = 0;
+    if (!store_trail_list(h->store, &(StoreTrailFilter){.after = row->id - 1, .limit = 1}, &found, &len, err))
+        return false;
+    *ret_there = len > 0 && found[0].id == row->id && str_eq(found[0].hash, row->hash);
+    STORE_LIST_FREE(found, len, store_trail_clear);
+    return true;
+}
+
+// Of a COMMIT whose answer was lost nobody knows: it is looked for, and done again where it is not there.
 static bool add(Hub *h, const HubTrail *t, Err *err)
 {
     for (int i = 0;; i++) {
         cleanup(store_trail_clear) StoreTrail row = {0};
         Err why = ERR_INIT;
-        if (!store_begin(h->store, err))
-            return false;
-        if (next_row(h, t, &row, &why) && store_trail_add(h->store, &row, &why))
-            return store_commit(h->store, err);
-        store_rollback(h->store);
-        if (why.code != ERR_EXISTS || i == TRIES) {
+        StoreTurn turn = STORE_TURN(h->store);
+        while (store_turn(&turn, &why)) {
+            store_trail_clear(&row);
+            turn.ok = next_row(h, t, &row, &why) && store_trail_add(h->store, &row, &why);
+        }
+        bool there = false;
+        Err looking = ERR_INIT;
+        if (turn.ok)
+            return true;
+        bool known =
+            why.code == ERR_EXISTS || (why.code == ERR_UNAVAILABLE && row.hash && look_for(h, &row, &there, &looking));
+        if (there)
+            return true;
+        if (!known || i == TRIES) {
             *err = why;
             return false;
         }

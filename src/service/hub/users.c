@@ -174,23 +174,25 @@ bool hub_user_change(Hub *h, const char *id_or_name, const json_t *body, json_t 
     Change c = {0};
     // outside of the transaction, since hashing takes its time
     if (!find(h, id_or_name, &named, err) || !read_change(body, &named, &c, err) ||
-        (c.password && !hash(h, c.password, named.name, c.hashed, err)) || !store_begin(h->store, err))
+        (c.password && !hash(h, c.password, named.name, c.hashed, err)))
         return false;
-    if (find(h, named.id, &u, err) && change(h, &u, &c, err) && view(&u, ret, err))
-        return store_commit(h->store, err);
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_user_clear(&u);
+        t.ok = find(h, named.id, &u, err) && change(h, &u, &c, err);
+    }
+    return t.ok && view(&u, ret, err);
 }
 
 bool hub_user_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err)
 {
     cleanup(store_user_clear) StoreUser u = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    if (find(h, id_or_name, &u, err) && store_user_remove(h->store, u.id, err) && view(&u, ret, err))
-        return store_commit(h->store, err);
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_user_clear(&u);
+        t.ok = find(h, id_or_name, &u, err) && store_user_remove(h->store, u.id, err);
+    }
+    return t.ok && view(&u, ret, err);
 }
 
 // ---- the limit on guessing
@@ -270,19 +272,13 @@ static bool begin_session(Hub *h, const StoreUser *u, const char *remote, Secret
     x.created_us = x.used_us = clock_utc_us();
     if (!secret_random(ret_session, err) || !secret_digest(secret_reveal(ret_session), digest, err) ||
         !mem_replace(&x.digest, digest, err) || !mem_replace(&x.user_id, u->id, err) ||
-        !mem_replace(&x.remote, remote, err) || !store_begin(h->store, err))
+        !mem_replace(&x.remote, remote, err))
         return false;
-    if (store_session_remove_old(h->store, x.created_us - SESSION_MAX_US, x.created_us - SESSION_IDLE_US, err) &&
-        store_session_add(h->store, &x, err) && store_user_set_login(h->store, u->id, x.created_us, err) &&
-        session_view(u, ret_session, x.created_us, ret, err)) {
-        if (store_commit(h->store, err))
-            return true;
-        json_decref(*ret);
-        *ret = NULL;
-        return false;
-    }
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err))
+        t.ok = store_session_remove_old(h->store, x.created_us - SESSION_MAX_US, x.created_us - SESSION_IDLE_US, err) &&
+            store_session_add(h->store, &x, err) && store_user_set_login(h->store, u->id, x.created_us, err);
+    return t.ok && session_view(u, ret_session, x.created_us, ret, err);
 }
 
 bool hub_session_begin(Hub *h, const json_t *body, const char *remote, Secret *ret_session, HubActor *ret_actor,
@@ -417,11 +413,13 @@ bool hub_session_password(Hub *h, const Secret *session, const json_t *body, con
     }
     was_right(h, address, u.name);
     c.password = new;
-    if (!hash(h, new, u.name, c.hashed, err) || !store_begin(h->store, err))
+    if (!hash(h, new, u.name, c.hashed, err))
         return false;
     c.disabled = false; // else there would be no session
-    if (find(h, u.id, &now, err) && change(h, &now, &c, err) && view(&now, ret, err))
-        return store_commit(h->store, err);
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_user_clear(&now);
+        t.ok = find(h, u.id, &now, err) && change(h, &now, &c, err);
+    }
+    return t.ok && view(&now, ret, err);
 }

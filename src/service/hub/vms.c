@@ -278,29 +278,28 @@ bool hub_vm_change(Hub *h, const char *vm, const json_t *body, json_t **ret, Err
     if (!store_vm_find(h->store, vm, &known, err))
         return false;
     store_vm_clear(&known);
-    if ((json_object_get(body, "source") && !read_source(h, body, &source, &source_id, err)) ||
-        !store_begin(h->store, err))
+    if (json_object_get(body, "source") && !read_source(h, body, &source, &source_id, err))
         return false;
-    if (!change(h, vm, body, source, source_id, &v, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_vm_clear(&v);
+        t.ok = change(h, vm, body, source, source_id, &v, err);
     }
-    return store_commit(h->store, err) && view(h, &v, true, ret, err);
+    return t.ok && view(h, &v, true, ret, err);
 }
 
 bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err)
 {
     StoreVm cleanup_vm v = {0};
     uint64_t points = 0;
-    if (!store_begin(h->store, err))
-        return false;
-    if (!store_vm_find(h->store, vm, &v, err) || !no_job_runs(h, &v, err) ||
-        !store_vm_points(h->store, v.id, &points, err) || !store_backup_forget_interrupted(h->store, 0, v.id, err) ||
-        !store_vm_remove(h->store, v.id, err)) {
-        store_rollback(h->store);
-        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        store_vm_clear(&v);
+        t.ok = store_vm_find(h->store, vm, &v, err) && no_job_runs(h, &v, err) &&
+            store_vm_points(h->store, v.id, &points, err) && store_backup_forget_interrupted(h->store, 0, v.id, err) &&
+            store_vm_remove(h->store, v.id, err);
     }
-    if (!store_commit(h->store, err))
+    if (!t.ok)
         return false;
     log_info("vm removed; its points stay", LOG_STR("vm", v.name), LOG_NUM("points", points));
     json_t *o = json_object();

@@ -100,14 +100,13 @@ static bool take_claim(Hub *h, const char *id, const char *claim, bool *ret_done
 bool hub_job_claim(Hub *h, const char *id, const char *claim, WorkOrder *ret, Err *err)
 {
     StoreBackup cleanup_backup b = {0};
-    bool done;
-    if (!store_begin_beside(h->store, err))
-        return false;
-    if (!take_claim(h, id, claim, &done, err) || !store_backup_get(h->store, id, &b, err)) {
-        store_rollback(h->store);
-        return false;
+    bool done = false;
+    StoreTurn t = STORE_TURN_BESIDE(h->store);
+    while (store_turn(&t, err)) {
+        store_backup_clear(&b);
+        t.ok = take_claim(h, id, claim, &done, err) && store_backup_get(h->store, id, &b, err);
     }
-    if (!store_commit(h->store, err))
+    if (!t.ok)
         return false;
     if (!done && strcmp(b.status, "pending") == 0)
         return hub_is_ours(h, b.hub_id, "backup", id, err);
@@ -161,13 +160,10 @@ bool hub_job_progress(Hub *h, const char *id, const WorkProgress *progress, Work
         return err_set(err, ERR_CONFLICT, "backup %s was not claimed", id);
     if (job_state_is_final(state))
         return err_set(err, ERR_CONFLICT, "backup %s is %s", id, b.status);
-    if (!store_begin_beside(h->store, err))
-        return heard(h, id, err);
-    if (!note_progress(h, &b, progress, err)) {
-        store_rollback(h->store);
-        return heard(h, id, err);
-    }
-    if (!store_commit(h->store, err))
+    StoreTurn t = STORE_TURN_BESIDE(h->store);
+    while (store_turn(&t, err))
+        t.ok = note_progress(h, &b, progress, err);
+    if (!t.ok)
         return heard(h, id, err);
     *ret = (WorkProgressAnswer){.cancel = b.cancel_requested, .status = state};
     return true;

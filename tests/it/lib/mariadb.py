@@ -5,11 +5,13 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 from lib.hub import free_port
 from lib.patience import patience
 
 NAME, USER, PASSWORD = "migratekit_oma", "oma_user", "oma_password"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 PATHS = os.environ["PATH"] + ":/usr/sbin"
 MISSING = [p for p in ("mariadbd", "mariadb-install-db", "mariadb") if not shutil.which(p, path=PATHS)]
 
@@ -35,11 +37,14 @@ class MariaDb:
         # another server that starts empties a common folder for temporary files of what is ours
         return ["--no-defaults", "--user=root", f"--datadir={self.data}", f"--tmpdir={self.folder}"]
 
-    def __enter__(self):
+    def install(self):
         subprocess.run([shutil.which("mariadb-install-db", path=PATHS), *self._common(),
                         "--auth-root-authentication-method=normal", "--skip-test-db",
                         "--force"],     # names need not resolve
                        check=True, capture_output=True, timeout=patience(120))
+
+    def __enter__(self):
+        self.install()
         self.start()
         self.sql(f"CREATE DATABASE {NAME}; CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'; "
                  f"GRANT ALL ON {NAME}.* TO {USER}@'%'")
@@ -49,16 +54,25 @@ class MariaDb:
         self.stop()
 
     def start(self):
+        self.launch()
+        self.wait_started()
+
+    def launch(self):
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [shutil.which("mariadbd", path=PATHS), *self._common(), f"--socket={self.folder / 's'}",
                  f"--pid-file={self.folder / 'pid'}",
                  "--bind-address=127.0.0.1", f"--port={self.port}",
                  "--skip-name-resolve", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", *self.more],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PATH": f"{TOOLS}:{PATHS}"})
+
+    def wait_started(self):
+        self.wait(lambda: self._client("SELECT 1").returncode == 0, "it answers")
+
+    def wait(self, condition, what):
         until = time.monotonic() + patience(60)
-        while self._client("SELECT 1").returncode != 0:
-            assert self.process.poll() is None and time.monotonic() < until, self.log_path.read_text()
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < until, f"{what}:\n{self.log_path.read_text()}"
             time.sleep(0.05)
 
     def stop(self):

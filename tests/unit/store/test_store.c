@@ -5,6 +5,7 @@
 #include "domain/job.h"
 #include "store/db.h"
 #include "store/store.h"
+#include "store/tables.h"
 
 #include <mysql.h>
 
@@ -673,6 +674,145 @@ static void test_a_connection_that_breaks(void **state)
     assert_status("backup-v-1", "failed");
 }
 
+// The next n updates of jobs meet a conflict, as in a cluster any statement may.
+static void conflicts(unsigned n)
+{
+    char sql[120];
+    ask_server("CREATE TABLE IF NOT EXISTS " DATABASE ".faults (n INT) ENGINE=MyISAM"); // no part of a transaction
+    ask_server("CREATE OR REPLACE TRIGGER " DATABASE ".fault BEFORE UPDATE ON " DATABASE ".backup_jobs FOR EACH ROW "
+               "BEGIN IF (SELECT n FROM " DATABASE ".faults) > 0 THEN UPDATE " DATABASE ".faults SET n = n - 1; "
+               "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'conflict'; END IF; END");
+    ask_server("DELETE FROM " DATABASE ".faults");
+    (void)snprintf(sql, sizeof(sql), "INSERT INTO " DATABASE ".faults VALUES (%u)", n);
+    ask_server(sql);
+}
+
+static int64_t conflicts_left(void)
+{
+    Err err = ERR_INIT;
+    int64_t n = -1;
+    assert_ok(store_number(fx.store, "SELECT n FROM faults", DB_NO_ARGS, -1, &n, &err), &err);
+    return n;
+}
+
+static bool end_job(const char *id, Err *err)
+{
+    bool done;
+    return store_backup_end(fx.store, id, "failed", "x", "y", 1, &done, err);
+}
+
+// Outside of a transaction a statement is done again, a bounded number of times.
+static void test_a_statement_that_conflicts(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip();
+    Err err = ERR_INIT;
+    add("backup-v-1", "running", 1);
+    conflicts(3);
+    assert_ok(end_job("backup-v-1", &err), &err);
+    assert_status("backup-v-1", "failed");
+    assert_int_equal(conflicts_left(), 0);
+    conflicts(1000);
+    assert_fails(store_backup_set_doubted(fx.store, "backup-v-1", &err), &err, ERR_UNAVAILABLE);
+    assert_in_range(conflicts_left(), 900, 998);
+}
+
+// A transaction is done again from its start, also where its work did not look at what a statement said.
+static void test_a_transaction_that_conflicts(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip();
+    Err err = ERR_INIT;
+    unsigned tries = 0;
+    add("backup-v-1", "completed", 1);
+    add("backup-v-2", "running", 2);
+    conflicts(1);
+    StoreTurn t = STORE_TURN(fx.store);
+    while (store_turn(&t, &err)) {
+        Err unseen = ERR_INIT;
+        tries++;
+        (void)!store_backup_set_doubted(fx.store, "backup-v-1", &unseen);
+        // the server would take this one for a transaction of its own
+        t.ok = end_job("backup-v-2", &err);
+        assert_int_equal(t.ok, tries == 2);
+    }
+    assert_ok(t.ok, &err);
+    assert_int_equal(tries, 2);
+    StoreBackup b = {0};
+    assert_ok(store_backup_get(fx.store, "backup-v-1", &b, &err), &err);
+    assert_true(b.doubted);
+    store_backup_clear(&b);
+
+    // the last statement's is seen at COMMIT
+    add("backup-v-3", "running", 3);
+    conflicts(1);
+    assert_ok(store_begin(fx.store, &err), &err);
+    assert_fails(end_job("backup-v-3", &err), &err, ERR_UNAVAILABLE);
+    assert_fails(store_commit(fx.store, &err), &err, ERR_UNAVAILABLE);
+    assert_status("backup-v-3", "running");
+
+    // it ends
+    conflicts(1000);
+    t = STORE_TURN_BESIDE(fx.store);
+    while (store_turn(&t, &err))
+        t.ok = end_job("backup-v-3", &err);
+    assert_false(t.ok);
+    assert_int_equal(err.code, ERR_UNAVAILABLE);
+    assert_in_range(conflicts_left(), 900, 998);
+    err_clear(&err);
+    conflicts(0);
+
+    // what fails for a reason of its own is not done again
+    t = STORE_TURN(fx.store);
+    for (tries = 0; store_turn(&t, &err); tries++)
+        t.ok = err_set(&err, ERR_CONFLICT, "no");
+    assert_int_equal(tries, 1);
+    assert_int_equal(err.code, ERR_CONFLICT);
+}
+
+// Lost before COMMIT, nothing of it has happened.
+static void test_a_transaction_whose_connection_breaks(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip();
+    Err err = ERR_INIT;
+    unsigned tries = 0;
+    add("backup-v-1", "running", 1);
+    StoreTurn t = STORE_TURN(fx.store);
+    while (store_turn(&t, &err)) {
+        if (++tries == 1)
+            ask_server("BEGIN NOT ATOMIC FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '" DATABASE
+                       "') DO EXECUTE IMMEDIATE CONCAT('KILL ', c.id); END FOR; END");
+        t.ok = end_job("backup-v-1", &err);
+    }
+    assert_ok(t.ok, &err);
+    assert_int_equal(tries, 2);
+    assert_status("backup-v-1", "failed");
+}
+
+// Where no lock tells two hubs of one ID apart, the row does.
+static void test_a_hub_s_row_is_another_s(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    StoreHub *rows = NULL, hub = {.id = (char *)"h", .name = (char *)"n", .version = (char *)"v", .lease_s = 3};
+    size_t len = 0;
+    hub.started_us = hub.beat_us = 1;
+    assert_ok(store_hub_enter(fx.store, &hub, &err), &err);
+    assert_ok(store_hub_beat(fx.store, &err), &err);
+    assert_ok(store_run(fx.store, "UPDATE hubs SET started_at = '2026-01-01T00:00:00.000000Z'", DB_NO_ARGS, NULL, &err),
+              &err);
+    assert_fails(store_hub_beat(fx.store, &err), &err, ERR_BUSY);
+    assert_ok(store_hub_leave(fx.store, &err), &err);
+    assert_ok(store_hub_list(fx.store, &rows, &len, &err), &err);
+    assert_int_equal(len, 1);
+    assert_false(rows[0].stopped); // it is not ours to say so
+    STORE_LIST_FREE(rows, len, store_hub_clear);
+}
+
 static void test_what_keeps_a_hub_out(void **state)
 {
     (void)state;
@@ -928,6 +1068,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_large_and_unchanged, setup, teardown),
         cmocka_unit_test_setup_teardown(test_numbers_of_several_digits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_connection_that_breaks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_statement_that_conflicts, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_transaction_that_conflicts, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_transaction_whose_connection_breaks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_hub_s_row_is_another_s, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_keeps_a_hub_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_job_is_its_hub_s, setup, teardown),
         cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
