@@ -15,7 +15,7 @@
 #define CONNECT_S 10
 #define ANSWER_S 60
 #define CONNECT_NEXT_S 3 // where there is another host to turn to: well within a hub's lease
-#define ANSWER_NEXT_S 20
+#define ANSWER_NEXT_S 15
 #define SQL_MAX 65536
 #define CHARSET_BINARY 63
 #define TEXT_BYTES_MAX (16u << 20) // of one value that is read
@@ -132,9 +132,11 @@ static bool fail(DbMariadb *db, const char *what, unsigned code, const char *tex
                        "database: the server has no space left: %s (%u); HINT: make room on its disk, nothing has to be"
                        " started anew",
                        text, code);
-    db->lost = db->lost || is_lost(code);
+    // a node that is cut off says to whoever wants to read what is newest that it has waited for too long
+    bool lost = is_lost(code) || (db->base.clustered && code == ER_LOCK_WAIT_TIMEOUT);
+    db->lost = db->lost || lost;
     db->base.undone = db->base.undone || is_undone(db, code);
-    if (is_lost(code) && code != CR_SERVER_GONE_ERROR) // it ended between two calls: it may be there again
+    if (lost && code != CR_SERVER_GONE_ERROR) // it ended between two calls: it may be there again
         db->next = (db->at + 1) % db->hosts.len;
     return err_set(err, code_of(code), "database: %s (%u): %.200s", text, code, what);
 }

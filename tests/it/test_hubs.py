@@ -6,25 +6,21 @@ import contextlib
 import http.client
 import random
 import shutil
-import signal
 
 import pytest
 
-from lib.cli import Cli
 from lib.faults import pass_time
-from lib.history import References, partial_files, wait_for
-from lib.hub import FINAL, HubError
-from lib.images import CLUSTER, Image
-from lib.job import Job, change_id, coverage, disk, nbdcopy
+from lib.history import partial_files, wait_for
+from lib.hub import HubError
+from lib.hubs import LEASE, SIZE, Hubs, go, stop
+from lib.images import CLUSTER
+from lib.job import disk
 from lib.mariadb import MISSING, NAME, MariaDb
-from lib.patience import patience
 from lib.share import share
 from lib.shim import ACTIONS, Shim, Shot, is_built
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no MariaDB here: {', '.join(MISSING)} missing")
 
-LEASE = int(patience(3))
-SIZE = 8 * CLUSTER
 MOMENTS = 12
 FAULTS = 40
 
@@ -35,87 +31,9 @@ def server(place):
         yield made
 
 
-class Hubs:
-    """Hubs "a", "b", ... on one database; a repository, and VMs with a raw file each."""
-
-    def __init__(self, make_hub, place, server, n=2, of_a=None):
-        self.place, self.server = place, server
-        self.all = []
-        for name in "abc"[:n]:
-            options = [f"--hub-lease={LEASE}", f"--hub-name={name}", "--max-jobs=8", *server.options()]
-            self.all.append(make_hub(name=name, options=options, **(of_a if of_a and name == "a" else {})))
-        self.a, self.b = self.all[:2]
-        self.repository_path = place / "repository"
-        made = self.a.api.post("/repositories", {"name": "main", "path": str(self.repository_path)}).expect(201)
-        self.repository = made["repository_id"]
-        self.images, self.references = {}, References(place / "references")
-
-    def add_vm(self, name, seed=1):
-        image = Image(self.place / f"{name}.raw", "raw", random.Random(seed).randbytes(SIZE))
-        self.images[name] = image
-        self.a.api.post("/vms", {"name": name, "source": {
-            "type": "file", "disks": [{"path": str(image.path), "format": "raw"}]}}).expect(201)
-        return image
-
-    def cli(self, hub):
-        return Cli(hub.url, cwd=self.place)
-
-    def point(self, hub, vm):
-        return self.cli(hub).json("backup", vm, "--repo", "main")
-
-    def job(self, hub, vm):
-        """A client that is played by hand."""
-        return Job(hub.api, vm, self.repository)
-
-    def half_written(self, hub, vm):
-        job = self.job(hub, vm)
-        job.claim()
-        job.change = change_id()
-        job.announce([disk("disk-0", SIZE, job.change, token="t")])
-        nbdcopy(self.images[vm].path, job.disks["disk-0"]["uri"])
-        return job
-
-    def complete(self, job):
-        return job.complete(job.change, [{"disk_id": job.disks["disk-0"]["disk_id"], "change_id": job.change,
-                                          "tracking": "none", **coverage([(0, SIZE)])}], bytes_transferred=SIZE)
-
-    def show(self, hub, backup_id):
-        return hub.api.get(f"/backups/{backup_id}").expect(200)
-
-    def wait_final(self, hub, backup_id):
-        wait_for(lambda: self.show(hub, backup_id)["status"] in FINAL, f"{backup_id} is over")
-        return self.show(hub, backup_id)
-
-    def prove(self, hub):
-        """Each listed point verifies; the newest of each VM is what its disk holds."""
-        listed = hub.api.get("/backups?status=completed").expect(200)["backups"]
-        for backup in listed:
-            said = self.cli(hub).json("verify", backup["backup_id"])
-            assert said["result"] == "ok", said
-        return listed
-
-    def equals(self, hub, backup_id, content):
-        out = self.place / "restored"
-        self.cli(hub).ok("restore", backup_id, "--all-disks", "--to", out, "--format", "raw")
-        files = list(out.iterdir())
-        assert [f.read_bytes() for f in files] == [bytes(content)]
-        shutil.rmtree(out)
-
-    def states(self, hub):
-        return {h["name"]: h["state"] for h in hub.api.get("/hubs").expect(200)["hubs"]}
-
-
 @pytest.fixture
 def hubs(server, make_hub, place):
     return Hubs(make_hub, place, server)
-
-
-def stop(hub):
-    hub.process.send_signal(signal.SIGSTOP)
-
-
-def go(hub):
-    hub.process.send_signal(signal.SIGCONT)
 
 
 def test_one_catalogue(hubs):

@@ -7,9 +7,11 @@ import subprocess
 
 import pytest
 
-from lib.history import wait_for
+from lib.history import partial_files, wait_for
 from lib.hub import BIN
+from lib.hubs import SIZE, Hubs
 from lib.images import CLUSTER
+from lib.job import change_id, coverage, disk, nbdcopy
 from lib.line import Line
 from lib.mariadb import MISSING, NAME, PASSWORD, USER, MariaDb
 from lib.patience import patience
@@ -158,3 +160,66 @@ def test_rows_that_are_long_and_odd(server, make_hub, place):
         world.api.post("/vms", {"name": name, "source": source}).expect(201)
     assert len(world.api.get("/vms").expect(200)["vms"]) == 4
     world.api.post("/vms", {"name": "web", "source": {"type": "file", "disks": [{"path": "/x"}]}}).expect(409)
+
+
+class Faults:
+    """Statements on a table that fail, in a way of which nobody knows what happened."""
+
+    def __init__(self, server, event, number):
+        self.server = server
+        server.sql("CREATE TABLE IF NOT EXISTS faults (n INT) ENGINE=MyISAM; DELETE FROM faults; "
+                   "INSERT INTO faults VALUES (0);\nDELIMITER //\n"
+                   f"CREATE OR REPLACE TRIGGER fault BEFORE {event} FOR EACH ROW BEGIN "
+                   "IF (SELECT n FROM faults) > 0 THEN UPDATE faults SET n = n - 1; "
+                   f"SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'a fault'; END IF; END//\n",
+                   NAME)
+
+    def arm(self, n):
+        self.server.sql(f"UPDATE faults SET n = {n}", NAME)
+
+    def left(self):
+        return self.server.sql("SELECT n FROM faults", NAME) == [["0"]]
+
+
+@pytest.mark.parametrize("event, number, status", [
+    ("INSERT ON backup_disks", 1213, 200),      # a transaction elsewhere was first: it is done again
+    ("INSERT ON backup_disks", 1180, 200),
+    ("UPDATE ON backup_disks", 1213, 200),
+    ("UPDATE ON backup_disks", 1180, 503)])     # nobody knows: it is undone, and the client repeats it
+def test_a_database_that_goes_away_in_the_middle_of_an_announcement(server, make_hub, place, event, number, status):
+    hubs = Hubs(make_hub, place, server, n=1)
+    image = hubs.add_vm("web")
+    faults = Faults(server, event, number)
+    job = hubs.job(hubs.a, "web")
+    job.claim()
+    job.change = change_id()
+    said = {"disks": [disk("disk-0", SIZE, job.change), disk("disk-1", SIZE, change_id())], "left_out": [],
+            "consistency": "crash", "consistency_detail": ""}
+    faults.arm(1)
+    answer = job.call("disks", said)
+    assert answer.status == status and faults.left(), answer
+    if status != 200:
+        assert not partial_files(hubs.repository_path)
+        wait_for(lambda: not hubs.a.children(), "its exporters end")
+        assert hubs.show(hubs.a, job.id)["status"] == "running"
+    job.disks = {d["disk_key"]: d for d in job.call("disks", said).expect(200)["disks"]}
+    assert len(job.disks) == len(server.sql("SELECT disk_key FROM backup_disks", NAME)) == 2
+    for d in job.disks.values():
+        nbdcopy(image.path, d["uri"])
+    job.complete(job.change, [{"disk_id": job.disks[d["disk_key"]]["disk_id"], "change_id": d["change_id"],
+                               "tracking": "none", **coverage([(0, SIZE)])} for d in said["disks"]],
+                 bytes_transferred=2 * SIZE).expect(200)
+    assert [b["backup_id"] for b in hubs.prove(hubs.a)] == [job.id]
+    assert not partial_files(hubs.repository_path)
+
+
+def test_a_client_repeats_what_the_database_did_not_take(server, make_hub, place):
+    """The real one. Its announcement, and the point that comes of it."""
+    hubs = Hubs(make_hub, place, server, n=1)
+    image = hubs.add_vm("web")
+    faults = Faults(server, "UPDATE ON backup_disks", 1180)
+    faults.arm(1)
+    point = hubs.point(hubs.a, "web")
+    assert faults.left() and "announcement is repeated" in "".join(
+        p.read_text() for p in hubs.a.data.rglob("*.client.log"))
+    hubs.equals(hubs.a, point["backup_id"], image.content)

@@ -53,6 +53,8 @@ def test_who_comes_last_wins(place):
     ("max-job = 3\n", "hub.conf:1: there is no setting"), ("\nmax-jobs = 0\n", "hub.conf:2: option --max-jobs"),
     ("auth = false\nlisten = 0.0.0.0\n", "--let-anybody-in"), ("db-name = x\n", "--db-host"),
     ("plugin = /nowhere/x\n", "--plugin"),
+    ("db-host = a,b:x\ndb-name = n\ndb-user = u\n", "db-host: b:x"),
+    ("db-host = a,::1\ndb-name = n\ndb-user = u\n", "brackets"),
     ("db-host = h\ndb-name = n\ndb-user = u\ndb-pass-file = /nowhere/p\n", "/nowhere/p"),
     ("new-admin-token = true\n", "there is no setting"), ("config = x\n", "there is no setting")])
 def test_what_is_wrong(place, text, words):

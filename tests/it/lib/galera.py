@@ -8,7 +8,7 @@ import subprocess
 
 from lib.hub import free_port
 from lib.mariadb import MISSING as NO_MARIADB
-from lib.mariadb import PASSWORD, PATHS, USER, MariaDb
+from lib.mariadb import NAME, PASSWORD, PATHS, USER, MariaDb
 from lib.patience import patience
 
 PROVIDER = "/usr/lib/galera/libgalera_smm.so"
@@ -106,7 +106,8 @@ class Galera:
             first.install()
             first.join([], first=True)
             first.wait_started()
-            first.sql(f"CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'")
+            first.sql(f"CREATE DATABASE {NAME}; CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'; "
+                      f"GRANT ALL ON {NAME}.* TO {USER}@'%'")
             first.stop()
             for n in self.nodes[1:]:    # so that no node has to be sent all of it
                 shutil.copytree(first.data, n.data)
@@ -120,10 +121,9 @@ class Galera:
         for n in self.nodes:
             n.kill()
 
-    def wait_whole(self, nodes=None):
-        nodes = nodes or self.nodes
-        for n in nodes:
-            n.wait(lambda n=n: n.is_ready(len(nodes)), f"{n.name} is one of {len(nodes)}")
+    def wait_whole(self):
+        """At once: a node that was frozen says for a moment what was."""
+        self.nodes[0].wait(lambda: all(n.is_ready(len(self.nodes)) for n in self.nodes), "all are one cluster")
 
     def alive(self):
         return [n for n in self.nodes if n.process]
@@ -159,11 +159,14 @@ class Galera:
                 n.join(self.nodes)
         self.wait_whole()
 
-    def make_database(self, name):
-        self.nodes[0].sql(f"CREATE DATABASE {name}; GRANT ALL ON {name}.* TO {USER}@'%'")
+    def empty(self):
+        """The hubs' tables are made once: in a cluster that takes its time."""
+        tables = self.nodes[0].sql(f"SELECT table_name FROM information_schema.tables WHERE table_schema = '{NAME}' "
+                                   "AND table_name <> 'schema_migrations'")
+        self.nodes[0].sql("SET foreign_key_checks = 0; " + "".join(f"DELETE FROM {t}; " for t, in tables), NAME)
 
-    def options(self, name, first=0, nodes=None):
+    def options(self, first=0):
         """A hub's, beginning with that node."""
-        order = nodes or self.nodes[first:] + self.nodes[:first]
-        return [f"--db-host={','.join(f'127.0.0.1:{n.port}' for n in order)}", f"--db-name={name}",
+        order = self.nodes[first:] + self.nodes[:first]
+        return [f"--db-host={','.join(f'127.0.0.1:{n.port}' for n in order)}", f"--db-name={NAME}",
                 f"--db-user={USER}", f"--db-pass={PASSWORD}"]
