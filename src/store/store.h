@@ -71,7 +71,7 @@ bool store_hub_enter(Store *s, const StoreHub *h, Err *err) must_check;
 const char *store_hub(const Store *s);
 bool store_is_shared(const Store *s); // other hubs may use the database
 // How long to look whether a hub of that lease still raises its number, which it does four times within it.
-#define STORE_LOOK_MS(lease_s) (MIN((int64_t)(lease_s), 240) * 375)
+#define STORE_LOOK_MS(lease_s) (MIN((int64_t)(lease_s), 240) * 500)
 bool store_hub_beat(Store *s, Err *err) must_check; // ERR_BUSY: another one has entered with its ID
 bool store_hub_leave(Store *s, Err *err) must_check;
 bool store_hub_list(Store *s, StoreHub **ret, size_t *ret_len, Err *err) must_check; // by name

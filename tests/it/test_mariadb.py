@@ -9,12 +9,13 @@ import pytest
 
 from lib.history import partial_files, wait_for
 from lib.hub import BIN
-from lib.hubs import SIZE, Hubs
+from lib.hubs import SIZE, Hubs, by_hand
 from lib.images import CLUSTER
 from lib.job import change_id, coverage, disk, nbdcopy
 from lib.line import Line
 from lib.mariadb import MISSING, NAME, PASSWORD, USER, MariaDb
 from lib.patience import patience
+from lib.sql_gate import SqlGate
 from lib.stage import Stage
 from lib.world import World
 
@@ -223,3 +224,25 @@ def test_a_client_repeats_what_the_database_did_not_take(server, make_hub, place
     assert faults.left() and "announcement is repeated" in "".join(
         p.read_text() for p in hubs.a.data.rglob("*.client.log"))
     hubs.equals(hubs.a, point["backup_id"], image.content)
+
+
+@pytest.mark.parametrize("how", ["it", "answer"])
+def test_a_commit_of_which_nobody_knows(server, make_hub, place, how):
+    """Each COMMIT of a backup in turn is lost, or only its answer: each backup is made, once, and each call noted."""
+    with SqlGate(server.port) as gate:
+        hubs = Hubs(make_hub, place, [server.options(port=gate.port)], n=1)
+        hubs.add_vm("web")
+        points = []
+        while not points or gate.lost:
+            gate.lose(len(points) + 1, how)
+            points.append(by_hand(hubs))
+        assert len(points) > 6
+        assert sorted(j["backup_id"] for j in hubs.a.api.get("/backups").expect(200)["backups"]) == sorted(points)
+        assert len(hubs.prove(hubs.a)) == len(points)
+        noted = hubs.a.api.get("/audit?limit=1000").expect(200)["entries"]
+        assert sorted(e["id"] for e in noted) == list(range(1, len(noted) + 1))
+        started = [e["status"] for e in noted if e["method"] == "POST" and e["path"].endswith("/backups")]
+        assert started.count(201) == len(points)
+        if how == "answer":
+            assert len(started) == len(points)
+        assert "audit log could not be written" not in hubs.a.log

@@ -9,7 +9,6 @@ import subprocess
 from lib.hub import free_port
 from lib.mariadb import MISSING as NO_MARIADB
 from lib.mariadb import NAME, PASSWORD, PATHS, USER, MariaDb
-from lib.patience import patience
 
 PROVIDER = "/usr/lib/galera/libgalera_smm.so"
 MISSING = NO_MARIADB + [p for p in (PROVIDER,) if not os.path.exists(p)]
@@ -26,15 +25,16 @@ class Node(MariaDb):
         self.name, self.group, self.ist = name, free_port(), free_port()
         self.stopped = self.isolated = False
 
-    def join(self, nodes, first=False):
+    def join(self, nodes, first=False, position=None):
         """Starts it; the first one makes the cluster. Returns at once."""
+        position = position or (self.position() if nodes else None)
         peers = ",".join(f"127.0.0.1:{n.group}" for n in nodes)
         self.more = [
             "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--innodb-flush-log-at-trx-commit=2",
             "--innodb-flush-method=nosync", "--wsrep-on=ON", f"--wsrep-provider={PROVIDER}",
             "--wsrep-cluster-name=test", f"--wsrep-cluster-address=gcomm://{peers}", f"--wsrep-node-name={self.name}",
             f"--wsrep-node-address=127.0.0.1:{self.group}", "--wsrep-sst-method=file", "--wsrep-slave-threads=2",
-            *([f"--wsrep-start-position={self.position()}"] if nodes else []),
+            *([f"--wsrep-start-position={position}"] if position else []),
             f"--wsrep-provider-options=gmcast.listen_addr=tcp://127.0.0.1:{self.group};"
             f"ist.recv_addr=127.0.0.1:{self.ist};ist.recv_bind=127.0.0.1:{self.ist};"
             f"gcache.size=16M;pc.recovery=FALSE;{TIMES}",
@@ -56,15 +56,29 @@ class Node(MariaDb):
     def position(self):
         """How far it had come when it ended: what it lacks the others send it, and no more (no SST, whose scripts are
         of another package)."""
-        done = subprocess.run([shutil.which("mariadbd", path=PATHS), *self._common(), "--wsrep-recover",
-                               "--binlog-format=ROW", "--wsrep-on=ON", f"--wsrep-provider={PROVIDER}",
-                               "--wsrep-cluster-address=gcomm://", f"--port={self.port}", "--bind-address=127.0.0.1",
-                               f"--socket={self.folder / 's'}", f"--pid-file={self.folder / 'pid'}",
-                               "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"],
-                              capture_output=True, text=True, timeout=patience(60), check=True)
-        found = re.findall(r"Recovered position: (\S+:-?\d+)", done.stderr)
-        assert found, done.stderr
-        return found[-1]
+        text = (self.data / "grastate.dat").read_text()
+        saved = re.search(r"uuid: +(\S+)\nseqno: +(\d+)\n", text)    # -1: it did not end in order
+        if saved:
+            return ":".join(saved.groups())
+        server = subprocess.Popen([shutil.which("mariadbd", path=PATHS), *self._common(), "--wsrep-recover",
+                                   "--binlog-format=ROW", "--wsrep-on=ON", f"--wsrep-provider={PROVIDER}",
+                                   "--wsrep-cluster-address=gcomm://", f"--port={self.port}",
+                                   f"--socket={self.folder / 's'}", f"--pid-file={self.folder / 'pid'}",
+                                   "--bind-address=127.0.0.1", "--innodb-buffer-pool-size=32M",
+                                   "--innodb-log-file-size=8M"],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                  text=True)
+        said = []
+        try:
+            for line in server.stderr:
+                said.append(line)
+                if found := re.search(r"Recovered position: (\S+:-?\d+)", line):
+                    return found[1]
+        finally:
+            server.kill()   # of its own it sometimes does not come to its end
+            server.wait()
+            server.stderr.close()
+        raise AssertionError("".join(said))
 
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -149,14 +163,15 @@ class Galera:
 
     def start_again(self):
         """After all of them were down: the one that knows most comes first, as an admin does it."""
-        first = max(self.nodes, key=lambda n: int(n.position().rpartition(":")[2]))
+        positions = {n: n.position() for n in self.nodes}
+        first = max(self.nodes, key=lambda n: int(positions[n].rpartition(":")[2]))
         text = (first.data / "grastate.dat").read_text()
         (first.data / "grastate.dat").write_text(text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1"))
-        first.join(self.nodes, first=True)
+        first.join(self.nodes, first=True, position=positions[first])
         first.wait_started()
         for n in self.nodes:
             if n is not first:
-                n.join(self.nodes)
+                n.join(self.nodes, position=positions[n])
         self.wait_whole()
 
     def empty(self):

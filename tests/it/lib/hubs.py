@@ -3,6 +3,8 @@
 import random
 import shutil
 import signal
+import time
+import uuid
 
 from lib.cli import Cli
 from lib.history import References, wait_for
@@ -13,6 +15,7 @@ from lib.patience import patience
 
 LEASE = int(patience(3))
 SIZE = 8 * CLUSTER
+STEPS = ["start", "claim", "announce", "copy", "progress", "complete"]
 
 
 class Hubs:
@@ -93,3 +96,42 @@ def stop(hub):
 
 def go(hub):
     hub.process.send_signal(signal.SIGCONT)
+
+
+def again(call, *statuses):
+    """As clients do: until the database takes it. The answer."""
+    until = time.monotonic() + patience(60)
+    while (answer := call()).status in (500, 503):
+        assert time.monotonic() < until, answer
+        time.sleep(0.05)
+    assert answer.status in statuses, answer
+    return answer.json
+
+
+def by_hand(hubs, at=None, harm=None):
+    """A backup, step by step; before one of them something happens. Its ID."""
+    api, body = hubs.a.api, {"vm_name": "web", "repository_id": hubs.repository, "start_client": False}
+    change, claim, job, path, disks = change_id(), {"claim": str(uuid.uuid4())}, None, "", {}
+    for step in STEPS:
+        if step == at:
+            harm()
+        if step == "start":
+            job = again(lambda: api.post("/backups", body), 201)
+            path, own = f"/backups/{job['backup_id']}", api.with_token(job["job_token"])
+        elif step == "claim":
+            again(lambda: own.post(f"{path}/claim", claim), 200)
+        elif step == "announce":
+            said = {"disks": [disk("disk-0", SIZE, change, token="t")], "left_out": [], "consistency": "crash",
+                    "consistency_detail": ""}
+            disks = again(lambda: own.post(f"{path}/disks", said), 200)["disks"]
+        elif step == "copy":
+            nbdcopy(hubs.images["web"].path, disks[0]["uri"])
+        elif step == "progress":
+            figures = {"disk_id": disks[0]["disk_id"], "done_bytes": 1, "size": SIZE, "transferred_bytes": 1,
+                       "zero_bytes": 0, "changed_bytes": 0}
+            again(lambda: own.post(f"{path}/progress", {"disks": [figures], "phase": "copying"}), 200)
+        else:
+            done = {"change_id": change, "bytes_transferred": SIZE, "disks": [
+                {"disk_id": disks[0]["disk_id"], "change_id": change, "tracking": "none", **coverage([(0, SIZE)])}]}
+            again(lambda: own.post(f"{path}/complete", done), 200)
+    return job["backup_id"]

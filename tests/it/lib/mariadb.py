@@ -1,5 +1,6 @@
 """A real MariaDB server of the test's own, on a port of 127.0.0.1."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -95,6 +96,16 @@ class MariaDb:
         return subprocess.run(["mariadb", "--no-defaults", f"--socket={self.folder / 's'}", "--user=root", "--batch",
                                "--skip-column-names", "--raw", "-e", statement, database],
                               capture_output=True, text=True, timeout=patience(60), check=False)
+
+    @contextlib.contextmanager
+    def busy_with(self, statement):
+        """One that takes its time; its end is waited for."""
+        client = subprocess.Popen(["mariadb", "--no-defaults", f"--socket={self.folder / 's'}", "--user=root", "-e",
+                                   statement], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            assert client.wait(patience(60)) == 0
 
     def sql(self, statement, database=""):
         """Rows, as lists of texts."""

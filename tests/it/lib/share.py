@@ -9,6 +9,12 @@ def share(full, small):
     return full if FULL else small
 
 
+def one_of(things):
+    """Which of them, says the run's seed."""
+    things = list(things)
+    return things if FULL else [things[int(os.environ["SENDENSE_TEST_SEED"]) % len(things)]]
+
+
 def every_second(things):
     """Which half of them, says the run's seed: run after run all of them come up."""
     things = list(things)

@@ -1,0 +1,68 @@
+"""Stands between a hub and its MariaDB: loses a COMMIT, or the answer to it, with the connection."""
+
+import contextlib
+import socket
+import threading
+
+COMMIT = b"\x03COMMIT"      # COM_QUERY
+
+
+class SqlGate:
+    def __init__(self, port):
+        self.server_port, self.lost, self.countdown, self.how = port, 0, 0, None
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def lose(self, nth, how):
+        """The nth COMMIT from here on; how: "it" does not reach the server, "answer" does not reach the hub."""
+        with self.lock:
+            self.lost, self.countdown, self.how = 0, nth, how
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                hub, _ = self.listener.accept()
+                threading.Thread(target=self._relay, args=(hub,), daemon=True).start()
+
+    def _is_the_one(self, data):
+        with self.lock:
+            if COMMIT not in data or self.countdown == 0:
+                return False
+            self.countdown -= 1
+            self.lost += self.countdown == 0
+            return self.countdown == 0
+
+    def _relay(self, hub):
+        """Hub and server speak in turns."""
+        with contextlib.suppress(OSError), hub, socket.create_connection(("127.0.0.1", self.server_port)) as server:
+            cut = threading.Event()
+
+            def back():
+                with contextlib.suppress(OSError):
+                    while (data := server.recv(1 << 16)) and not cut.is_set():
+                        hub.sendall(data)
+                    hub.shutdown(socket.SHUT_RDWR)
+
+            thread = threading.Thread(target=back, daemon=True)
+            thread.start()
+            while data := hub.recv(1 << 16):
+                if self._is_the_one(data):
+                    cut.set()
+                    if self.how == "answer":
+                        server.sendall(data)
+                        thread.join()   # it has answered
+                    break
+                server.sendall(data)
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+                hub.shutdown(socket.SHUT_RDWR)
+            thread.join()
