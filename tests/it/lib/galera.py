@@ -54,8 +54,8 @@ class Node(MariaDb):
             (size is None or self.status("cluster_size") == str(size))
 
     def position(self):
-        """How far it had come when it ended: what it lacks the others send it, and no more (no SST, whose scripts are
-        of another package)."""
+        """How far it had come when it ended. What it lacks the others send it, where they still have it; else a script
+        of ours copies everything, since the server's are of another package."""
         text = (self.data / "grastate.dat").read_text()
         saved = re.search(r"uuid: +(\S+)\nseqno: +(\d+)\n", text)    # -1: it did not end in order
         if saved:
