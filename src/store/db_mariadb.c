@@ -81,6 +81,8 @@ static bool is_conflict(unsigned code)
 static bool is_undone(const DbMariadb *db, unsigned code)
 {
     bool vague = code == ER_QUERY_INTERRUPTED || code == ER_ERROR_DURING_COMMIT || is_lost(code);
+    if (code == ER_LOCK_WAIT_TIMEOUT && !db->base.clustered)
+        return false; // ten seconds are enough; in a cluster another node may answer at once
     return is_conflict(code) || code == ER_UNKNOWN_COM_ERROR || (db->in_transaction && vague);
 }
 
