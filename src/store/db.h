@@ -81,6 +81,8 @@ bool db_sqlite_open_to_read(const char *path, Db **ret, Err *err) must_check;
 // Errors: ERR_FORBIDDEN (password, rights), ERR_NOT_FOUND (no such database), ERR_UNAVAILABLE (not there now), ERR_BUSY
 // (another hub has it). The database must be there; its tables are made by db_migrate().
 bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err) must_check;
+// db_migrate() over a connection of its own, which waits as long as a step takes; a hub's does not.
+bool db_mariadb_migrate(const StoreMariadb *spec, Err *err) must_check;
 
 // Rows and structs: one table of columns for each struct, from which INSERT, SELECT and reading derive.
 typedef enum DbKind {

@@ -16,6 +16,7 @@
 #define ANSWER_S 60
 #define CONNECT_NEXT_S 3 // where there is another host to turn to: well within a hub's lease
 #define ANSWER_NEXT_S 15
+#define ANSWER_ALONE_S 3600 // of who has the database for itself: an index of a million rows, a table that is emptied
 #define SQL_MAX 65536
 #define CHARSET_BINARY 63
 #define TEXT_BYTES_MAX (16u << 20) // of one value that is read
@@ -33,6 +34,7 @@ typedef struct DbMariadb {
     bool in_transaction;
     bool only_reads; // rows come one by one, however many there are
     bool lost;       // the connection, within a transaction or not
+    bool migrates;   // and nothing else
     uint64_t affected;
     int64_t last_id;
 } DbMariadb;
@@ -265,7 +267,7 @@ static bool set_options(MYSQL *m, const DbMariadb *db, bool socket)
 {
     bool turns = db->hosts.len > 1;
     unsigned connect_s = turns ? CONNECT_NEXT_S : CONNECT_S, off = 0;
-    unsigned answer_s = turns && db->hub_id ? ANSWER_NEXT_S : ANSWER_S;
+    unsigned answer_s = db->migrates || !db->hub_id ? ANSWER_ALONE_S : turns ? ANSWER_NEXT_S : ANSWER_S;
     unsigned protocol = socket ? MYSQL_PROTOCOL_SOCKET : MYSQL_PROTOCOL_TCP; // "localhost" is a host here, too
     return mysql_optionsv(m, MYSQL_OPT_CONNECT_TIMEOUT, (void *)&connect_s) == 0 &&
         mysql_optionsv(m, MYSQL_OPT_READ_TIMEOUT, (void *)&answer_s) == 0 &&
@@ -857,15 +859,31 @@ static const DbOps mariadb_ops = {
     .snapshot = db_snapshot,
 };
 
-bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err)
+static bool open_for(const StoreMariadb *spec, bool migrates, Db **ret, Err *err)
 {
     DbMariadb *db = NULL;
     if (!new_db(&mariadb_ops, spec, &db, err))
         return false;
+    db->migrates = migrates;
     if (!connect_now(db, err)) {
         db_close(&db->base);
         return err_context(err, "MariaDB at %s, database %s, user %s", spec->host, spec->name, spec->user);
     }
     *ret = &db->base;
     return true;
+}
+
+bool db_mariadb_open(const StoreMariadb *spec, Db **ret, Err *err)
+{
+    return open_for(spec, false, ret, err);
+}
+
+bool db_mariadb_migrate(const StoreMariadb *spec, Err *err)
+{
+    Db *db = NULL;
+    if (!open_for(spec, true, &db, err))
+        return false;
+    bool ok = db_migrate(db, NULL, err);
+    db_close(db);
+    return ok;
 }

@@ -36,7 +36,7 @@ bool store_open_sqlite(const char *path, Store **ret, Err *err)
 bool store_open_mariadb(const StoreMariadb *spec, Store **ret, Err *err)
 {
     Store *s = store_new(err);
-    if (!s || !db_mariadb_open(spec, &s->db, err) || !db_migrate(s->db, NULL, err)) {
+    if (!s || !db_mariadb_migrate(spec, err) || !db_mariadb_open(spec, &s->db, err)) {
         store_close(s);
         return false;
     }
