@@ -151,8 +151,10 @@ static HANDLER(vm_add)
 
 static HANDLER(vm_list)
 {
-    bool all;
-    return http_request_query_bool(req, "all", false, &all, err) && hub_vm_list(hub(ctx), all, &ret->body, err);
+    HubVmFilter f = {.after = http_request_query(req, "after")};
+    return http_request_query_bool(req, "all", false, &f.all, err) &&
+        (!http_request_query(req, "limit") || http_request_query_u64(req, "limit", 1, 1000, 100, &f.limit, err)) &&
+        hub_vm_list(hub(ctx), &f, &ret->body, err);
 }
 
 static HANDLER(vm_show)
@@ -360,7 +362,7 @@ static const HttpRoute routes[] = {
     {"POST", V1 "/sources/{source_id}/test", source_test, 0, NULL, MAY_OPERATE},
     {"GET", V1 "/sources/{source_id}/vms", source_vms, 0, NULL, MAY_OPERATE},
     {"POST", V1 "/vms", vm_add, HTTP_BODY, NULL, MAY_ADMIN},
-    {"GET", V1 "/vms", vm_list, 0, "all", MAY_ANY_ROLE},
+    {"GET", V1 "/vms", vm_list, 0, "all limit after", MAY_ANY_ROLE},
     {"GET", V1 "/vms/{vm_id}", vm_show, 0, NULL, MAY_ANY_ROLE},
     {"PATCH", V1 "/vms/{vm_id}", vm_change, HTTP_BODY, NULL, MAY_ADMIN},
     {"POST", V1 "/vms/{vm_id}/clean", vm_clean, HTTP_BODY, NULL, MAY_ADMIN},

@@ -3,6 +3,7 @@
 
 #include "store/tables.h"
 
+#include <stddef.h>
 #include <stdio.h>
 
 bool store_repository_add(Store *s, const StoreRepository *r, int64_t *ret_id, Err *err)
@@ -66,7 +67,7 @@ bool store_repository_remove(Store *s, int64_t id, Err *err)
 
 bool store_repository_totals(Store *s, int64_t id, uint64_t *ret_points, uint64_t *ret_stored, Err *err)
 {
-    int64_t points, stored;
+    int64_t points, stored; // either from an index that has it: a million rows are not looked at
     if (!store_number(s, "SELECT COUNT(*) FROM backup_jobs WHERE repository_id = ? AND status = 'completed'",
                       DB_ARGS(DB_N(id)), 0, &points, err) ||
         !store_number(s, "SELECT SUM(stored_bytes) FROM backup_jobs WHERE repository_id = ? AND status = 'completed'",
@@ -130,17 +131,82 @@ bool store_vm_points(Store *s, const char *vm_id, uint64_t *ret_points, Err *err
     return true;
 }
 
+// ---- VMs with what a list says of them: one question for many
+
+#define C(member, column, kind)                        \
+    {                                                  \
+        column, kind, offsetof(StoreVmSummary, member) \
+    }
+static const DbColumn summary_columns[] = {
+    C(vm.id, "some.id", DB_TEXT),
+    C(vm.name, "some.name", DB_TEXT),
+    C(vm.source, "some.source", DB_TEXT),
+    C(vm.excluded, "some.excluded_disks", DB_TEXT),
+    C(vm.source_id, "some.source_id", DB_TEXT),
+    C(vm.audit_blocks, "some.audit_blocks", DB_I64),
+    C(vm.created_us, "some.created_at", DB_TIME),
+    C(points, "some.points", DB_U64),
+    C(last_id, "l.id", DB_TEXT),
+    C(last_status, "l.status", DB_TEXT),
+    C(last_us, "l.created_at", DB_TIME),
+};
+#undef C
+
+// points and the newest job, each from an index that has it. Which VMs: a select from vms, or of the same columns.
+#define SUMMARIES(which)                                                                                           \
+    "(SELECT v.*, (SELECT COUNT(*) FROM backup_jobs b WHERE b.vm_id = v.id AND b.status = 'completed') AS points," \
+    " (SELECT b.id FROM backup_jobs b WHERE b.vm_id = v.id"                                                        \
+    " ORDER BY b.created_at DESC, b.sequence DESC, b.id DESC LIMIT 1) AS last_id"                                  \
+    " FROM (" which ") AS v) AS some LEFT JOIN backup_jobs l ON l.id = some.last_id"
+#define SUMMARY_TABLE(which)                                                                  \
+    {                                                                                         \
+        SUMMARIES(which), summary_columns, ARRAY_LEN(summary_columns), sizeof(StoreVmSummary) \
+    }
+
+static const DbTable summary_page = SUMMARY_TABLE("SELECT * FROM vms WHERE name > ? ORDER BY name LIMIT ?");
+static const DbTable summary_one = SUMMARY_TABLE("SELECT * FROM vms WHERE id = ?");
+
+// The VMs of all jobs, each found behind the one before it, whatever many points that has.
+#define GONE                                                                                               \
+    "(WITH RECURSIVE ids (vm_id) AS (SELECT MIN(vm_id) FROM backup_jobs UNION ALL"                         \
+    " SELECT (SELECT MIN(b.vm_id) FROM backup_jobs b WHERE b.vm_id > ids.vm_id) FROM ids WHERE ids.vm_id " \
+    "IS NOT NULL) SELECT vm_id FROM ids WHERE vm_id IS NOT NULL AND vm_id NOT IN (SELECT id FROM vms)) AS gone"
+#define ORPHANS GONE " JOIN backup_jobs p ON p.vm_id = gone.vm_id AND p.status = 'completed'"
+
+static const DbTable summary_orphans = SUMMARY_TABLE(
+    "SELECT p.vm_id AS id, MAX(p.vm_name) AS name, NULL AS source, NULL AS excluded_disks,"
+    " NULL AS source_id, -1 AS audit_blocks, MIN(p.created_at) AS created_at FROM " ORPHANS " GROUP BY p.vm_id");
+
+bool store_vm_summaries(Store *s, const char *after, uint64_t limit, StoreVmSummary **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &summary_page, "ORDER BY some.name", DB_ARGS(DB_T(after ? after : ""), DB_N(limit)),
+                     (void **)ret, ret_len, err);
+}
+
+bool store_vm_summary(Store *s, const char *vm_id, StoreVmSummary *ret, bool *ret_found, Err *err)
+{
+    return store_one(s, &summary_one, "", DB_ARGS(DB_T(vm_id)), ret, ret_found, err);
+}
+
+bool store_vm_orphan_summaries(Store *s, StoreVmSummary **ret, size_t *ret_len, Err *err)
+{
+    return store_all(s, &summary_orphans, "ORDER BY some.name, some.id", DB_NO_ARGS, (void **)ret, ret_len, err);
+}
+
+void store_vm_summary_clear(StoreVmSummary *v)
+{
+    db_row_clear(&summary_page, v);
+}
+
 bool store_vm_orphans(Store *s, StoreVm **ret, size_t *ret_len, Err *err)
 {
     static const DbColumn columns[] = {
-        {"vm_id", DB_TEXT, offsetof(StoreVm, id)},
-        {"MAX(vm_name)", DB_TEXT, offsetof(StoreVm, name)},
-        {"MIN(created_at)", DB_TIME, offsetof(StoreVm, created_us)},
+        {"p.vm_id", DB_TEXT, offsetof(StoreVm, id)},
+        {"MAX(p.vm_name)", DB_TEXT, offsetof(StoreVm, name)},
+        {"MIN(p.created_at)", DB_TIME, offsetof(StoreVm, created_us)},
     };
-    static const DbTable orphans = {"backup_jobs", columns, ARRAY_LEN(columns), sizeof(StoreVm)};
-    return store_all(s, &orphans,
-                     "WHERE status = 'completed' AND vm_id NOT IN (SELECT id FROM vms) GROUP BY vm_id ORDER BY 2",
-                     DB_NO_ARGS, (void **)ret, ret_len, err);
+    static const DbTable orphans = {ORPHANS, columns, ARRAY_LEN(columns), sizeof(StoreVm)};
+    return store_all(s, &orphans, "GROUP BY p.vm_id ORDER BY 2", DB_NO_ARGS, (void **)ret, ret_len, err);
 }
 
 void store_vm_clear(StoreVm *v)

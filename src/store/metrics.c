@@ -8,7 +8,8 @@ static const char points[] =
     "(SELECT v.name AS vm_name, r.name AS repository, COUNT(b.id) AS points,"
     " MAX(CASE WHEN b.suspect = 0 THEN b.created_at END) AS good_at,"
     " MAX(CASE WHEN b.suspect = 0 AND b.verify_result = 'ok' THEN b.created_at END) AS verified_at"
-    " FROM vms v LEFT JOIN backup_jobs b ON b.vm_id = v.id AND b.status = 'completed' AND b.deleting = 0"
+    " FROM (SELECT id, name FROM vms WHERE name > ? ORDER BY name LIMIT ?) v"
+    " LEFT JOIN backup_jobs b ON b.vm_id = v.id AND b.status = 'completed' AND b.deleting = 0"
     " LEFT JOIN repositories r ON r.id = b.repository_id GROUP BY v.id, v.name, r.id, r.name) AS vm_points";
 
 #define C(member, column, kind)                       \
@@ -22,9 +23,10 @@ static const DbColumn columns[] = {
 #undef C
 static const DbTable table = {points, columns, ARRAY_LEN(columns), sizeof(StoreVmPoints)};
 
-bool store_points_of_vms(Store *s, StoreVmPoints **ret, size_t *ret_len, Err *err)
+bool store_points_of_vms(Store *s, const char *after, uint64_t vms, StoreVmPoints **ret, size_t *ret_len, Err *err)
 {
-    return store_all(s, &table, "ORDER BY vm_name, repository", DB_NO_ARGS, (void **)ret, ret_len, err);
+    return store_all(s, &table, "ORDER BY vm_name, repository", DB_ARGS(DB_T(after ? after : ""), DB_N(vms)),
+                     (void **)ret, ret_len, err);
 }
 
 void store_vm_points_clear(StoreVmPoints *v)

@@ -109,6 +109,11 @@ static const char *const steps[] = {
     /* 43 */ "ALTER TABLE backup_jobs ADD COLUMN taken_over INTEGER NOT NULL DEFAULT 0",
     /* 44 */ "ALTER TABLE backup_jobs ADD COLUMN deleting_hub VARCHAR(36) NOT NULL DEFAULT ''",
     /* 45 */ "ALTER TABLE exports ADD COLUMN hub_id VARCHAR(36) NOT NULL DEFAULT ''",
+    // what lists and metrics say of each VM and repository, without a look at the rows: docs/internals/scale.md
+    /* 46 */
+    "CREATE INDEX backup_jobs_points ON backup_jobs"
+    " (vm_id, status, repository_id, deleting, suspect, verify_result, created_at)",
+    /* 47 */ "CREATE INDEX backup_jobs_stored ON backup_jobs (repository_id, status, stored_bytes)",
 };
 
 unsigned db_schema_newest(void)

@@ -138,7 +138,9 @@ typedef struct StoreVmPoints { // of a registered VM in a repository; without an
     uint64_t points;
     int64_t good_us, verified_us; // when the newest was made: not suspect; verified and right. 0: none
 } StoreVmPoints;
-bool store_points_of_vms(Store *s, StoreVmPoints **ret, size_t *ret_len, Err *err) must_check; // by name
+// Of so many VMs after that name (NULL: from the first one on), by name.
+bool store_points_of_vms(Store *s, const char *after, uint64_t vms, StoreVmPoints **ret, size_t *ret_len, Err *err)
+    must_check;
 void store_vm_points_clear(StoreVmPoints *v);
 bool store_backup_count(Store *s, const char *status, uint64_t *ret, Err *err) must_check;
 bool store_exporter_count(Store *s, uint64_t *ret, Err *err) must_check; // that jobs write to
@@ -222,6 +224,18 @@ typedef struct StoreVm {
 bool store_vm_add(Store *s, const StoreVm *v, Err *err) must_check;                      // name or id taken: ERR_EXISTS
 bool store_vm_find(Store *s, const char *id_or_name, StoreVm *ret, Err *err) must_check; // ERR_NOT_FOUND "vm not found"
 bool store_vm_list(Store *s, StoreVm **ret, size_t *ret_len, Err *err) must_check;
+typedef struct StoreVmSummary {
+    StoreVm vm;
+    uint64_t points;
+    char *last_id, *last_status; // of the newest job of any kind; NULL: there was none
+    int64_t last_us;
+} StoreVmSummary;
+// By name, those after it (NULL: from the first one on), at most so many: a page costs what is on it.
+bool store_vm_summaries(Store *s, const char *after, uint64_t limit, StoreVmSummary **ret, size_t *ret_len, Err *err)
+    must_check;
+bool store_vm_summary(Store *s, const char *vm_id, StoreVmSummary *ret, bool *ret_found, Err *err) must_check;
+bool store_vm_orphan_summaries(Store *s, StoreVmSummary **ret, size_t *ret_len, Err *err) must_check;
+void store_vm_summary_clear(StoreVmSummary *v);
 bool store_vm_update(Store *s, const StoreVm *v, Err *err) must_check;
 bool store_vm_remove(Store *s, const char *id, Err *err) must_check;
 bool store_source_vms(Store *s, const char *source_id, StoreVm **ret, size_t *ret_len, Err *err) must_check; // its VMs
@@ -404,7 +418,7 @@ typedef struct StoreExport {
     char *hub_id; // whose it is; of an added one: this hub's
 } StoreExport;
 bool store_export_add(Store *s, const StoreExport *e, Err *err) must_check;
-bool store_export_get(Store *s, const char *id, StoreExport *ret, Err *err) must_check; // "export not found"
+bool store_export_get(Store *s, const char *id, StoreExport *ret, Err *err) must_check;    // "export not found"
 bool store_export_list(Store *s, StoreExport **ret, size_t *ret_len, Err *err) must_check; // all hubs'
 bool store_export_used(Store *s, const char *id, int64_t now_us, Err *err) must_check;
 bool store_export_remove(Store *s, const char *id, Err *err) must_check;

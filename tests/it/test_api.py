@@ -196,6 +196,26 @@ def test_vms(world, place):
     api.delete("/vms/plain").expect(404)
 
 
+def test_vms_page_by_page(world):
+    """A page has what is on it, and `next` is an odd name as well as another; without `limit` it is all of them."""
+    names = sorted(["a", "a&b=c", "b,d", "c/%2F", "d \u00fc", "e"])
+    for name in names:
+        world.api.post("/vms", {"name": name, "source": {"type": "file", "disks": [{"path": "/nowhere"}]}}).expect(201)
+    whole = world.api.get("/vms").expect(200)
+    assert [vm["name"] for vm in whole["vms"]] == names and whole["next"] is None
+    for limit in (1, 2, 4, 6, 7):
+        found, place, pages = [], "", 0
+        while place is not None:
+            page = world.api.get(f"/vms?limit={limit}{place}").expect(200)
+            assert len(page["vms"]) <= limit
+            found, pages = found + page["vms"], pages + 1
+            place = page["next"] and f"&after={quote(page['next'])}"
+        assert found == whole["vms"] and pages == len(names) // limit + 1
+    for odd in ("limit=0", "limit=1001", "limit=x", "after=a", "all=true&limit=5", "all=true&after=a&limit=2"):
+        world.api.get(f"/vms?{odd}").expect(400)
+    assert world.api.get("/vms?limit=5&after=zzz").expect(200) == {"vms": [], "next": None}
+
+
 @pytest.mark.parametrize("body", [
     {"name": ""}, {"name": "a\x00b"}, {"name": "a\nb"}, {"name": "a" * 256}, {"name": 5}, {"source": None},
     {"source": {"type": "floppy"}}, {"source": {"type": "file"}}, {"source": {"type": "file", "disks": []}},

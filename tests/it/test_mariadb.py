@@ -246,3 +246,17 @@ def test_a_commit_of_which_nobody_knows(server, make_hub, place, how):
         if how == "answer":
             assert len(started) == len(points)
         assert "audit log could not be written" not in hubs.a.log
+
+
+def test_a_list_of_vms_is_a_question(server, make_hub):
+    """It was two for each VM: ten thousand of them took seconds."""
+    api = make_hub(options=server.options()).api
+    for n in range(25):
+        source = {"type": "file", "disks": [{"path": "/nowhere/x"}]}
+        api.post("/vms", {"name": f"web-{n:02}", "source": source}).expect(201)
+    server.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = 1")
+    assert len(api.get("/vms").expect(200)["vms"]) == 25
+    server.sql("SET GLOBAL general_log = 0")
+    asked = [row[0] for row in server.sql("SELECT argument FROM mysql.general_log WHERE command_type = 'Execute'")]
+    assert len([text for text in asked if "FROM vms" in text]) == 1, asked
+    assert not [text for text in asked if "WHERE vm_id = " in text], asked

@@ -102,8 +102,8 @@ bool hub_admit_session(Hub *h, const Secret *session, const char *csrf, bool cha
 bool hub_session_show(Hub *h, const Secret *session, json_t **ret, Err *err) must_check;
 bool hub_session_end(Hub *h, const Secret *session, json_t **ret, Err *err) must_check;
 // Ends the user's sessions, this one included.
-bool hub_session_password(Hub *h, const Secret *session, const json_t *body, const char *remote, json_t **ret,
-                          Err *err) must_check;
+bool hub_session_password(Hub *h, const Secret *session, const json_t *body, const char *remote, json_t **ret, Err *err)
+    must_check;
 
 typedef struct HubTrail { // a call that was answered; borrowed
     const char *actor, *role, *remote, *method, *path, *object;
@@ -148,7 +148,12 @@ bool hub_source_vms(Hub *h, const char *source, json_t **ret, Err *err) must_che
 
 // ---- VMs
 bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
-bool hub_vm_list(Hub *h, bool all, json_t **ret, Err *err) must_check;
+typedef struct HubVmFilter {
+    bool all;          // also those that have points and are not registered (any more)
+    uint64_t limit;    // 0: without
+    const char *after; // "next" of an answer before; NULL: from the first one on
+} HubVmFilter;
+bool hub_vm_list(Hub *h, const HubVmFilter *f, json_t **ret, Err *err) must_check;
 bool hub_vm_show(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
 bool hub_vm_change(Hub *h, const char *vm, const json_t *body, json_t **ret, Err *err) must_check;
 bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
@@ -157,8 +162,7 @@ bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err) must_check;
 bool hub_backup_start(Hub *h, const json_t *body, json_t **ret, Err *err) must_check;
 // after: "next" of an answer; NULL: from the newest on.
 bool hub_backup_list(Hub *h, const StoreBackupFilter *filter, const char *repository, const char *after, json_t **ret,
-                     Err *err)
-    must_check;
+                     Err *err) must_check;
 bool hub_backup_show(Hub *h, const char *id, json_t **ret, Err *err) must_check;
 bool hub_backup_is_final(Hub *h, const char *id, bool *ret, Err *err) must_check;
 bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err) must_check;

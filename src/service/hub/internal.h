@@ -61,14 +61,15 @@ struct Hub {
     Running *running;
     struct HubHold *holds;
     HubCounters *counters;
-    atomic_flag gathering; // metrics
+    void *counters_by_name;     // of tsearch(3)
+    atomic_flag gathering;      // metrics
     pthread_mutex_t guess_lock; // a leaf; of the next two
     Guesses *guesses_by_address, *guesses_by_name;
     sem_t hashing; // as many passwords are looked at at a time
     bool stopping, supervising;
     atomic_int_fast64_t step_ms; // monotonic: the supervisor's last step began
     atomic_bool in_files;        // that step is one in a repository's files
-    char *dump_to; // repository that the database is backed up into; NULL: all
+    char *dump_to;               // repository that the database is backed up into; NULL: all
     atomic_uint dump_keep, dump_hour, dump_delay_s;
     atomic_flag dumping;
     atomic_bool dump_stop;

@@ -5,24 +5,33 @@
 #include "service/hub/internal.h"
 
 #include <inttypes.h>
+#include <search.h>
 
 #define TEXT_MAX ((size_t)64 << 20)
+#define VMS_STEP 500 // in one question
 
 static const char *const ends[HUB_ENDS] = {"completed", "failed", "cancelled"};
 
 // ---- counting: since this hub was started
 
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(((const HubCounters *)a)->vm_name, ((const HubCounters *)b)->vm_name);
+}
+
 // The VM's counters; NULL on lack of memory: what is only counted fails no job. The caller holds h->lock.
 static HubCounters *counters_of(Hub *h, const char *vm_name)
 {
     Err ignored = ERR_INIT;
-    for (HubCounters *c = h->counters; c; c = c->next)
-        if (str_eq(c->vm_name, vm_name))
-            return c;
+    const HubCounters looked_for = {.vm_name = (char *)(uintptr_t)vm_name};
+    HubCounters *const *found = tfind(&looked_for, &h->counters_by_name, compare_names);
+    if (found)
+        return *found;
     HubCounters *c = mem_calloc(1, sizeof(*c), &ignored);
     if (!c)
         return NULL;
-    if (!(c->vm_name = mem_strdup(vm_name, &ignored))) {
+    if (!(c->vm_name = mem_strdup(vm_name, &ignored)) || !tsearch(c, &h->counters_by_name, compare_names)) {
+        free(c->vm_name);
         free(c);
         return NULL;
     }
@@ -73,6 +82,7 @@ void hub_counters_free(Hub *h)
 {
     while (h->counters) {
         HubCounters *c = h->counters;
+        (void)tdelete(c, &h->counters_by_name, compare_names);
         h->counters = c->next;
         free(c->vm_name);
         free(c);
@@ -212,6 +222,37 @@ static bool age(StrBuf *out, const char *name, const StoreVmPoints *v, int64_t a
                (double)MAX(0, now_us - at_us) / 1e6, err);
 }
 
+// In pages: nobody else waits for the database until all of them were counted.
+static bool points_of_all(Hub *h, StoreVmPoints **ret, size_t *ret_len, Err *err)
+{
+    StoreVmPoints *all = NULL;
+    size_t all_len = 0;
+    bool ok = true, more = true;
+    while (ok && more) {
+        StoreVmPoints *rows = NULL;
+        size_t len = 0;
+        ok = store_points_of_vms(h->store, all_len ? all[all_len - 1].vm_name : NULL, VMS_STEP, &rows, &len, err);
+        more = len > 0;
+        StoreVmPoints *longer = ok && more ? reallocarray(all, all_len + len, sizeof(*all)) : NULL;
+        if (longer) {
+            all = longer;
+            memcpy(all + all_len, rows, len * sizeof(*rows));
+            all_len += len;
+            free(rows); // its texts are the list's
+        } else {
+            ok = ok && (!more || err_no_memory(err));
+            STORE_LIST_FREE(rows, len, store_vm_points_clear);
+        }
+    }
+    if (!ok) {
+        STORE_LIST_FREE(all, all_len, store_vm_points_clear);
+        return false;
+    }
+    *ret = all;
+    *ret_len = all_len;
+    return true;
+}
+
 static bool tell_points(Hub *h, StrBuf *out, Err *err)
 {
     static const char good[] = "sendense_vm_good_point_age_seconds";
@@ -219,7 +260,7 @@ static bool tell_points(Hub *h, StrBuf *out, Err *err)
     StoreVmPoints *rows = NULL;
     size_t len = 0;
     int64_t now = clock_utc_us();
-    bool ok = store_points_of_vms(h->store, &rows, &len, err);
+    bool ok = points_of_all(h, &rows, &len, err);
     (void)pthread_mutex_lock(&h->lock);
     for (size_t i = 0; ok && i < len; i++)
         (void)counters_of(h, rows[i].vm_name); // from zero on: what begins at one has not increased

@@ -10,6 +10,7 @@
 #include <stdio.h>
 
 #define SOURCE_JSON_MAX (1u << 20)
+#define LIST_STEP 500 // VMs in one question
 
 // File disks are known by a key that is given once, at registration; never by their place in the list.
 static bool give_keys(json_t *source, Err *err)
@@ -106,44 +107,61 @@ static bool view_audit(const StoreVm *v, bool registered, json_t *o, Err *err)
                                               : codec_json_set_text(o, "audit_blocks", NULL, err);
 }
 
-static bool view(Hub *h, const StoreVm *v, bool registered, json_t **ret, Err *err)
+static bool view_last(const StoreVmSummary *s, json_t **ret, Err *err)
 {
-    uint64_t points, total;
-    StoreBackup *last = NULL;
-    size_t last_len = 0;
-    json_t *source = NULL, *excluded = NULL, *o = json_object(), *last_view = json_null();
-    StoreBackupFilter filter = {.vm_id = v->id, .limit = 1}; // by identity: names come and go
-    bool ok = (o != NULL || err_no_memory(err)) && store_vm_points(h->store, v->id, &points, err) &&
-        store_backup_list(h->store, &filter, &last, &last_len, &total, err) &&
-        (!v->source || codec_json_parse(v->source, strlen(v->source), SOURCE_JSON_MAX, &source, err)) &&
-        hub_view_strings(v->excluded, &excluded, err);
-    if (ok && last_len > 0) {
-        last_view = json_object();
-        ok = (last_view != NULL || err_no_memory(err)) &&
-            codec_json_set_text(last_view, "backup_id", last[0].id, err) &&
-            codec_json_set_text(last_view, "status", last[0].status, err) &&
-            codec_json_set_time(last_view, "created_at", last[0].created_us, err);
-    }
-    STORE_LIST_FREE(last, last_len, store_backup_clear);
-    ok = ok && codec_json_set_text(o, "vm_id", v->id, err) && codec_json_set_text(o, "name", v->name, err) &&
-        codec_json_set_time(o, "created_at", v->created_us, err) &&
-        codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", points, err) &&
-        view_audit(v, registered, o, err);
-    if (ok)
-        ok = codec_json_set(o, "source", source ? mem_take(source) : json_null(), err);
-    if (ok)
-        ok = codec_json_set(o, "excluded_disks", mem_take(excluded), err);
-    if (ok)
-        ok = codec_json_set(o, "last_backup", mem_take(last_view), err);
-    json_decref(source);
-    json_decref(excluded);
-    json_decref(last_view);
+    json_t *o = s->last_id ? json_object() : json_null();
+    bool ok = (o != NULL || err_no_memory(err)) &&
+        (!s->last_id ||
+         (codec_json_set_text(o, "backup_id", s->last_id, err) &&
+          codec_json_set_text(o, "status", s->last_status, err) &&
+          codec_json_set_time(o, "created_at", s->last_us, err)));
     if (!ok) {
         json_decref(o);
         return false;
     }
     *ret = o;
     return true;
+}
+
+static bool view(const StoreVmSummary *s, bool registered, json_t **ret, Err *err)
+{
+    const StoreVm *v = &s->vm;
+    json_t *source = NULL, *excluded = NULL, *o = json_object(), *last = NULL;
+    bool ok = (o != NULL || err_no_memory(err)) && view_last(s, &last, err) &&
+        (!v->source || codec_json_parse(v->source, strlen(v->source), SOURCE_JSON_MAX, &source, err)) &&
+        hub_view_strings(v->excluded, &excluded, err);
+    ok = ok && codec_json_set_text(o, "vm_id", v->id, err) && codec_json_set_text(o, "name", v->name, err) &&
+        codec_json_set_time(o, "created_at", v->created_us, err) &&
+        codec_json_set_bool(o, "registered", registered, err) && codec_json_set_u64(o, "points", s->points, err) &&
+        view_audit(v, registered, o, err);
+    if (ok)
+        ok = codec_json_set(o, "source", source ? mem_take(source) : json_null(), err);
+    if (ok)
+        ok = codec_json_set(o, "excluded_disks", mem_take(excluded), err);
+    if (ok)
+        ok = codec_json_set(o, "last_backup", mem_take(last), err);
+    json_decref(source);
+    json_decref(excluded);
+    json_decref(last);
+    if (!ok) {
+        json_decref(o);
+        return false;
+    }
+    *ret = o;
+    return true;
+}
+
+static bool view_registered(Hub *h, const char *vm_id, json_t **ret, Err *err)
+{
+    StoreVmSummary s = {0};
+    bool found;
+    if (!store_vm_summary(h->store, vm_id, &s, &found, err))
+        return false;
+    if (!found)
+        return err_set(err, ERR_NOT_FOUND, "VM %s was removed meanwhile", vm_id);
+    bool ok = view(&s, true, ret, err);
+    store_vm_summary_clear(&s);
+    return ok;
 }
 
 // The identity of old points that a new registration takes over: by UUID, or by the name on them.
@@ -191,27 +209,62 @@ bool hub_vm_add(Hub *h, const json_t *body, json_t **ret, Err *err)
     if (!store_vm_add(h->store, &v, err))
         return false;
     log_info("vm registered", LOG_STR("vm", v.name), LOG_STR("vm_id", v.id));
-    return view(h, &v, true, ret, err);
+    return view_registered(h, v.id, ret, err);
 }
 
-static bool view_list(Hub *h, json_t *list, bool registered, Err *err)
+static bool push_all(const StoreVmSummary *rows, size_t len, bool registered, json_t *list, Err *err)
 {
-    StoreVm *rows = NULL;
-    size_t len = 0;
-    bool ok = registered ? store_vm_list(h->store, &rows, &len, err) : store_vm_orphans(h->store, &rows, &len, err);
-    for (size_t i = 0; ok && i < len; i++) {
+    for (size_t i = 0; i < len; i++) {
         json_t *item = NULL;
-        ok = view(h, &rows[i], registered, &item, err) && codec_json_push(list, item, err);
+        if (!view(&rows[i], registered, &item, err) || !codec_json_push(list, item, err))
+            return false;
     }
-    STORE_LIST_FREE(rows, len, store_vm_clear);
+    return true;
+}
+
+// limit 0: all of them, in pages all the same, so that nobody else waits long for the database. *ret_next: the last
+// one's name, where there may be more.
+static bool view_registered_ones(Hub *h, const char *after, uint64_t limit, json_t *list, char **ret_next, Err *err)
+{
+    uint64_t step = limit ? limit : LIST_STEP;
+    cleanup_free char *place = NULL;
+    bool full = true, ok = mem_replace(&place, after, err);
+    while (ok && full) {
+        StoreVmSummary *rows = NULL;
+        size_t len = 0;
+        ok = store_vm_summaries(h->store, place, step, &rows, &len, err) && push_all(rows, len, true, list, err) &&
+            (len == 0 || mem_replace(&place, rows[len - 1].vm.name, err));
+        full = len == step;
+        STORE_LIST_FREE(rows, len, store_vm_summary_clear);
+        if (limit)
+            break;
+    }
+    if (ok && limit && full)
+        *ret_next = mem_take(place);
     return ok;
 }
 
-bool hub_vm_list(Hub *h, bool all, json_t **ret, Err *err)
+static bool view_orphans(Hub *h, json_t *list, Err *err)
 {
+    StoreVmSummary *rows = NULL;
+    size_t len = 0;
+    bool ok = store_vm_orphan_summaries(h->store, &rows, &len, err) && push_all(rows, len, false, list, err);
+    STORE_LIST_FREE(rows, len, store_vm_summary_clear);
+    return ok;
+}
+
+bool hub_vm_list(Hub *h, const HubVmFilter *f, json_t **ret, Err *err)
+{
+    cleanup_free char *next = NULL;
+    if (f->all && (f->limit > 0 || f->after))
+        return err_set(err, ERR_INVALID,
+                       "all goes without limit and after: those that are not registered come at the"
+                       " end of the whole list");
+    if (f->after && f->limit == 0)
+        return err_set(err, ERR_INVALID, "after goes with limit");
     json_t *o = json_object(), *list = json_array();
-    bool ok = ((o && list) || err_no_memory(err)) && view_list(h, list, true, err) &&
-        (!all || view_list(h, list, false, err));
+    bool ok = ((o && list) || err_no_memory(err)) && view_registered_ones(h, f->after, f->limit, list, &next, err) &&
+        (!f->all || view_orphans(h, list, err)) && codec_json_set_text(o, "next", next, err);
     ok = codec_json_set(o, "vms", list, err) && ok;
     if (!ok) {
         json_decref(o);
@@ -224,7 +277,7 @@ bool hub_vm_list(Hub *h, bool all, json_t **ret, Err *err)
 bool hub_vm_show(Hub *h, const char *vm, json_t **ret, Err *err)
 {
     StoreVm cleanup_vm v = {0};
-    return store_vm_find(h->store, vm, &v, err) && view(h, &v, true, ret, err);
+    return store_vm_find(h->store, vm, &v, err) && view_registered(h, v.id, ret, err);
 }
 
 static bool no_job_runs(Hub *h, const StoreVm *v, Err *err)
@@ -285,7 +338,7 @@ bool hub_vm_change(Hub *h, const char *vm, const json_t *body, json_t **ret, Err
         store_vm_clear(&v);
         t.ok = change(h, vm, body, source, source_id, &v, err);
     }
-    return t.ok && view(h, &v, true, ret, err);
+    return t.ok && view_registered(h, v.id, ret, err);
 }
 
 bool hub_vm_remove(Hub *h, const char *vm, json_t **ret, Err *err)

@@ -258,6 +258,8 @@ static void test_an_older_schema_is_migrated(void **state)
     add_vms(0, 3);
     take(PATH("taken.db"));
     assert_ok(db_sqlite_open(PATH("taken.db"), &db, &err), &err);
+    assert_ok(db->ops->exec(db, "DROP INDEX backup_jobs_points", &err), &err);
+    assert_ok(db->ops->exec(db, "DROP INDEX backup_jobs_stored", &err), &err);
     assert_ok(db->ops->exec(db, "ALTER TABLE exports DROP COLUMN hub_id", &err), &err);
     assert_ok(db->ops->exec(db, "DELETE FROM schema_migrations WHERE version >= 45", &err), &err);
     db->ops->close(db);
