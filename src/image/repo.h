@@ -92,6 +92,14 @@ typedef bool (*RepoKeeps)(void *ctx, const char *attempt);
 // (also final names that their commit has given already). keeps NULL: none is. Records are read before anything is
 // deleted. What a listed point needs, what a damaged record may stand for, and names that are not ours stay.
 bool repo_recover(const Repo *r, RepoKeeps keeps, void *ctx, RepoScan *ret_after, Err *err) must_check;
+// The same name by name, for a repository that is large: a chain lies in one folder, and nothing outside of it counts.
+// Of the names in the repository's own folder; what is none of ours is nothing to do. *ret_after: of that folder.
+bool repo_names(const Repo *r, char ***ret, size_t *ret_len, Err *err) must_check; // each and all to be freed
+// forgets: called before the files of a deletion that was cut off go; its record as it was, NULL where it cannot be read.
+typedef void (*RepoForgets)(void *ctx, const Record *deleted);
+bool repo_recover_one(const Repo *r, const char *name, RepoKeeps keeps, RepoForgets forgets, void *ctx,
+                      RepoScan *ret_after, Err *err) must_check;
+bool repo_scan_one(const Repo *r, const char *name, RepoScan *ret, Err *err) must_check;
 
 // The chain of a record's disk: layers[0] its own files, the last one the full. `find` gives the record of a
 // backup ID (borrowed), NULL if there is none: ERR_DAMAGED then.

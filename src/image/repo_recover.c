@@ -7,7 +7,9 @@ typedef struct Recover {
     const Repo *repo;
     const RepoScan *scan; // read before anything is removed
     RepoKeeps keeps;
+    RepoForgets forgets;
     void *ctx;
+    bool changed; // something was removed
 } Recover;
 
 static bool remove_in(const char *folder, const char *name, Err *err)
@@ -18,7 +20,7 @@ static bool remove_in(const char *folder, const char *name, Err *err)
 
 // One kind of name in one folder: partial ones of attempts that are not kept; and of those that are committed, which
 // were cut off before they had tidied up.
-static bool remove_partials(const Recover *c, const RepoView *v, const char *folder, const FileList *files, Err *err)
+static bool remove_partials(Recover *c, const RepoView *v, const char *folder, const FileList *files, Err *err)
 {
     bool any = false;
     for (size_t i = 0; i < files->len; i++) {
@@ -26,20 +28,32 @@ static bool remove_partials(const Recover *c, const RepoView *v, const char *fol
         if (!layout_parse(files->names[i], &n) || !n.attempt[0] ||
             (!repo_has_record(v, n.stem) && c->keeps && c->keeps(c->ctx, n.attempt)))
             continue;
-        any = true;
+        any = c->changed = true;
         if (!remove_in(folder, files->names[i], err))
             return false;
     }
     return !any || file_fsync_dir(folder, err);
 }
 
-static bool finish_deletes(const Recover *c, const RepoView *v, Err *err)
+static void forget(const Recover *c, const RepoView *v, const char *stem)
+{
+    Record rec = {0};
+    Err unreadable = ERR_INIT;
+    bool is = repo_read_record(c->repo, v->name, stem, LAYOUT_DELETED, &rec, &unreadable);
+    c->forgets(c->ctx, is ? &rec : NULL);
+    record_clear(&rec);
+}
+
+static bool finish_deletes(Recover *c, const RepoView *v, Err *err)
 {
     for (size_t i = 0; i < v->files.len; i++) {
         LayoutName n;
         if (!layout_parse(v->files.names[i], &n) || n.kind != LAYOUT_DELETED || repo_has_record(v, n.stem) ||
             repo_is_needed_any(c->scan->records, c->scan->len, v, n.stem))
             continue;
+        c->changed = true;
+        if (c->forgets)
+            forget(c, v, n.stem);
         if (!repo_finish_delete(v, n.stem, err))
             return false;
     }
@@ -47,7 +61,7 @@ static bool finish_deletes(const Recover *c, const RepoView *v, Err *err)
 }
 
 // Final names without a record. Each is looked at once more: a commit may have gone on since the folder was listed.
-static bool remove_finals(const Recover *c, const RepoView *v, const RepoViewDisk *d, Err *err)
+static bool remove_finals(Recover *c, const RepoView *v, const RepoViewDisk *d, Err *err)
 {
     bool any = false;
     for (size_t i = 0; i < d->files.len; i++) {
@@ -65,7 +79,7 @@ static bool remove_finals(const Recover *c, const RepoView *v, const RepoViewDis
             return false;
         if (claimed || committed)
             continue;
-        any = true;
+        any = c->changed = true;
         if (!remove_in(d->path, name, err))
             return false;
     }
@@ -74,7 +88,7 @@ static bool remove_finals(const Recover *c, const RepoView *v, const RepoViewDis
 
 // The order is the fence's (docs/internals/repository.md): the images' partial names, the records' partial names,
 // and only then final names, if there is still no record.
-static bool recover_context(const Recover *c, const RepoView *v, Err *err)
+static bool recover_context(Recover *c, const RepoView *v, Err *err)
 {
     for (size_t i = 0; i < v->disks_len; i++)
         if (!remove_partials(c, v, v->disks[i].path, &v->disks[i].files, err))
@@ -87,27 +101,21 @@ static bool recover_context(const Recover *c, const RepoView *v, Err *err)
     return true;
 }
 
-static bool recover_all(const Recover *c, const FileList *names, Err *err)
+static bool recover_name(Recover *c, const char *name, Err *err)
 {
-    for (size_t i = 0; i < names->len; i++) {
-        RepoView v;
-        Err cause = ERR_INIT;
-        const char *name = names->names[i];
-        if (str_starts(name, LAYOUT_INFO_PARTIAL) && !remove_in(c->repo->path, name, err))
-            return false;
-        if (!layout_is_context(name))
-            continue;
-        if (!repo_view_open(c->repo, name, &v, &cause)) {
-            if (cause.code == ERR_NO_MEMORY)
-                return err_no_memory(err);
-            continue; // the scan reports it
-        }
-        bool ok = recover_context(c, &v, err);
-        repo_view_clear(&v);
-        if (!ok)
-            return err_context(err, "recovering %s", name);
+    RepoView v;
+    Err cause = ERR_INIT;
+    if (str_starts(name, LAYOUT_INFO_PARTIAL)) {
+        c->changed = true;
+        return remove_in(c->repo->path, name, err);
     }
-    return true;
+    if (!layout_is_context(name))
+        return true;
+    if (!repo_view_open(c->repo, name, &v, &cause))
+        return cause.code != ERR_NO_MEMORY || err_no_memory(err); // the scan reports it
+    bool ok = recover_context(c, &v, err);
+    repo_view_clear(&v);
+    return ok || err_context(err, "recovering %s", name);
 }
 
 bool repo_abort_orphan(const Repo *r, const RepoScan *scan, const char *context, const char *stem, const char *attempt,
@@ -134,9 +142,26 @@ bool repo_recover(const Repo *r, RepoKeeps keeps, void *ctx, RepoScan *ret_after
     Recover c = {.repo = r, .scan = &before, .keeps = keeps, .ctx = ctx};
     bool ok = file_list(r->path, 1000000, &names, err);
     if (ok) {
-        ok = recover_all(&c, &names, err);
+        for (size_t i = 0; ok && i < names.len; i++)
+            ok = recover_name(&c, names.names[i], err);
         file_list_clear(&names);
     }
     repo_scan_clear(&before);
     return ok && repo_scan(r, ret_after, err);
+}
+
+bool repo_recover_one(const Repo *r, const char *name, RepoKeeps keeps, RepoForgets forgets, void *ctx,
+                      RepoScan *ret_after, Err *err)
+{
+    RepoScan before;
+    if (!repo_scan_one(r, name, &before, err))
+        return false;
+    Recover c = {.repo = r, .scan = &before, .keeps = keeps, .forgets = forgets, .ctx = ctx};
+    bool ok = recover_name(&c, name, err);
+    if (ok && !c.changed) {
+        *ret_after = before;
+        return true;
+    }
+    repo_scan_clear(&before);
+    return ok && repo_scan_one(r, name, ret_after, err);
 }

@@ -306,16 +306,20 @@ static bool scan_context(Scan *s, const char *context, Err *err)
     return ok;
 }
 
-static bool scan_all(Scan *s, const FileList *names, Err *err)
+static bool scan_name(Scan *s, const char *name, Err *err)
 {
-    for (size_t i = 0; i < names->len; i++) {
-        const char *name = names->names[i];
-        if (layout_is_context(name) && !scan_context(s, name, err))
-            return false;
-        if (str_starts(name, LAYOUT_INFO_PARTIAL) && !push_orphan(s, mem_strdup(name, err), err))
-            return false;
-    }
-    return true;
+    return (!layout_is_context(name) || scan_context(s, name, err)) &&
+        (!str_starts(name, LAYOUT_INFO_PARTIAL) || push_orphan(s, mem_strdup(name, err), err));
+}
+
+static bool give(Scan *s, bool ok, RepoScan *ret)
+{
+    RepoScan found = scan_take(s);
+    if (ok)
+        *ret = found;
+    else
+        repo_scan_clear(&found);
+    return ok;
 }
 
 bool repo_scan(const Repo *r, RepoScan *ret, Err *err)
@@ -324,13 +328,25 @@ bool repo_scan(const Repo *r, RepoScan *ret, Err *err)
     FileList names;
     if (!repo_recheck(r, err) || !file_list(r->path, CONTEXTS_MAX, &names, err))
         return false;
-    bool ok = scan_all(&s, &names, err);
+    bool ok = true;
+    for (size_t i = 0; ok && i < names.len; i++)
+        ok = scan_name(&s, names.names[i], err);
     file_list_clear(&names);
-    RepoScan found = scan_take(&s);
-    if (!ok) {
-        repo_scan_clear(&found);
+    return give(&s, ok, ret);
+}
+
+bool repo_scan_one(const Repo *r, const char *name, RepoScan *ret, Err *err)
+{
+    Scan s = {.repo = r};
+    return repo_recheck(r, err) && give(&s, scan_name(&s, name, err), ret);
+}
+
+bool repo_names(const Repo *r, char ***ret, size_t *ret_len, Err *err)
+{
+    FileList names;
+    if (!repo_recheck(r, err) || !file_list(r->path, CONTEXTS_MAX, &names, err))
         return false;
-    }
-    *ret = found;
+    *ret = names.names;
+    *ret_len = names.len;
     return true;
 }

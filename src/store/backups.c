@@ -8,6 +8,8 @@
 
 #define COUNT_STEP 100 // points whose dependents are counted by one question
 
+#define IDS_STEP 1000  // points whose IDs are read by one question
+
 #define ACTIVE "status IN ('pending', 'running', 'committing')"
 
 bool store_backup_add(Store *s, const StoreBackup *b, Err *err)
@@ -158,6 +160,16 @@ bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, Sto
                      DB_ARGS(DB_N(repository_id), DB_T(vm_id)), (void **)ret, ret_len, err);
 }
 
+bool store_backup_odd_points(Store *s, int64_t repository_id, StoreBackup **ret, size_t *ret_len, Err *err)
+{
+    // each half by all of an index' first columns: a million points that are well are not looked at
+    return store_all(s, &tables_backup,
+                     "WHERE id IN (SELECT id FROM backup_jobs WHERE repository_id = ? AND status = 'completed' AND"
+                     " deleting = 1 UNION SELECT id FROM backup_jobs WHERE repository_id = ? AND status = 'completed'"
+                     " AND deleting = 0 AND suspect = 1) ORDER BY vm_id, sequence",
+                     DB_ARGS(DB_N(repository_id), DB_N(repository_id)), (void **)ret, ret_len, err);
+}
+
 bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,
                          Err *err)
 {
@@ -241,6 +253,79 @@ bool store_backup_count_dependents(Store *s, const StoreBackup *rows, size_t len
         if (!count_some(s, rows + at, MIN(len - at, (size_t)COUNT_STEP), ret + at, err))
             return false;
     return true;
+}
+
+// What is a point of a repository is looked at here: with a condition more the database might not go by the IDs.
+typedef struct PointOf {
+    char *id, *status;
+    int64_t repository_id;
+} PointOf;
+static const DbColumn point_columns[] = {{"id", DB_TEXT, offsetof(PointOf, id)},
+                                         {"status", DB_TEXT, offsetof(PointOf, status)},
+                                         {"repository_id", DB_I64, offsetof(PointOf, repository_id)}};
+static const DbTable point_table = {"backup_jobs", point_columns, ARRAY_LEN(point_columns), sizeof(PointOf)};
+
+static void free_text(char **text)
+{
+    free(*text);
+}
+
+static bool is_point_of(const PointOf *p, int64_t repository_id)
+{
+    return p->repository_id == repository_id && strcmp(p->status, "completed") == 0;
+}
+
+bool store_backup_point_ids(Store *s, int64_t repository_id, char **place, char ***ret, size_t *ret_len, Err *err)
+{
+    PointOf *rows = NULL;
+    size_t rows_len = 0, len = 0;
+    char **ids = mem_calloc(IDS_STEP, sizeof(*ids), err), *last = NULL;
+    if (!ids ||
+        !store_all(s, &point_table, "WHERE id > ? ORDER BY id LIMIT ?", DB_ARGS(DB_T(*place ? *place : ""), DB_N(IDS_STEP)),
+                   (void **)&rows, &rows_len, err)) {
+        free(ids);
+        return false;
+    }
+    bool ok = rows_len < IDS_STEP || (last = mem_strdup(rows[rows_len - 1].id, err));
+    for (size_t i = 0; i < rows_len; i++) {
+        if (is_point_of(&rows[i], repository_id))
+            ids[len++] = mem_take(rows[i].id);
+        db_row_clear(&point_table, &rows[i]);
+    }
+    free(rows);
+    if (!ok) {
+        STORE_LIST_FREE(ids, len, free_text);
+        return false;
+    }
+    free(*place);
+    *place = last;
+    *ret = ids;
+    *ret_len = len;
+    return true;
+}
+
+bool store_backup_are_points(Store *s, int64_t repository_id, const char *const *ids, size_t len, bool *ret, Err *err)
+{
+    DbArg args[STORE_IDS_MAX];
+    StrBuf sql = STR_BUF(4096);
+    PointOf *rows = NULL;
+    size_t rows_len = 0;
+    for (size_t i = 0; i < len; i++) {
+        args[i] = DB_T(ids[i]);
+        ret[i] = false;
+    }
+    bool ok = len == 0 ||
+        (str_add(&sql, "WHERE id IN (", err) && add_marks(&sql, len, err) && str_add(&sql, ")", err) &&
+         store_all(s, &point_table, sql.s, args, len, (void **)&rows, &rows_len, err));
+    for (size_t i = 0; i < rows_len; i++) {
+        bool is = is_point_of(&rows[i], repository_id);
+        for (size_t k = 0; is && k < len; k++)
+            ret[k] = ret[k] || strcmp(ids[k], rows[i].id) == 0;
+        db_row_clear(&point_table, &rows[i]);
+    }
+    free(rows);
+    str_clear(&sql);
+    return ok;
 }
 
 // A conditional step: *ret_done tells whether the condition held.

@@ -5,7 +5,7 @@
 
 // Text order of times is their order.
 static const char points[] =
-    "(SELECT v.name AS vm_name, r.name AS repository, COUNT(b.id) AS points,"
+    "(SELECT v.name AS vm_name, r.name AS repository, COUNT(b.vm_id) AS points,"
     " MAX(CASE WHEN b.suspect = 0 THEN b.created_at END) AS good_at,"
     " MAX(CASE WHEN b.suspect = 0 AND b.verify_result = 'ok' THEN b.created_at END) AS verified_at"
     " FROM (SELECT id, name FROM vms WHERE name > ? ORDER BY name LIMIT ?) v"

@@ -113,7 +113,8 @@ static const char *const steps[] = {
     /* 46 */
     "CREATE INDEX backup_jobs_points ON backup_jobs"
     " (vm_id, status, repository_id, deleting, suspect, verify_result, created_at)",
-    /* 47 */ "CREATE INDEX backup_jobs_stored ON backup_jobs (repository_id, status, stored_bytes)",
+    /* 47 */ "CREATE INDEX backup_jobs_stored ON backup_jobs (repository_id, status, deleting, suspect,"
+    " stored_bytes)",
 };
 
 unsigned db_schema_newest(void)

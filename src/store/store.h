@@ -344,6 +344,16 @@ bool store_backup_count_running(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_count_active(Store *s, uint64_t *ret, Err *err) must_check;
 bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, StoreBackup **ret, size_t *ret_len,
                          Err *err) must_check; // completed ones; vm_id NULL: all; oldest first by sequence
+// IDs of completed ones, some after the other. *place: NULL at first; then where the next call goes on, NULL once there
+// are no more; the caller's to free.
+bool store_backup_point_ids(Store *s, int64_t repository_id, char **place, char ***ret, size_t *ret_len, Err *err)
+    must_check; // each and all to be freed
+// Is each of these a completed one of the repository? At most STORE_IDS_MAX of them.
+#define STORE_IDS_MAX 100
+bool store_backup_are_points(Store *s, int64_t repository_id, const char *const *ids, size_t len, bool *ret, Err *err)
+    must_check;
+// Completed ones that are marked as being deleted, or suspect; by VM, oldest first.
+bool store_backup_odd_points(Store *s, int64_t repository_id, StoreBackup **ret, size_t *ret_len, Err *err) must_check;
 // Newest completed point of the VM in the repository, by sequence.
 bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,
                          Err *err) must_check;

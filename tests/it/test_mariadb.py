@@ -260,3 +260,19 @@ def test_a_list_of_vms_is_a_question(server, make_hub):
     asked = [row[0] for row in server.sql("SELECT argument FROM mysql.general_log WHERE command_type = 'Execute'")]
     assert len([text for text in asked if "FROM vms" in text]) == 1, asked
     assert not [text for text in asked if "WHERE vm_id = " in text], asked
+
+
+def test_a_start_asks_for_no_point_by_itself(server, make_hub, place):
+    """It asked three times for each point, in one transaction: other hubs waited for minutes."""
+    line = Line(make_hub(options=server.options()), place, [A + B])
+    for _ in range(4):
+        line.point()
+    line.hub.stop()
+    server.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = 1")
+    line.hub.start()
+    wait_for(lambda: line.hub.api.get("/health").expect(200)["looked_through"], "it looks through its repository")
+    server.sql("SET GLOBAL general_log = 0")
+    asked = [row[0] for row in server.sql("SELECT argument FROM mysql.general_log WHERE command_type = 'Execute'")]
+    assert [text for text in asked if "WHERE id IN (" in text], "nothing was looked for"
+    assert not [text for text in asked if "FROM backup_jobs WHERE id = " in text or "SET value = value + 1" in text], \
+        asked

@@ -107,7 +107,7 @@ static bool open_all(Hub *h, const HubConfig *c, Err *err)
         (c->mariadb ? store_open_mariadb(&mariadb, &h->store, err) : store_open_sqlite(database, &h->store, err)) &&
         hub_hubs_enter(h, c->hub_name, c->hub_lease_s, err) && hub_hubs_start(h, err) && check_boot(h, err) &&
         hub_users_begin(h, err) && hub_tokens_begin(h, c->new_admin, err) && hub_recover(h, err) &&
-        hub_supervisor_start(h, err) && hub_database_start(h, err);
+        hub_supervisor_start(h, err) && hub_look_start(h, err) && hub_database_start(h, err);
     if (ok)
         hub_sources_check(h);
     return ok;
@@ -194,6 +194,7 @@ void hub_close(Hub *h)
     if (!h)
         return;
     hub_database_stop(h);
+    hub_look_stop(h);
     hub_supervisor_stop(h);
     hub_users_end(h);
     hub_hubs_stop(h);
@@ -254,6 +255,7 @@ bool hub_health(Hub *h, json_t **ret, Err *err)
         hub_database_problem(h, problem);
     (void)pthread_mutex_lock(&h->lock);
     memcpy(thumbprint, h->thumbprint, sizeof(thumbprint));
+    bool looked_through = h->looked_through;
     (void)pthread_mutex_unlock(&h->lock);
     bool well = problem[0] == '\0';
     json_t *o = json_object();
@@ -263,6 +265,7 @@ bool hub_health(Hub *h, json_t **ret, Err *err)
         codec_json_set_text(o, "tls_thumbprint", thumbprint[0] ? thumbprint : NULL, err) &&
         codec_json_set_text(o, "database", store_engine(h->store), err) && hub_set_now(o, "time", err) &&
         codec_json_set_u64(o, "running_jobs", running, err) &&
+        codec_json_set_bool(o, "looked_through", looked_through, err) &&
         codec_json_set_u64(o, "data_dir_free_bytes", free_bytes, err);
     *ret = o;
     return ok;

@@ -67,6 +67,9 @@ struct Hub {
     Guesses *guesses_by_address, *guesses_by_name;
     sem_t hashing; // as many passwords are looked at at a time
     bool stopping, supervising;
+    bool look_started, looked_through; // the latter: under h->lock
+    atomic_bool look_stop;
+    pthread_t looker;
     atomic_int_fast64_t step_ms; // monotonic: the supervisor's last step began
     atomic_bool in_files;        // that step is one in a repository's files
     char *dump_to;               // repository that the database is backed up into; NULL: all
@@ -192,7 +195,16 @@ bool hub_supervisor_start(Hub *h, Err *err) must_check;
 void hub_supervisor_stop(Hub *h);
 
 // ---- recover.c
-bool hub_recover(Hub *h, Err *err) must_check;
+bool hub_recover(Hub *h, Err *err) must_check; // all that a job needs to go on
+bool hub_end_exporters(Hub *h, const StoreBackup *b, Err *err) must_check; // those on record
+
+// ---- look.c
+// Looks through the repositories, beside all else from some seconds on.
+bool hub_look_start(Hub *h, Err *err) must_check;
+void hub_look_stop(Hub *h);
+
+// ---- catalogue.c
+int hub_compare_ids(const void *a, const void *b); // of pointers to texts
 // Brings the catalogue in line with a repository's records. Counts may be NULL.
 typedef struct ScanCounts {
     uint64_t added, unchanged;
@@ -201,6 +213,11 @@ typedef struct ScanCounts {
 } ScanCounts;
 bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
                           ScanCounts *counts, Err *err) must_check;
+// The same of a scan that is not of all of the repository, and the rest of it: IDs that were seen, sorted.
+bool hub_catalogue_add(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan, Err *err)
+    must_check;
+bool hub_catalogue_missing(Hub *h, const StoreRepository *repository, const Repo *repo, const char *const *known,
+                           size_t len, Err *err) must_check;
 
 // ---- reconcile.c: docs/internals/database-backup.md
 // A catalogue of a database that was restored, against what the scan found. The caller has a transaction open, and goes
