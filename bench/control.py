@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import random
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ VMS = 10_000
 CALLS = 300
 RECORDS = 400       # durable ones, for each way
 TOGETHER = 8
+HANGING = 100
 
 # n goes from 0: the VM's number is n % VMS, its point's number 1 + n / VMS
 OVERRIDES = {
@@ -80,7 +82,8 @@ class OverMariaDb:
                      " '%Y-%m-%dT%H:%i:%s.000000Z')"}
 
     def __init__(self, folder):
-        self.server = MariaDb(folder)
+        # as a hub's server would have it: what is looked at is in memory
+        self.server = MariaDb(folder, ["--innodb-buffer-pool-size=2G", "--innodb-log-file-size=512M"])
 
     def start(self):
         self.server.__enter__()
@@ -136,8 +139,9 @@ class Caller:
 def listings(call):
     """{what: seconds of each call}"""
     rng = random.Random(7)
-    spent = {name: [] for name in ("first page", "one VM", "failed", "a repository's completed", "page by page", "one")}
-    place = ""
+    spent = {name: [] for name in ("first page", "one VM", "failed", "a repository's completed", "page by page", "one",
+                                   "VMs, page by page")}
+    place = vm_place = ""
     for _ in range(CALLS):
         vm = f"vm-{rng.randrange(VMS)}"
         spent["first page"].append(call("GET", "/backups?limit=100")[0])
@@ -147,6 +151,10 @@ def listings(call):
         seconds, text = call("GET", f"/backups?limit=100{place}")
         spent["page by page"].append(seconds)
         place = f"&after={quote(json.loads(text)['next'])}"
+        seconds, text = call("GET", f"/vms?limit=100{vm_place}")
+        spent["VMs, page by page"].append(seconds)
+        after = json.loads(text)["next"]
+        vm_place = f"&after={quote(after)}" if after else ""
         spent["one"].append(call("GET", f"/backups/backup-{vm}-2")[0])
     return spent
 
@@ -169,6 +177,28 @@ def records(call):
             thread.join()
         rates.append(RECORDS // callers * callers / (time.monotonic() - start))
     return rates
+
+
+def beside_hanging(call):
+    """{what: seconds of each call}, beside connections that send a byte of a request now and then."""
+    spent = {"health": [], "VMs, a page": []}
+    with contextlib.ExitStack() as stack:
+        hanging = []
+
+        def hang():
+            hanging.append(stack.enter_context(socket.create_connection(("127.0.0.1", call.port))))
+            hanging[-1].sendall(b"GET /api/v1/health HTTP/1.1\r\nX-Slow: ")
+
+        for n in range(CALLS):
+            while len(hanging) < HANGING:
+                hang()
+            try:
+                hanging[n % HANGING].sendall(b"a")
+            except OSError:     # the hub had waited long enough
+                hanging.pop(n % HANGING)
+            spent["health"].append(call("GET", "/health")[0])
+            spent["VMs, a page"].append(call("GET", "/vms?limit=100")[0])
+    return {f"{what}, beside {HANGING} that hang": seconds for what, seconds in spent.items()}
 
 
 def p99(seconds):
@@ -196,7 +226,7 @@ def measure(name, folder, points):
         hub.start()
         once = {"start of the hub": time.monotonic() - start}
         call = Caller(hub.port)
-        spent = listings(call)
+        spent = {**listings(call), **beside_hanging(call)}
         once["all VMs"] = call("GET", "/vms")[0]
         once["metrics"] = call("GET", "/metrics")[0]
         return spent, once, records(call)

@@ -317,12 +317,26 @@ def held(cluster, vms, seconds):
     return figures
 
 
+def started_anew(cluster):
+    """A hub that finds the points of all of them: {what: figure}"""
+    hub = cluster.hubs[0]
+    points = call(hub.port, "GET", "/repositories/1")["points"]
+    hub.stop()
+    start = time.monotonic()
+    hub.start()
+    answers = time.monotonic() - start
+    while not call(hub.port, "GET", "/health")["looked_through"]:
+        time.sleep(0.05)
+    return {"points": points, "answers after": answers, "looked through after": time.monotonic() - start,
+            "CPU until then": cpu(hub.process.pid)}
+
+
 def p99(seconds):
     return statistics.quantiles(seconds, n=100)[98] if len(seconds) > 1 else seconds[0]
 
 
 def measure(engine, hubs, folder, nodes, vms, backups, held_jobs):
-    """Yields (what, figures), as they come: seconds a registered VM, a Result of fulls, one of increments, held().
+    """Yields (what, figures), as they come: seconds a registered VM, a Result of fulls, one of increments, held(), started_anew().
     backups: of so many of each node's VMs"""
     with Cluster(engine, hubs, folder) as cluster:
         all_vms = [[Vm(f"node-{n}-vm-{vm}") for vm in range(vms)] for n in range(nodes)]
@@ -330,3 +344,4 @@ def measure(engine, hubs, folder, nodes, vms, backups, held_jobs):
         for what in ("first backups", "increments"):
             yield what, night(cluster, [of_node[:backups] for of_node in all_vms], nodes)
         yield "held", held(cluster, [vm for of_node in all_vms for vm in of_node][:held_jobs], 10)
+        yield "started anew", started_anew(cluster)

@@ -8,7 +8,7 @@
 
 #define COUNT_STEP 100 // points whose dependents are counted by one question
 
-#define IDS_STEP 1000  // points whose IDs are read by one question
+#define IDS_STEP 1000 // points whose IDs are read by one question
 
 #define ACTIVE "status IN ('pending', 'running', 'committing')"
 
@@ -281,8 +281,8 @@ bool store_backup_point_ids(Store *s, int64_t repository_id, char **place, char 
     size_t rows_len = 0, len = 0;
     char **ids = mem_calloc(IDS_STEP, sizeof(*ids), err), *last = NULL;
     if (!ids ||
-        !store_all(s, &point_table, "WHERE id > ? ORDER BY id LIMIT ?", DB_ARGS(DB_T(*place ? *place : ""), DB_N(IDS_STEP)),
-                   (void **)&rows, &rows_len, err)) {
+        !store_all(s, &point_table, "WHERE id > ? ORDER BY id LIMIT ?",
+                   DB_ARGS(DB_T(*place ? *place : ""), DB_N(IDS_STEP)), (void **)&rows, &rows_len, err)) {
         free(ids);
         return false;
     }

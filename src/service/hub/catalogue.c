@@ -220,8 +220,7 @@ static bool mark_doubted(Hub *h, const StoreRepository *repository, const RepoSc
     for (size_t i = 0; i < scan->len; i++)
         for (size_t k = 0; k < scan->records[i].disks_len; k++) {
             const RecordDisk *d = &scan->records[i].disks[k];
-            if (is_of_doubt(d) &&
-                !hub_doubt(h, repository->id, d->parent_backup_id, d->disk_key, NULL, err))
+            if (is_of_doubt(d) && !hub_doubt(h, repository->id, d->parent_backup_id, d->disk_key, NULL, err))
                 return false;
         }
     return true;
@@ -308,20 +307,28 @@ static bool apply(Hub *h, const StoreRepository *repository, const Repo *repo, c
         mark_missing(h, repository->id, repo, d, counts->missing, err) && mark_broken(h, repository, scan, err);
 }
 
+// Of a turn that is done again.
+static void begin_anew(ScanCounts *counts)
+{
+    counts->added = counts->unchanged = 0;
+    (void)json_array_clear(counts->missing); // where there is one
+    (void)json_array_clear(counts->refused);
+}
+
 // The rows are a backup's: what differs is known when they are in line with the repository.
 static bool update_stale(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
                          ScanCounts *counts, Err *err)
 {
-    Differences d = {0};
-    if (!store_begin(h->store, err))
-        return false;
-    bool ok = hub_reconcile(h, repository, repo, scan, err) && store_not_stale(h->store, repository->id, err) &&
-        find_differences(h, repository->id, scan, true, &d, err) && apply(h, repository, repo, scan, &d, counts, err);
-    differences_clear(&d);
-    if (ok)
-        return store_commit(h->store, err);
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        Differences d = {0};
+        begin_anew(counts);
+        t.ok = hub_reconcile(h, repository, repo, scan, err) && store_not_stale(h->store, repository->id, err) &&
+            find_differences(h, repository->id, scan, true, &d, err) &&
+            apply(h, repository, repo, scan, &d, counts, err);
+        differences_clear(&d);
+    }
+    return t.ok;
 }
 
 static bool apply_alone(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,
@@ -331,12 +338,12 @@ static bool apply_alone(Hub *h, const StoreRepository *repository, const Repo *r
         counts->unchanged += scan->len;
         return true;
     }
-    if (!store_begin(h->store, err))
-        return false;
-    if (apply(h, repository, repo, scan, d, counts, err))
-        return store_commit(h->store, err);
-    store_rollback(h->store);
-    return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) {
+        begin_anew(counts);
+        t.ok = apply(h, repository, repo, scan, d, counts, err);
+    }
+    return t.ok;
 }
 
 bool hub_catalogue_update(Hub *h, const StoreRepository *repository, const Repo *repo, const RepoScan *scan,

@@ -62,14 +62,13 @@ static void forget_deleted(void *ctx, const Record *deleted)
 {
     Hub *h = ctx;
     Err err = ERR_INIT;
-    bool gone = false, ok = deleted && store_begin(h->store, &err);
-    if (ok && !forget_row(h, deleted, &gone, &err)) {
-        store_rollback(h->store);
-        ok = false;
-    } else if (ok) {
-        ok = store_commit(h->store, &err);
-    }
-    if (deleted && !ok)
+    bool gone = false;
+    if (!deleted)
+        return;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, &err))
+        t.ok = forget_row(h, deleted, &gone, &err);
+    if (!t.ok)
         log_error("a deleted point cannot be forgotten", LOG_STR("job", deleted->backup_id), LOG_ERR(&err));
     else if (gone)
         log_info("a deletion that was cut off goes on", LOG_STR("job", deleted->backup_id));
