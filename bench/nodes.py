@@ -133,7 +133,8 @@ class Job:
     def end(self):
         with self.spent.of("data"):
             write_zeros(self.disk["uri"], SIZE)
-        done = {"disk_id": self.disk["disk_id"], "change_id": self.change, "tracking": "bitmap", **coverage([(0, SIZE)])}
+        done = {"disk_id": self.disk["disk_id"], "change_id": self.change, "tracking": "bitmap",
+                **coverage([(0, SIZE)])}
         with self.spent.of("complete"):
             call(self.port, "POST", f"{self.path}/complete", {"change_id": self.change, "disks": [done]}, self.token)
         self.vm.change = self.change
@@ -336,7 +337,8 @@ def p99(seconds):
 
 
 def measure(engine, hubs, folder, nodes, vms, backups, held_jobs):
-    """Yields (what, figures), as they come: seconds a registered VM, a Result of fulls, one of increments, held(), started_anew().
+    """Yields (what, figures), as they come: seconds a registered VM, a Result of fulls, one of increments, held(),
+    started_anew().
     backups: of so many of each node's VMs"""
     with Cluster(engine, hubs, folder) as cluster:
         all_vms = [[Vm(f"node-{n}-vm-{vm}") for vm in range(vms)] for n in range(nodes)]

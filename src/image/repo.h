@@ -95,7 +95,7 @@ bool repo_recover(const Repo *r, RepoKeeps keeps, void *ctx, RepoScan *ret_after
 // The same name by name, for a repository that is large: a chain lies in one folder, and nothing outside of it counts.
 // Of the names in the repository's own folder; what is none of ours is nothing to do. *ret_after: of that folder.
 bool repo_names(const Repo *r, char ***ret, size_t *ret_len, Err *err) must_check; // each and all to be freed
-// forgets: called before the files of a deletion that was cut off go; its record as it was, NULL where it cannot be read.
+// forgets: called before the files of a deletion that was cut off go, with its record; NULL: that cannot be read.
 typedef void (*RepoForgets)(void *ctx, const Record *deleted);
 bool repo_recover_one(const Repo *r, const char *name, RepoKeeps keeps, RepoForgets forgets, void *ctx,
                       RepoScan *ret_after, Err *err) must_check;
