@@ -163,11 +163,12 @@ bool store_backup_points(Store *s, int64_t repository_id, const char *vm_id, Sto
 bool store_backup_odd_points(Store *s, int64_t repository_id, StoreBackup **ret, size_t *ret_len, Err *err)
 {
     // each half by all of an index' first columns: a million points that are well are not looked at
-    return store_all(s, &tables_backup,
-                     "WHERE id IN (SELECT id FROM backup_jobs WHERE repository_id = ? AND status = 'completed' AND"
-                     " deleting = 1 UNION SELECT id FROM backup_jobs WHERE repository_id = ? AND status = 'completed'"
-                     " AND deleting = 0 AND suspect = 1) ORDER BY vm_id, sequence",
-                     DB_ARGS(DB_N(repository_id), DB_N(repository_id)), (void **)ret, ret_len, err);
+    const DbTable odd = {"(SELECT * FROM backup_jobs WHERE repository_id = ? AND status = 'completed' AND deleting = 1"
+                         " UNION ALL SELECT * FROM backup_jobs WHERE repository_id = ? AND status = 'completed'"
+                         " AND deleting = 0 AND suspect = 1) AS odd",
+                         tables_backup.columns, tables_backup.columns_len, tables_backup.row_size};
+    return store_all(s, &odd, "ORDER BY vm_id, sequence", DB_ARGS(DB_N(repository_id), DB_N(repository_id)),
+                     (void **)ret, ret_len, err);
 }
 
 bool store_backup_newest(Store *s, int64_t repository_id, const char *vm_id, StoreBackup *ret, bool *ret_found,

@@ -166,16 +166,19 @@ static const DbColumn summary_columns[] = {
 static const DbTable summary_page = SUMMARY_TABLE("SELECT * FROM vms WHERE name > ? ORDER BY name LIMIT ?");
 static const DbTable summary_one = SUMMARY_TABLE("SELECT * FROM vms WHERE id = ?");
 
-// The VMs of all jobs, each found behind the one before it, whatever many points that has.
-#define GONE                                                                                               \
-    "(WITH RECURSIVE ids (vm_id) AS (SELECT MIN(vm_id) FROM backup_jobs UNION ALL"                         \
-    " SELECT (SELECT MIN(b.vm_id) FROM backup_jobs b WHERE b.vm_id > ids.vm_id) FROM ids WHERE ids.vm_id " \
-    "IS NOT NULL) SELECT vm_id FROM ids WHERE vm_id IS NOT NULL AND vm_id NOT IN (SELECT id FROM vms)) AS gone"
-#define ORPHANS GONE " JOIN backup_jobs p ON p.vm_id = gone.vm_id AND p.status = 'completed'"
+// The VMs of all jobs from an index: MariaDB goes from VM to VM in it, SQLite reads it. Then what their points say, one
+// VM after the other. Without the LIMIT MariaDB asks that of the registered ones, too.
+#define OF_GONE(what) "(SELECT " what " FROM backup_jobs p WHERE p.vm_id = gone.vm_id AND p.status = 'completed')"
+#define ORPHANS                                                                                                                                    \
+    "SELECT gone.vm_id AS id, " OF_GONE(                                                                                                           \
+        "MAX(p.vm_name)") " AS name, NULL AS source, NULL AS excluded_disks,"                                                                      \
+                          " NULL AS source_id, -1 AS audit_blocks, " OF_GONE(                                                                      \
+                              "MIN(p.created_at)") " AS created_at FROM (SELECT vm_id"                                                             \
+                                                   " FROM (SELECT DISTINCT vm_id FROM backup_jobs) AS ids WHERE vm_id NOT IN (SELECT id FROM vms)" \
+                                                   " LIMIT 9223372036854775807) AS gone"
 
-static const DbTable summary_orphans = SUMMARY_TABLE(
-    "SELECT p.vm_id AS id, MAX(p.vm_name) AS name, NULL AS source, NULL AS excluded_disks,"
-    " NULL AS source_id, -1 AS audit_blocks, MIN(p.created_at) AS created_at FROM " ORPHANS " GROUP BY p.vm_id");
+static const DbTable summary_orphans =
+    SUMMARY_TABLE("SELECT * FROM (" ORPHANS ") AS orphans WHERE orphans.name IS NOT NULL");
 
 bool store_vm_summaries(Store *s, const char *after, uint64_t limit, StoreVmSummary **ret, size_t *ret_len, Err *err)
 {
@@ -201,12 +204,12 @@ void store_vm_summary_clear(StoreVmSummary *v)
 bool store_vm_orphans(Store *s, StoreVm **ret, size_t *ret_len, Err *err)
 {
     static const DbColumn columns[] = {
-        {"p.vm_id", DB_TEXT, offsetof(StoreVm, id)},
-        {"MAX(p.vm_name)", DB_TEXT, offsetof(StoreVm, name)},
-        {"MIN(p.created_at)", DB_TIME, offsetof(StoreVm, created_us)},
+        {"id", DB_TEXT, offsetof(StoreVm, id)},
+        {"name", DB_TEXT, offsetof(StoreVm, name)},
+        {"created_at", DB_TIME, offsetof(StoreVm, created_us)},
     };
-    static const DbTable orphans = {ORPHANS, columns, ARRAY_LEN(columns), sizeof(StoreVm)};
-    return store_all(s, &orphans, "GROUP BY p.vm_id ORDER BY 2", DB_NO_ARGS, (void **)ret, ret_len, err);
+    static const DbTable orphans = {"(" ORPHANS ") AS orphans", columns, ARRAY_LEN(columns), sizeof(StoreVm)};
+    return store_all(s, &orphans, "WHERE name IS NOT NULL ORDER BY name", DB_NO_ARGS, (void **)ret, ret_len, err);
 }
 
 void store_vm_clear(StoreVm *v)
