@@ -169,13 +169,13 @@ static const DbTable summary_one = SUMMARY_TABLE("SELECT * FROM vms WHERE id = ?
 // The VMs of all jobs from an index: MariaDB goes from VM to VM in it, SQLite reads it. Then what their points say, one
 // VM after the other. Without the LIMIT MariaDB asks that of the registered ones, too.
 #define OF_GONE(what) "(SELECT " what " FROM backup_jobs p WHERE p.vm_id = gone.vm_id AND p.status = 'completed')"
-#define ORPHANS                                                                                                                                    \
-    "SELECT gone.vm_id AS id, " OF_GONE(                                                                                                           \
-        "MAX(p.vm_name)") " AS name, NULL AS source, NULL AS excluded_disks,"                                                                      \
-                          " NULL AS source_id, -1 AS audit_blocks, " OF_GONE(                                                                      \
-                              "MIN(p.created_at)") " AS created_at FROM (SELECT vm_id"                                                             \
-                                                   " FROM (SELECT DISTINCT vm_id FROM backup_jobs) AS ids WHERE vm_id NOT IN (SELECT id FROM vms)" \
-                                                   " LIMIT 9223372036854775807) AS gone"
+#define GONE                                                             \
+    "(SELECT vm_id FROM (SELECT DISTINCT vm_id FROM backup_jobs) AS ids" \
+    " WHERE vm_id NOT IN (SELECT id FROM vms) LIMIT 9223372036854775807) AS gone"
+#define ORPHANS                                                                                               \
+    "SELECT gone.vm_id AS id, " OF_GONE("MAX(p.vm_name)") " AS name, NULL AS source, NULL AS excluded_disks," \
+                                                          " NULL AS source_id, -1 AS audit_blocks, " OF_GONE( \
+                                                              "MIN(p.created_at)") " AS created_at FROM " GONE
 
 static const DbTable summary_orphans =
     SUMMARY_TABLE("SELECT * FROM (" ORPHANS ") AS orphans WHERE orphans.name IS NOT NULL");
