@@ -15,6 +15,7 @@ from lib.job import change_id, coverage, disk, nbdcopy
 from lib.line import Line
 from lib.mariadb import MISSING, NAME, PASSWORD, USER, MariaDb
 from lib.patience import patience
+from lib.share import FULL
 from lib.sql_gate import SqlGate
 from lib.stage import Stage
 from lib.world import World
@@ -148,6 +149,22 @@ def test_a_newer_schema(server, make_hub, place):
     hub.stop()
     server.sql("INSERT INTO schema_migrations (version, applied_at) VALUES (9999, 'x')", NAME)
     assert "start the newer version" in hub_says(place, server.options())
+
+
+@pytest.mark.skipif(not FULL, reason="waits for 17 seconds; with make test FULL=1")
+def test_a_step_of_the_schema_that_takes_long(server, make_hub, place):
+    """With several hosts a hub waits 15 s for an answer; an index of a million rows takes longer: it never started."""
+    options = server.options(host=f"127.0.0.1:{server.port},127.0.0.1:1")
+    hub = make_hub(options=options)
+    hub.stop()
+    newest, = server.sql("SELECT MAX(version) FROM schema_migrations", NAME)
+    assert newest == ["47"], "another step is the last one: undo that one here"
+    server.sql("DROP INDEX backup_jobs_stored ON backup_jobs; DELETE FROM schema_migrations WHERE version = 47", NAME)
+    with server.busy_with(f"LOCK TABLES {NAME}.backup_jobs READ; DO SLEEP(17)"):
+        wait_for(lambda: server.sql("SELECT id FROM information_schema.processlist WHERE info LIKE 'DO SLEEP%'"),
+                 "the table is locked")
+        hub.start()
+    assert server.sql("SELECT MAX(version) FROM schema_migrations", NAME) == [["47"]]
 
 
 def test_rows_that_are_long_and_odd(server, make_hub, place):

@@ -66,7 +66,8 @@ struct Hub {
     pthread_mutex_t guess_lock; // a leaf; of the next two
     Guesses *guesses_by_address, *guesses_by_name;
     sem_t hashing; // as many passwords are looked at at a time
-    bool stopping, supervising;
+    bool stopping;
+    atomic_bool supervising;
     bool look_started, looked_through; // the latter: under h->lock
     atomic_bool look_stop;
     pthread_t looker;
