@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from lib.history import wait_for
+from lib.patience import SLOWNESS, patience
 from lib.vim_probe import VimProbe
 from lib.vsphere import PASSWORD, USER, Certificate, Simulator, cpu_seconds
 
@@ -128,7 +129,7 @@ def test_ten_thousand_vms_in_pages(make_sim):
     # CPU, not a clock, since this machine may be busy; one after the other, as the two take turns
     seconds = (after.children_user + after.children_system - before.children_user - before.children_system
                + cpu_seconds(sim.process.pid))
-    assert seconds < 10, f"{seconds:.1f} s"
+    assert seconds < patience(10), f"{seconds:.1f} s"
 
 
 def test_an_expired_session_is_renewed_unseen(sim):
@@ -230,6 +231,7 @@ def test_lost_tracking_and_answers_that_cannot_be_right(sim):
         assert (areas()["error"], areas()["fault"]) == ("conflict", "FileFault")
 
 
+@pytest.mark.skipif(SLOWNESS > 1, reason="a sanitizer needs much memory of its own")
 def test_a_million_areas_pass_in_the_memory_of_one(make_sim):
     size = 1 << 38
     sim = make_sim([{"path": WEB, "cbt": True, "disks": [{"size": size}]}], max_areas=10**7)
