@@ -17,6 +17,7 @@
 #define CONNECT_NEXT_S 3 // where there is another host to turn to: well within a hub's lease
 #define ANSWER_NEXT_S 15
 #define ANSWER_ALONE_S 3600 // of who has the database for itself: an index of a million rows, a table that is emptied
+#define STALL_S "15" // of a hub within a transaction: it is undone, and the others go on
 #define SQL_MAX 65536
 #define CHARSET_BINARY 63
 #define TEXT_BYTES_MAX (16u << 20) // of one value that is read
@@ -355,7 +356,9 @@ static bool connect_to(DbMariadb *db, size_t at, Err *err)
               "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,"
               " innodb_lock_wait_timeout = 10, foreign_key_checks = 1, wait_timeout = 60",
               err) &&
-        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err) && join_cluster(db, err);
+        query(db, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", err) &&
+        (!db->hub_id || query(db, "SET SESSION idle_write_transaction_timeout = " STALL_S, err)) &&
+        join_cluster(db, err);
     db->lost = !ok;
     if (ok && !db->only_reads) {
         end_before(db, before);

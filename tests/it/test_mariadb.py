@@ -4,6 +4,7 @@ tests/unit/store/test_store.c.
 
 import contextlib
 import subprocess
+import threading
 
 import pytest
 
@@ -263,6 +264,28 @@ def test_a_commit_of_which_nobody_knows(server, make_hub, place, how):
         if how == "answer":
             assert len(started) == len(points)
         assert "audit log could not be written" not in hubs.a.log
+
+
+@pytest.mark.skipif(not FULL, reason="waits for 15 seconds; with make test FULL=1")
+def test_a_hub_that_hangs_within_a_decision(server, make_hub, place):
+    """The others' decisions waited until its connection ended, a minute later."""
+    with SqlGate(server.port) as gate:
+        hubs = Hubs(make_hub, place, [server.options(port=gate.port), server.options()])
+        for vm in ("web", "db"):
+            hubs.add_vm(vm)
+        gate.lose(1, "hold")
+        job = {"vm_name": "web", "repository_id": hubs.repository}
+        asking = threading.Thread(target=hubs.a.api.post, args=("/backups", job))
+        asking.start()
+        try:
+            wait_for(lambda: gate.lost, "a has decided, and cannot say so")
+            wait_for(lambda: hubs.b.api.post("/backups", {**job, "vm_name": "db"}).status == 201, "b decides", 40)
+        finally:
+            gate.go_on.set()
+            asking.join()
+        wait_for(lambda: [b["status"] for b in hubs.b.api.get("/backups").expect(200)["backups"]] == 2 * ["completed"],
+                 "a backup of each")
+        assert len(hubs.prove(hubs.b)) == 2
 
 
 def test_a_list_of_vms_is_a_question(server, make_hub):

@@ -1,4 +1,4 @@
-"""Stands between a hub and its MariaDB: loses a COMMIT, or the answer to it, with the connection."""
+"""Stands between a hub and its MariaDB: loses a COMMIT, or the answer to it, with the connection; or holds it back."""
 
 import contextlib
 import socket
@@ -13,6 +13,7 @@ class SqlGate:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.lock = threading.Lock()
+        self.go_on = threading.Event()      # of "hold"
 
     def __enter__(self):
         threading.Thread(target=self._serve, daemon=True).start()
@@ -23,7 +24,8 @@ class SqlGate:
         self.listener.close()
 
     def lose(self, nth, how):
-        """The nth COMMIT from here on; how: "it" does not reach the server, "answer" does not reach the hub."""
+        """The nth COMMIT from here on; how: "it" does not reach the server, "answer" does not reach the hub, "hold":
+        it comes when go_on is set."""
         with self.lock:
             self.lost, self.countdown, self.how = 0, nth, how
 
@@ -55,7 +57,10 @@ class SqlGate:
             thread = threading.Thread(target=back, daemon=True)
             thread.start()
             while data := hub.recv(1 << 16):
-                if self._is_the_one(data):
+                is_the_one = self._is_the_one(data)
+                if is_the_one and self.how == "hold":
+                    self.go_on.wait()
+                elif is_the_one:
                     cut.set()
                     if self.how == "answer":
                         server.sendall(data)
