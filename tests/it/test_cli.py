@@ -236,7 +236,7 @@ def test_vms(cli, disks, place):
     assert qemu["source"] == {"type": "qemu", "qmp": f"{place}/q.sock", "agent": "/run/a", "freeze": "require",
                               "scratch": f"{place}/s"}
     assert "points kept" in cli.ok("vm", "remove", "web 2")
-    assert cli.json("vm", "list") == {"vms": []}
+    assert cli.json("vm", "list") == {"vms": [], "next": None}
 
 
 def test_adoption(cli, point):

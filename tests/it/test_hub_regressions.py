@@ -297,8 +297,10 @@ def announce_huge(world, **more):
     return answer
 
 
-def test_room_is_asked_for_by_mode(world):
+def test_room_is_asked_for_by_mode(make_hub, place):
     """An increment by comparison was refused unless the repository had room for the whole disk again."""
+    world = World(make_hub(options=["--lease=600"]), place)     # a client that says nothing while it sends 4 TiB of zeros
+    world.add_repository()
     world.add_vm("huge", seed=9)
     announce_huge(world, estimated_bytes=HUGE).expect(507)
     parent = world.job("huge")

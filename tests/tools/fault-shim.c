@@ -27,6 +27,7 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { HUB = 1, CLIENT, EXPORTER, CLI };
@@ -280,7 +281,17 @@ FAILS(LOOKS, int, -1, fstat64, (int fd, struct stat64 *st), fd, st)
 FAILS(LOOKS, int, -1, statvfs, (const char *path, struct statvfs *st), path, st)
 FAILS(LOOKS, int, -1, statvfs64, (const char *path, struct statvfs64 *st), path, st)
 FAILS(LOOKS, int, -1, faccessat, (int fd, const char *path, int mode, int flags), fd, path, mode, flags)
-FAILS(LOOKS, DIR *, NULL, opendir, (const char *path), path)
+
+// A VM's folder in a repository does not open for as long as the file that the environment names is there.
+PUBLIC DIR *opendir(const char *path)
+{
+    NEXT(opendir)
+    const char *held = control && strstr(path, "/ctx-") ? getenv("SENDENSE_FAULT_HOLD") : NULL;
+    while (held && syscall(SYS_access, held, F_OK) == 0)
+        (void)syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 10000000}, NULL);
+    return fails(fault(LOOK, "opendir")) ? NULL : next(path);
+}
+
 FAILS(LOOKS, struct dirent *, NULL, readdir, (DIR * d), d)
 FAILS(LOOKS, struct dirent64 *, NULL, readdir64, (DIR * d), d)
 

@@ -134,6 +134,7 @@ class Galera:
     def __exit__(self, *_):
         for n in self.nodes:
             n.kill()
+            (n.folder / "s").unlink(missing_ok=True)
 
     def wait_whole(self):
         """At once: a node that was frozen says for a moment what was."""

@@ -16,7 +16,7 @@ from lib.patience import SLOWNESS, patience
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(os.environ.get("SENDENSE_BIN") or ROOT / "build" / "bin")
-START_SECONDS = patience(20)
+START_SECONDS = patience(60)      # each step of the schema takes a cluster its time
 STOP_SECONDS = patience(20)
 FINAL = {"completed", "failed", "cancelled"}
 
