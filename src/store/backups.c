@@ -558,7 +558,8 @@ bool store_backup_count_deleting(Store *s, int64_t repository_id, uint64_t *ret,
 // The disks go with it, by their foreign key.
 bool store_backup_remove(Store *s, const char *id, Err *err)
 {
-    return store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
+    return store_id_removed(s, id, err) &&
+        store_run(s, "DELETE FROM backup_jobs WHERE id = ?", DB_ARGS(DB_T(id)), NULL, err);
 }
 
 void store_backup_clear(StoreBackup *b)

@@ -1,6 +1,11 @@
 // What the hub keeps about itself: its ID, what of its catalogue is stale, when its database was backed up.
 #include "base/clock.h"
+#include "base/num.h"
+#include "base/secret.h"
+#include "base/str.h"
 #include "store/tables.h"
+
+#include <string.h>
 
 #include <stdio.h>
 
@@ -176,4 +181,42 @@ bool store_repository_place(Store *s, const StoreRepository *r, Err *err)
 {
     return store_run(s, "UPDATE repositories SET path = ? WHERE id = ?", DB_ARGS(DB_T(r->path), DB_N(r->id)), NULL,
                      err);
+}
+
+// ---- IDs that were given to points which are gone
+
+#define CLOCKS_S 86400 // by which hubs' clocks differ, or a clock is set back, at the most
+
+static bool removed_number(Store *s, const char *vm, char ret_name[SECRET_DIGEST_TEXT], int64_t *ret, Err *err)
+{
+    return secret_digest(vm, ret_name, err) && // a VM's name is longer than a row's
+        store_number(s, "SELECT CAST(value AS SIGNED) FROM hub_state WHERE name = ?", DB_ARGS(DB_T(ret_name)), 0, ret,
+                     err);
+}
+
+bool store_id_removed(Store *s, const char *backup_id, Err *err)
+{
+    char name[SECRET_DIGEST_TEXT];
+    const char *dash = strrchr(backup_id, '-');
+    uint64_t second;
+    int64_t until;
+    Err foreign = ERR_INIT;
+    if (!str_starts(backup_id, "backup-") || dash < backup_id + strlen("backup-") ||
+        !num_u64(dash + 1, 0, INT64_MAX / 1000000, &second, &foreign) ||
+        (int64_t)second < clock_utc_us() / 1000000 - CLOCKS_S)
+        return true;
+    cleanup_free char *vm =
+        mem_printf(err, "%.*s", (int)(dash - backup_id - (ptrdiff_t)strlen("backup-")), backup_id + strlen("backup-"));
+    return vm && removed_number(s, vm, name, &until, err) &&
+        ((int64_t)second <= until || state_set(s, name, dash + 1, err));
+}
+
+bool store_id_free_from(Store *s, const char *vm_name, int64_t *ret_second, Err *err)
+{
+    char name[SECRET_DIGEST_TEXT];
+    int64_t until;
+    if (!removed_number(s, vm_name, name, &until, err))
+        return false;
+    *ret_second = until + 1;
+    return true;
 }

@@ -401,6 +401,8 @@ bool store_backup_deleting(Store *s, StoreBackup **ret, size_t *ret_len, Err *er
 bool store_backup_forget_deleting(Store *s, Err *err) must_check; // own marks
 bool store_backup_count_deleting(Store *s, int64_t repository_id, uint64_t *ret, Err *err) must_check;
 bool store_backup_remove(Store *s, const char *id, Err *err) must_check; // with its disks, at once
+// backup-<vm>-<unix second>: the first second that no removed job of the VM had, of those that a clock may yet come to.
+bool store_id_free_from(Store *s, const char *vm_name, int64_t *ret_second, Err *err) must_check;
 void store_backup_clear(StoreBackup *b);
 
 bool store_disk_add(Store *s, const StoreDisk *d, Err *err) must_check;

@@ -22,6 +22,9 @@ extern const DbTable tables_repository, tables_source, tables_vm, tables_disk_nu
 void store_lock(Store *s);
 void store_unlock(Store *s);
 
+// Notes that this ID was given, and is not to be given again. state.c
+bool store_id_removed(Store *s, const char *backup_id, Err *err) must_check;
+
 // Shorthands that take the lock.
 bool store_insert(Store *s, const DbTable *t, const void *row, Err *err) must_check;
 bool store_one(Store *s, const DbTable *t, const char *tail, const DbArg *args, size_t n, void *row, bool *ret_found,

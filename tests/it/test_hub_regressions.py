@@ -282,6 +282,26 @@ def test_a_suspect_parent_is_compared(world, vm):
     assert (announced["disk-0"]["mode"], announced["disk-0"]["reason"]) == ("compare", "parent_suspect")
 
 
+# ---- deleting
+
+def test_the_id_of_a_deleted_point_is_not_given_again(world):
+    """Points made faster than one a second have IDs of seconds to come: one was deleted, and the next one had its ID.
+    Files are named after it, and a hub that comes back late goes on with deletions."""
+    _, (image,) = world.add_vm()
+    made = []
+    for _ in range(5):
+        made.append(world.backup(image).id)
+    assert int(made[-1].rsplit("-", 1)[1]) > time.time(), "no ID is ahead of the clock; this test shows nothing"
+    world.api.delete(f"/backups/{quote(made[-1])}").expect(200)
+    made.append(world.backup(image).id)
+    assert len(set(made)) == 6, made
+    world.hub.stop()
+    world.hub.start()
+    world.api.delete(f"/backups/{quote(made[-1])}").expect(200)
+    made.append(world.backup(image).id)
+    assert len(set(made)) == 7, made
+
+
 # ---- announcing
 
 HUGE = 1 << 42      # no repository of a test has room for it
@@ -299,7 +319,7 @@ def announce_huge(world, **more):
 
 def test_room_is_asked_for_by_mode(make_hub, place):
     """An increment by comparison was refused unless the repository had room for the whole disk again."""
-    world = World(make_hub(options=["--lease=600"]), place)     # a client that says nothing while it sends 4 TiB of zeros
+    world = World(make_hub(options=["--lease=600"]), place)     # a client is silent while it sends 4 TiB of zeros
     world.add_repository()
     world.add_vm("huge", seed=9)
     announce_huge(world, estimated_bytes=HUGE).expect(507)

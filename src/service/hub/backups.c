@@ -80,12 +80,16 @@ static bool choose_parent(Hub *h, const StartRequest *req, StoreBackup *b, Err *
         store_backup_sequence_next(h->store, b->repository_id, b->vm_id, &b->sequence, err);
 }
 
-// backup-<vm>-<unix time>; where the second is taken, the next free one.
+// backup-<vm>-<unix time>; where the second is taken, or was a removed point's, the next free one: files are named
+// after it, and a hub that comes back late may yet remove that point's.
 static bool free_id(Hub *h, StoreBackup *b, Err *err)
 {
     char id[NAME_BACKUP_ID];
-    int64_t second = b->created_us / 1000000;
+    int64_t second = b->created_us / 1000000, from;
     bool taken = true;
+    if (!store_id_free_from(h->store, b->vm_name, &from, err))
+        return false;
+    second = MAX(second, from);
     while (taken) {
         if (!name_backup_id(b->vm_name, second++, id, err) || !store_backup_exists(h->store, id, &taken, err))
             return false;
