@@ -17,7 +17,7 @@
 #define CONNECT_NEXT_S 3 // where there is another host to turn to: well within a hub's lease
 #define ANSWER_NEXT_S 15
 #define ANSWER_ALONE_S 3600 // of who has the database for itself: an index of a million rows, a table that is emptied
-#define STALL_S "15" // of a hub within a transaction: it is undone, and the others go on
+#define STALL_S "8"         // of a hub within a transaction: it is undone, before the others give up waiting (10 s)
 #define SQL_MAX 65536
 #define CHARSET_BINARY 63
 #define TEXT_BYTES_MAX (16u << 20) // of one value that is read

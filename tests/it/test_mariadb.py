@@ -266,7 +266,7 @@ def test_a_commit_of_which_nobody_knows(server, make_hub, place, how):
         assert "audit log could not be written" not in hubs.a.log
 
 
-@pytest.mark.skipif(not FULL, reason="waits for 15 seconds; with make test FULL=1")
+@pytest.mark.skipif(not FULL, reason="waits for 8 seconds; with make test FULL=1")
 def test_a_hub_that_hangs_within_a_decision(server, make_hub, place):
     """The others' decisions waited until its connection ended, a minute later."""
     with SqlGate(server.port) as gate:

@@ -503,7 +503,7 @@ def test_qemu_quits_in_the_middle(rig):
     with pytest.raises(ProbeError, match='lost|view ended'):  # the job's end may be told before QEMU's
         run.finish()
     rig.vm.start()
-    rig.clean()
+    wait_for(lambda: rig.leftovers() == [], 'the guard has not removed what the client could not')
     rig.backup()
 
 

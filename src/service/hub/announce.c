@@ -28,6 +28,7 @@ typedef struct Plan { // of one announce call
     bool begun;     // past the checks that change nothing
     bool anew;      // of an earlier call the rows are there, and nothing that writes
     bool unwritten; // the database did not take what this call is to note: the caller may repeat it
+    bool lost;      // it is another hub's by now, or that cannot be told
 } Plan;
 
 static void plan_clear(Plan *p)
@@ -420,6 +421,14 @@ static bool still_runs(const Plan *p, Err *err)
          err_set(err, ERR_CONFLICT, "backup %s is %s, not running", now.id, now.status));
 }
 
+// Another hub may have taken the job over, and have removed its files, before the exporters made theirs. From here on
+// they are there to be removed.
+static bool is_still_ours(Plan *p, Err *err)
+{
+    p->lost = !still_runs(p, err);
+    return !p->lost;
+}
+
 static bool insert_in(Plan *p, Err *err)
 {
     bool ok = still_runs(p, err) && (!p->anew || store_disk_remove(p->h->store, p->b.id, err)) &&
@@ -477,7 +486,7 @@ static bool announce(Plan *p, const Announce *a, AnnounceAnswer *answer, Err *er
         ok = answer_again(p, before, before_len, a, answer, err);
     else if (ok)
         ok = plan_context(p, a, err) && plan_disks(p, a, err) && check_space(p, a, err) && insert_disks(p, err) &&
-            start_exporters(p, answer, err);
+            start_exporters(p, answer, err) && is_still_ours(p, err);
     STORE_LIST_FREE(before, before_len, store_disk_clear);
     for (size_t i = 0; i < p->disks_len; i++)
         engine_config_clear(&p->configs[i]);
@@ -509,7 +518,7 @@ bool hub_job_announce(Hub *h, const char *id, const Announce *a, AnnounceAnswer 
         // a job that could not be set up is over; a refused second announcement changes nothing
         Err ending = ERR_INIT;
         const char *status = err->code == ERR_CANCELLED ? "cancelled" : "failed";
-        if (p.unwritten)
+        if (p.unwritten || p.lost)
             undo(&p);
         else if (p.begun && !hub_job_end(h, p.running, status, err_short(err), err->details, true, &ending))
             log_error("a failed job could not be ended", LOG_STR("job", id), LOG_ERR(&ending));
