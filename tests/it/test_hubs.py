@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import random
 import shutil
+import threading
 
 import pytest
 
@@ -14,10 +15,11 @@ from lib.history import partial_files, wait_for
 from lib.hub import HubError
 from lib.hubs import LEASE, SIZE, Hubs, go, stop
 from lib.images import CLUSTER
-from lib.job import disk
+from lib.job import change_id, disk
 from lib.mariadb import MISSING, NAME, MariaDb
 from lib.share import share
 from lib.shim import ACTIONS, Shim, Shot, is_built
+from lib.sql_gate import SqlGate
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no MariaDB here: {', '.join(MISSING)} missing")
 
@@ -139,6 +141,34 @@ def test_a_stopped_hub_that_completes_too_late(hubs):
     wait_for(lambda: not hubs.a.children(), "what ran for the lost job has ended")
     assert [b["backup_id"] for b in hubs.prove(hubs.a)] == [point["backup_id"]]
     hubs.equals(hubs.a, point["backup_id"], hubs.images["web"].content)
+
+
+def test_an_announcement_of_a_job_that_was_taken_over_meanwhile(server, make_hub, place):
+    """Its files were removed before its exporters made them, and stayed there."""
+    with SqlGate(server.port) as gate:
+        hubs = Hubs(make_hub, place, [server.options(port=gate.port), server.options()], lease=LEASE)
+        hubs.add_vm("web")
+        job = hubs.job(hubs.a, "web")
+        job.claim()
+        change = change_id()
+        wait_for(lambda: server.sql("SELECT id FROM audit_log WHERE path LIKE '%/claim'", NAME), "the claim is noted")
+        gate.lose(1, "late")
+        answers = []
+        announcing = threading.Thread(target=lambda: answers.append(job.call("disks", {
+            "disks": [disk("disk-0", SIZE, change, token="t")], "left_out": [], "consistency": "crash",
+            "consistency_detail": None})))
+        announcing.start()
+        try:
+            wait_for(lambda: server.sql("SELECT disk_key FROM backup_disks", NAME), "it is noted")
+            assert gate.lost, "and the hub knows"
+            assert hubs.wait_final(hubs.b, job.id)["error"] == "hub lost"
+        finally:
+            gate.go_on.set()
+            announcing.join()
+        assert answers[0].status == 409, answers[0].text
+        wait_for(lambda: not hubs.a.children(), "what ran for the lost job has ended")
+        assert not partial_files(hubs.repository_path)
+        assert not hubs.prove(hubs.b)
 
 
 @pytest.mark.parametrize("moment", range(share(MOMENTS, 3)))

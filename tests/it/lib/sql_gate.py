@@ -25,7 +25,7 @@ class SqlGate:
 
     def lose(self, nth, how):
         """The nth COMMIT from here on; how: "it" does not reach the server, "answer" does not reach the hub, "hold":
-        it comes when go_on is set."""
+        it comes when go_on is set, "late": so does the answer to it."""
         with self.lock:
             self.lost, self.countdown, self.how = 0, nth, how
 
@@ -46,11 +46,13 @@ class SqlGate:
     def _relay(self, hub):
         """Hub and server speak in turns."""
         with contextlib.suppress(OSError), hub, socket.create_connection(("127.0.0.1", self.server_port)) as server:
-            cut = threading.Event()
+            cut, late = threading.Event(), threading.Event()
 
             def back():
                 with contextlib.suppress(OSError):
                     while (data := server.recv(1 << 16)) and not cut.is_set():
+                        if late.is_set():
+                            self.go_on.wait()
                         hub.sendall(data)
                     hub.shutdown(socket.SHUT_RDWR)
 
@@ -60,6 +62,8 @@ class SqlGate:
                 is_the_one = self._is_the_one(data)
                 if is_the_one and self.how == "hold":
                     self.go_on.wait()
+                elif is_the_one and self.how == "late":
+                    late.set()
                 elif is_the_one:
                     cut.set()
                     if self.how == "answer":
