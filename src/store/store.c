@@ -6,8 +6,8 @@
 #include <pthread.h>
 #include <time.h>
 
-#define REPEAT_MAX 20
 #define REPEAT_MS 15000 // a statement that waited for a lock has taken ten seconds already
+#define PAUSE_MS_MAX 50
 
 static Store *store_new(Err *err)
 {
@@ -100,15 +100,15 @@ void store_rollback(Store *s)
 
 // ---- what came to nothing for another one's sake is done again
 
-static bool may_repeat(unsigned *tries, int64_t *until_ms, Err *err)
+static bool may_repeat(unsigned *pause_ms, int64_t *until_ms, Err *err)
 {
     if (*until_ms == 0)
         *until_ms = clock_mono_ms() + REPEAT_MS;
-    if (++*tries >= REPEAT_MAX || clock_mono_ms() >= *until_ms)
+    if (clock_mono_ms() >= *until_ms)
         return false;
     // two that meet again and again do not meet for ever
-    unsigned ms = MIN(*tries * 4, 40u);
-    (void)nanosleep(&(struct timespec){.tv_nsec = (long)(1 + (unsigned)clock_mono_ms() % ms) * 1000000}, NULL);
+    *pause_ms = MIN(*pause_ms + 4, (unsigned)PAUSE_MS_MAX);
+    (void)nanosleep(&(struct timespec){.tv_nsec = (long)(1 + arc4random_uniform(*pause_ms)) * 1000000}, NULL);
     err_clear(err);
     return true;
 }
@@ -131,21 +131,21 @@ bool store_turn(StoreTurn *t, Err *err)
         t->open = began;
         if (began)
             t->ok = false;
-        if (began || !again || !may_repeat(&t->tries, &t->until_ms, err))
+        if (began || !again || !may_repeat(&t->pause_ms, &t->until_ms, err))
             return began;
     }
 }
 
 // One statement, which is its own transaction unless one is open.
 typedef struct Again {
-    unsigned tries;
+    unsigned pause_ms;
     int64_t until_ms;
 } Again;
 
 static bool again(Store *s, Again *a, Err *err)
 {
     bool undone = s->db->undone && !s->in_transaction;
-    if (!undone || !may_repeat(&a->tries, &a->until_ms, err))
+    if (!undone || !may_repeat(&a->pause_ms, &a->until_ms, err))
         return false;
     s->db->undone = false;
     return true;

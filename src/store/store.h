@@ -37,7 +37,7 @@ bool store_begin_beside(Store *s, Err *err) must_check; // other hubs' transacti
 bool store_commit(Store *s, Err *err) must_check;
 void store_rollback(Store *s);
 
-// A transaction that is done again, a bounded number of times, where it came to nothing for another one's sake: in a
+// A transaction that is done again, for a bounded time (15 s), where it came to nothing for another one's sake: in a
 // cluster any COMMIT may. What is done in it has to be right when it is done again from the start.
 //     StoreTurn t = STORE_TURN(store);
 //     while (store_turn(&t, err))
@@ -49,7 +49,7 @@ typedef struct StoreTurn {
     bool beside; // as store_begin_beside()
     bool ok;     // of what was done; in the end, of all
     bool open;
-    unsigned tries;
+    unsigned pause_ms;
     int64_t until_ms;
 } StoreTurn;
 #define STORE_TURN(s) ((StoreTurn){.store = (s)})

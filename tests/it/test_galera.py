@@ -21,6 +21,7 @@ from lib.images import CLUSTER
 from lib.mariadb import NAME
 from lib.patience import patience
 from lib.share import one_of, share
+from lib.sql_gate import SqlGate
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no Galera here: {', '.join(MISSING)} missing")
 
@@ -187,6 +188,22 @@ def test_two_hubs_that_conflict(cluster, make_hub, place):
     assert sum(e["method"] == "POST" and e["path"].endswith("/backups") for e in noted) == len(points)
     for hub in hubs.all:
         assert "audit log could not be written" not in hub.log and "silent" not in hub.log
+
+
+def test_refused_again_and_again(cluster, make_hub, place):
+    """Before each of 80 COMMITs another node changes the same row. After 20 the hub gave up, though a call has time."""
+    node, other = cluster.nodes[0], cluster.nodes[2]
+    with SqlGate(node.port) as gate:
+        options = [o.replace(f":{node.port}", f":{gate.port}") for o in cluster.options()[:1]] + cluster.options()[1:]
+        hubs = Hubs(make_hub, place, [options], n=1, lease=LEASE)
+        hubs.add_vm("web")
+        before = refused(cluster)
+        gate.precede(80, lambda: other.sql("UPDATE hub_state SET value = value + 1 WHERE name = 'turn'", NAME))
+        hubs.a.api.delete("/vms/web").expect(200)
+        assert gate.times == 0 and refused(cluster) - before >= 80
+        hubs.a.api.get("/vms/web").expect(404)
+        assert "could not be written" not in hubs.a.log
+        hubs.a.stop()
 
 
 def test_a_hub_and_its_node_are_gone(cluster, make_hub, place):

@@ -1,4 +1,5 @@
-"""Stands between a hub and its MariaDB: loses a COMMIT, or the answer to it, with the connection; or holds it back."""
+"""Stands between a hub and its MariaDB: loses a COMMIT, or the answer to it, with the connection; holds it back; or
+lets something be done before it."""
 
 import contextlib
 import socket
@@ -14,6 +15,7 @@ class SqlGate:
         self.port = self.listener.getsockname()[1]
         self.lock = threading.Lock()
         self.go_on = threading.Event()      # of "hold"
+        self.before, self.times = None, 0
 
     def __enter__(self):
         threading.Thread(target=self._serve, daemon=True).start()
@@ -28,6 +30,18 @@ class SqlGate:
         it comes when go_on is set, "late": so does the answer to it."""
         with self.lock:
             self.lost, self.countdown, self.how = 0, nth, how
+
+    def precede(self, times, call):
+        """Each of that many COMMITs from here on comes to the server when this call has returned."""
+        with self.lock:
+            self.before, self.times = call, times
+
+    def _precede(self, data):
+        with self.lock:
+            if COMMIT not in data or self.times == 0:
+                return
+            self.times -= 1
+            self.before()
 
     def _serve(self):
         with contextlib.suppress(OSError):
@@ -59,6 +73,7 @@ class SqlGate:
             thread = threading.Thread(target=back, daemon=True)
             thread.start()
             while data := hub.recv(1 << 16):
+                self._precede(data)
                 is_the_one = self._is_the_one(data)
                 if is_the_one and self.how == "hold":
                     self.go_on.wait()
