@@ -144,11 +144,13 @@ typedef struct Again {
 
 static bool again(Store *s, Again *a, Err *err)
 {
-    bool undone = s->db->undone && !s->in_transaction;
-    if (!undone || !may_repeat(&a->pause_ms, &a->until_ms, err))
+    if (!s->db->undone || s->in_transaction)
         return false;
+    store_unlock(s); // the pause is nobody else's
+    bool may = may_repeat(&a->pause_ms, &a->until_ms, err);
+    store_lock(s);
     s->db->undone = false;
-    return true;
+    return may;
 }
 
 static void begin_one(Store *s)

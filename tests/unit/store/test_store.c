@@ -703,7 +703,7 @@ static bool end_job(const char *id, Err *err)
     return store_backup_end(fx.store, id, "failed", "x", "y", 1, &done, err);
 }
 
-// Outside of a transaction a statement is done again, a bounded number of times.
+// Outside of a transaction a statement is done again, for a bounded time: 20 times were over within a second.
 static void test_a_statement_that_conflicts(void **state)
 {
     (void)state;
@@ -715,9 +715,9 @@ static void test_a_statement_that_conflicts(void **state)
     assert_ok(end_job("backup-v-1", &err), &err);
     assert_status("backup-v-1", "failed");
     assert_int_equal(conflicts_left(), 0);
-    conflicts(1000);
-    assert_fails(store_backup_set_doubted(fx.store, "backup-v-1", &err), &err, ERR_UNAVAILABLE);
-    assert_in_range(conflicts_left(), 900, 998);
+    conflicts(100);
+    assert_ok(store_backup_set_doubted(fx.store, "backup-v-1", &err), &err);
+    assert_int_equal(conflicts_left(), 0);
 }
 
 // A transaction is done again from its start, also where its work did not look at what a statement said.
@@ -756,13 +756,13 @@ static void test_a_transaction_that_conflicts(void **state)
     assert_status("backup-v-3", "running");
 
     // it ends
-    conflicts(1000);
+    conflicts(1000000);
     t = STORE_TURN_BESIDE(fx.store);
     while (store_turn(&t, &err))
         t.ok = end_job("backup-v-3", &err);
     assert_false(t.ok);
     assert_int_equal(err.code, ERR_UNAVAILABLE);
-    assert_in_range(conflicts_left(), 900, 998);
+    assert_in_range(conflicts_left(), 900000, 999900);
     err_clear(&err);
     conflicts(0);
 
