@@ -102,7 +102,8 @@ typedef struct SourceOps {
     const char *type; // "file", "qemu", "vsphere"
     // Check the spec of a VM, without touching anything: members, types, absolute paths.
     bool (*check_spec)(const json_t *spec, Err *err);
-    // Freeze. On failure nothing is left behind. Whatever an earlier, killed run left behind is resolved first.
+    // Freeze. On failure *ret is NULL, or what is yet to be closed, which may take minutes. Whatever an earlier, killed
+    // run left behind is resolved first.
     bool (*open)(const SourceRequest *req, Source **ret, Err *err);
     // An end to read disk i from; with_changes: its extents() gives the change set since base_change_id.
     bool (*blocks)(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err);

@@ -3,15 +3,23 @@ over the stand-in library. docs/internals/source-vsphere.md, vsphere-bench.md.
 """
 
 import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 
 from lib.faults import client_pid
 from lib.history import partial_files, wait_for
+from lib.patience import patience
 from lib.system import assert_nowhere
 from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory, modes
 
 CLUSTER = 65536
+
+
+def children(pid):
+    return [int(n) for path in Path(f"/proc/{pid}/task").glob("*/children") for n in path.read_text().split()]
 
 
 @pytest.fixture
@@ -290,6 +298,47 @@ def test_a_snapshot_that_was_in_the_making_when_its_job_was_cancelled(make_hub, 
         wait_for(lambda: not history.snapshots(), "no snapshot is left")
         history.sim("heal")
         history.point()
+
+
+def test_a_snapshot_that_takes_long_when_its_job_is_cancelled(make_hub, place):
+    """It is made for longer than the hub lets a cancelled client live that does not listen. The client was killed after
+    three seconds, and the snapshot grew until the next backup."""
+    with VsphereHistory(make_hub, place) as history:
+        history.register()
+        history.sim("task", call="CreateSnapshot_Task", hold=True, cancelable=False)
+        backup_id = history.start("main")
+        history.sim("wait_call", call="CreateSnapshot_Task", count=1)
+        history.api.post(f"/backups/{backup_id}/cancel").expect(202)
+        wait_for(lambda: history.show(backup_id)["phase"] == "closing", "the client closes its source")
+        over = time.monotonic() + 12
+        wait_for(lambda: time.monotonic() > over, "the ten seconds are over")
+        assert history.show(backup_id)["status"] == "running"
+        history.sim("release")
+        assert history.wait_final(backup_id)["status"] == "cancelled"
+        assert not history.snapshots()
+        history.check_nothing_left()
+
+
+def test_a_failed_job_whose_snapshot_is_removed_for_longer_than_the_lease(make_hub, place):
+    """The heartbeat ended before: the hub killed the client, and said "client silent" instead of what had failed."""
+    lease = int(patience(3))
+    with VsphereHistory(make_hub, place, environment={"SENDENSE_LEASE": str(lease)}) as history:
+        history.register().guest_writes(40)
+        history.sim("task", call="RemoveSnapshot_Task", hold=True)
+        history.sim("set", read_latency_ms=300)
+        backup_id = history.start("main")
+        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        for child in children(client_pid(history.world, backup_id)):
+            os.kill(child, signal.SIGKILL)      # nbdkit with VDDK
+        history.sim("wait_call", call="RemoveSnapshot_Task", count=1)
+        over = time.monotonic() + lease + 6
+        wait_for(lambda: time.monotonic() > over, "the lease is over, and the hub's patience")
+        now = history.show(backup_id)
+        assert (now["status"], now["phase"]) == ("running", "closing")
+        history.sim("release")
+        ended = history.wait_final(backup_id)
+        assert ended["status"] == "failed" and ended["error"] != "client silent", ended
+        assert not history.snapshots()
 
 
 @pytest.mark.parametrize("star, unallocated, audit_blocks, all_is_read", [

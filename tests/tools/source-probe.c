@@ -187,9 +187,15 @@ static bool run(const Probe *p, Err *err)
 {
     const char *type = json_string_value(json_object_get(p->source.spec, "type"));
     const SourceOps *ops = source_find(type ? type : "", err);
-    Source *s;
-    if (!ops || !ops->check_spec(p->source.spec, err) || !ops->open(&p->source, &s, err))
+    Source *s = NULL;
+    if (!ops || !ops->check_spec(p->source.spec, err))
         return false;
+    if (!ops->open(&p->source, &s, err)) {
+        Err closing = ERR_INIT; // the first error is the one that counts
+        if (s && !s->ops->close(s, false, &closing))
+            fprintf(stderr, "not left as it should be: %s\n", closing.details);
+        return false;
+    }
     say_opened(s);
     hold(p, "opened");
     bool ok = true;

@@ -300,6 +300,18 @@ static void fill_result(const Job *j, ClientResult *ret)
         ret->transferred_bytes += j->disks[i].result.total.transferred_bytes;
 }
 
+// What was met on the way out is a consequence of the first error. The hub goes on hearing of the job: a snapshot that
+// is removed may take many minutes.
+static void begin_closing(Job *j, Err *err)
+{
+    pthread_mutex_lock(&j->lock);
+    if (j->error.code != ERR_NONE)
+        *err = j->error;
+    j->disks_known = false; // they are the source's
+    pthread_mutex_unlock(&j->lock);
+    job_phase(j, WORK_PHASE_CLOSING);
+}
+
 static bool run(Job *j, ClientResult *ret, Err *err)
 {
     if (!claim(j, err))
@@ -310,13 +322,15 @@ static bool run(Job *j, ClientResult *ret, Err *err)
         recording = true;
         fine = record_job(j, &unknown, err);
     }
-    heartbeat_stop(j);
     if (fine)
         fill_result(j, ret);
-    else if (!recording && j->error.code != ERR_NONE)
-        *err = j->error; // what was met on the way out is its consequence
+    if (recording)
+        heartbeat_stop(j);
+    else
+        begin_closing(j, err);
     // Before the hub hears of a failure: it may start the next job of this VM at once
     close_source(j, fine);
+    heartbeat_stop(j);
     if (!fine && !(recording && unknown))
         report_failure(j, err);
     else if (!fine)

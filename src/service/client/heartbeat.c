@@ -12,7 +12,7 @@ static bool snapshot(Job *j, WorkProgress *ret, bool *ret_recording, Err *err)
 {
     WorkProgressDisk *disks = NULL;
     pthread_mutex_lock(&j->lock);
-    size_t n = j->disks_known ? j->disks_len : 0;
+    size_t n = j->disks_len;
     const char *phase = j->phase;
     *ret_recording = j->recording;
     pthread_mutex_unlock(&j->lock);
@@ -24,6 +24,8 @@ static bool snapshot(Job *j, WorkProgress *ret, bool *ret_recording, Err *err)
         return false;
     }
     pthread_mutex_lock(&j->lock);
+    if (!j->disks_known) // not yet, or no more: the source is being closed
+        n = 0;
     for (size_t i = 0; i < n; i++) {
         const MoverProgress *p = &j->disks[i].progress;
         disks[i] = (WorkProgressDisk){.disk_id = j->disks[i].answer->disk_id,

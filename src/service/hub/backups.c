@@ -9,7 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 
-#define CANCEL_GRACE_MS 3000
+#define CANCEL_GRACE_MS 10000 // a vCenter may take seconds for each of a few calls
 
 // repository_id: a string or a number.
 static bool read_repository(const json_t *body, char out[NAME_MAX_BYTES + 1], Err *err)

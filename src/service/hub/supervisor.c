@@ -141,7 +141,9 @@ static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
     }
     if (b->cancel_requested && r->cancel_by_ms == 0)
         r->cancel_by_ms = clock_mono_ms() + TICK_MS; // asked for in an earlier hub's time
-    if (b->cancel_requested && clock_mono_ms() > r->cancel_by_ms)
+    // one that removes its snapshot is let do so for as long as it is heard
+    bool closing = b->phase && strcmp(b->phase, WORK_PHASE_CLOSING) == 0;
+    if (b->cancel_requested && !closing && clock_mono_ms() > r->cancel_by_ms)
         return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
     int64_t heard_ms = atomic_load(&r->heard_ms), lease_ms = (int64_t)h->lease_s * 1000;
     if (clock_utc_us() - b->last_seen_us <= lease_ms * 1000 ||
@@ -155,7 +157,7 @@ static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
     if (clock_mono_ms() - r->silent_ms < HEARTBEAT_MS)
         return true;
     (void)snprintf(details, sizeof(details), "nothing was heard from the client for %u s", h->lease_s);
-    return end(h, r, "failed", "client silent", details, err);
+    return end(h, r, b->cancel_requested ? "cancelled" : "failed", "client silent", details, err);
 }
 
 static bool look_at_job(Hub *h, const char *id, uint64_t *running, Err *err)

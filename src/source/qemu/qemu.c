@@ -79,8 +79,6 @@ static bool open_view(QemuSource *v, Err *err)
     return ok;
 }
 
-static bool qemu_close(Source *s, bool completed, Err *err);
-
 static bool qemu_open(const SourceRequest *req, Source **ret, Err *err)
 {
     QemuSource *v = mem_calloc(1, sizeof(*v), err);
@@ -100,13 +98,10 @@ static bool qemu_open(const SourceRequest *req, Source **ret, Err *err)
             view_sweep_earlier(v, err) && open_view(v, err) && watch_start(v, err);
     }
     v->req = NULL;
-    if (!ok) {
-        (void)!qemu_close(&v->s, false, err); // the first error is the one that counts
-        return false;
-    }
-    qmp_set_cancel(v->q, NULL);
+    if (ok)
+        qmp_set_cancel(v->q, NULL);
     *ret = &v->s;
-    return true;
+    return ok;
 }
 
 // bitmap: whose bits are the change set; NULL: there is none.

@@ -272,8 +272,6 @@ static bool renew_lost_tracking(VsphereSource *v, Err *err)
                                   err);
 }
 
-static bool vsphere_close(Source *s, bool completed, Err *err);
-
 static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
 {
     VsphereSource *v = mem_calloc(1, sizeof(*v), err);
@@ -295,13 +293,8 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
         ok && log_in(v, req, err) && vsphere_snapshot_open(v, err) && take_disks(v, err) && renew_lost_tracking(v, err);
     v->req = NULL;
     v->spec = (VsphereSpec){0};
-    if (!ok) {
-        Err ignored = ERR_INIT; // the first error is the one that counts
-        (void)!vsphere_close(&v->s, false, &ignored);
-        return false;
-    }
     *ret = &v->s;
-    return true;
+    return ok;
 }
 
 static bool vsphere_blocks(Source *s, size_t disk, bool with_changes, Blocks **ret, Err *err)
