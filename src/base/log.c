@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -21,6 +22,7 @@ typedef struct Line {
 
 static pthread_once_t level_once = PTHREAD_ONCE_INIT;
 static LogLevel level_min = LOG_INFO_;
+static atomic_bool torn; // the last line has no end
 static const char *const level_names[] = {"debug", "info", "warn", "error"};
 
 static void read_level(void)
@@ -151,17 +153,26 @@ static bool put_field(Line *l, const LogField *f)
     return true;
 }
 
+// Whether all of it was written; *ret_done: how much of it was.
+static bool write_all(const char *text, size_t n, size_t *ret_done)
+{
+    for (*ret_done = 0; *ret_done < n;) {
+        ssize_t r = write(STDERR_FILENO, text + *ret_done, n - *ret_done);
+        if (r <= 0 && !(r < 0 && errno == EINTR))
+            return false; // nobody to tell that the log cannot be written
+        *ret_done += r > 0 ? (size_t)r : 0;
+    }
+    return true;
+}
+
 static void write_line(const Line *l)
 {
-    size_t done = 0;
-    while (done < l->len) {
-        ssize_t n = write(STDERR_FILENO, l->text + done, l->len - done);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return; // nobody to tell that the log cannot be written
-        done += (size_t)n;
-    }
+    size_t done;
+    // What a full disk has of a line must not become part of the next one.
+    if (atomic_exchange(&torn, false) && !write_all("\n", 1, &done))
+        atomic_store(&torn, true);
+    else if (!write_all(l->text, l->len, &done) && done > 0)
+        atomic_store(&torn, true);
 }
 
 void log_line(LogLevel level, const char *msg, const LogField *fields)

@@ -3,7 +3,8 @@
 // Only programs and services log; libraries below return errors (debug is allowed).
 // Values are quoted and escaped: a hostile name cannot forge a line, nor steer a terminal. Thread-safe;
 // one write(2) a line of at most 4096 bytes; a value that was cut ends with "...", a line that had no
-// room for all fields with cut=true. errno is kept. Secrets have a type of their own (base/secret.h)
+// room for all fields with cut=true. What a full disk took of a line ends where the room did, and is followed
+// by a line's end once there is room. errno is kept. Secrets have a type of their own (base/secret.h)
 // that no field takes.
 #pragma once
 

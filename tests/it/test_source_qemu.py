@@ -718,6 +718,9 @@ def test_ended_while_frozen(tmp_path, guest, how):
             run.kill()
         else:
             run.process.send_signal(how)
+            gate.wait_went_on()     # with what it wants to remove: it has thawed, while QEMU owed it an answer
+            assert guest.agent('guest-fsfreeze-status') == 'thawed'
+            gate.open()             # and the transaction is carried out after all
             with pytest.raises(ProbeError, match='cancelled'):
                 run.finish()
         wait_for(lambda: guest.agent('guest-fsfreeze-status') == 'thawed', 'still frozen')

@@ -13,6 +13,7 @@ from lib.faults import client_pid
 from lib.history import partial_files, wait_for
 from lib.patience import patience
 from lib.system import assert_nowhere
+from lib.vsphere import LIBDIR
 from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory, modes
 
 CLUSTER = 65536
@@ -81,6 +82,15 @@ def test_areas_in_pages(make_hub, place):
         history.point()
         history.guest_writes(30)
         assert set(modes(history.point()).values()) == {("tracked", "")}
+        history.check_everything(history.random)
+
+
+def test_vddk_behind_a_symbolic_link(make_hub, place):
+    """As a link to the newest of several versions is: no disk could be read, "connection reset by peer"."""
+    (place / "vddk").symlink_to(LIBDIR)
+    with VsphereHistory(make_hub, place, environment={"SENDENSE_VDDK_LIBDIR": f"{place}//vddk/"}) as history:
+        history.register().guest_writes(10)
+        history.point()
         history.check_everything(history.random)
 
 

@@ -1,5 +1,6 @@
 #include "source/vsphere/parts.h"
 
+#include "base/file.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "wire/nbd.h"
@@ -261,12 +262,16 @@ static bool split_host(const char *address, char **ret_server, char **ret_port, 
 
 static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
 {
-    cleanup_free char *server = NULL, *port = NULL;
+    cleanup_free char *server = NULL, *port = NULL, *real = NULL;
     if (!split_host(v->host, &server, &port, err))
         return false;
     const char *vddk = setting("SENDENSE_VDDK_LIBDIR", LIBDIR_DEFAULT);
+    Err not_there = ERR_INIT; // which the plugin says, too
+    if (file_realpath(vddk, &real, &not_there))
+        vddk = real;
     cleanup_free char *libdir = mem_printf(err, "libdir=%s", vddk);
-    // for this nbdkit alone; without it the plugin starts nbdkit anew with it, and that one has lost our socket
+    // For this nbdkit alone. Unless it has this very text, libdir without symbolic links and more, the plugin starts
+    // nbdkit anew with it, and that one has lost our socket.
     cleanup_free char *library_path = mem_printf(err, "LD_LIBRARY_PATH=%s/lib64", vddk);
     cleanup_free char *user = mem_printf(err, "user=%s", v->user);
     cleanup_free char *thumbprint = mem_printf(err, "thumbprint=%s", v->thumbprint);

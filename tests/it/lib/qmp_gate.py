@@ -9,21 +9,19 @@ import os
 import select
 import socket
 import threading
-import time
 
 from lib.patience import patience
 
-HOLD_SECONDS = patience(60)
-
 
 class QmpGate:
-    """hold(word) keeps the first message that contains it from QEMU, until open() or the end of who sent it."""
+    """hold(word) keeps the first message that contains it from QEMU, until open() or the end of who sent it. No hold
+    ends by itself: what a client does then would look like what it does without an answer."""
 
     def __init__(self, path, target):
         self.path, self.target = str(path), target
         self.condition = threading.Condition()
         self.word = None
-        self.held = False
+        self.held = self.went_on = False
         self.ends = []
 
     def __enter__(self):
@@ -43,11 +41,16 @@ class QmpGate:
 
     def hold(self, word):
         with self.condition:
-            self.word, self.held = word.encode(), False
+            self.word, self.held, self.went_on = word.encode(), False, False
 
     def wait_held(self, seconds=60):
         with self.condition:
             assert self.condition.wait_for(lambda: self.held, patience(seconds)), f"{self.word} was not said"
+
+    def wait_went_on(self, seconds=60):
+        """Until whoever is held says something more: it has given up what is held."""
+        with self.condition:
+            assert self.condition.wait_for(lambda: self.went_on, patience(seconds)), f"nothing after {self.word}"
 
     def open(self):
         with self.condition:
@@ -73,11 +76,11 @@ class QmpGate:
 
     def _forward(self, source, sink):
         with contextlib.suppress(OSError):
-            while True:
+            goes_on = True
+            while goes_on:
                 data, fds, _, _ = socket.recv_fds(source, 65536, 8)
-                if not data:
-                    break
-                if self._goes_on(data, source):
+                goes_on = bool(data) and self._goes_on(data, source)
+                if goes_on:
                     socket.send_fds(sink, [data], fds)
                 for fd in fds:
                     os.close(fd)
@@ -92,14 +95,20 @@ class QmpGate:
                 return True
             self.held = True
             self.condition.notify_all()
-            word, until = self.word, time.monotonic() + HOLD_SECONDS
-            while self.word == word and time.monotonic() < until:
-                if is_gone(source):
+            word = self.word
+            while self.word == word:
+                events = waiting(source)
+                if events & ~select.POLLIN:
                     return False
+                if events and not self.went_on:
+                    self.went_on = True
+                    self.condition.notify_all()
                 self.condition.wait(0.02)
             return True
 
 
-def is_gone(peer):
-    readable = select.select([peer], [], [], 0)[0]
-    return bool(readable) and not peer.recv(1, socket.MSG_PEEK)
+def waiting(peer):
+    """POLLIN: it has said something; more than that: it is gone, whatever it said before."""
+    poll = select.poll()
+    poll.register(peer, select.POLLIN | select.POLLRDHUP)
+    return sum(events for _, events in poll.poll(0))

@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -194,6 +196,38 @@ static void test_keeps_errno(void **state)
     assert_int_equal(count_lines(text), 1);
 }
 
+static void write_beyond_a_limit(void *arg)
+{
+    (void)arg;
+    struct rlimit before, limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    log_info("whole");
+    limit = (struct rlimit){.rlim_cur = (rlim_t)lseek(STDERR_FILENO, 0, SEEK_END) + 20, .rlim_max = before.rlim_max};
+    __sighandler_t was = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    log_info("torn");
+    log_info("lost");
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    (void)signal(SIGXFSZ, was);
+    log_info("whole again");
+    log_info("and the next");
+}
+
+// A client's log on a full disk: the first line after it was appended to what there was of the last one before.
+static void test_a_torn_line_is_ended(void **state)
+{
+    cleanup_free char *text = captured(state, write_beyond_a_limit, NULL);
+    static const char *const ends[] = {" msg=\"whole\"", "", " msg=\"whole again\"", " msg=\"and the next\""};
+    size_t n = 0;
+    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1, n++) {
+        *end = '\0';
+        assert_true(n < ARRAY_LEN(ends) && str_starts(line, "ts="));
+        assert_true(str_ends(line, ends[n]));
+        assert_int_equal(strlen(line) == 20, n == 1);
+    }
+    assert_int_equal(n, ARRAY_LEN(ends));
+}
+
 static void *log_in_thread(void *arg)
 {
     (void)arg;
@@ -272,6 +306,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_long_values_are_cut),
         cmocka_unit_test(test_many_fields_are_cut),
         cmocka_unit_test(test_keeps_errno),
+        cmocka_unit_test(test_a_torn_line_is_ended),
         cmocka_unit_test(test_threads_do_not_tear_lines),
         cmocka_unit_test(test_levels),
     };
