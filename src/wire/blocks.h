@@ -31,9 +31,9 @@ typedef struct BlocksOps {
     bool (*same)(Blocks *b, uint64_t offset, uint32_t length, BlocksReq *req, Err *err);
     bool (*flush)(Blocks *b, BlocksReq *req, Err *err); // everything acknowledged before becomes durable
     // What the source knows of a range, without reading it; ascending, without overlap, within the range:
-    // `zeros`: vouched for as zero (but see zeros_on_word). `changed`: dirty since the base (only where the end was
-    // opened with a change set; else untouched). Blocking with a deadline. A source that can say nothing gives no
-    // zeros. A map with gaps or a context that was not granted is an error (safety rule 5).
+    // `zeros`: vouched for as zero, and marked so (but see zeros_on_word). `changed`: dirty since the base (only where
+    // the end was opened with a change set; else untouched). Blocking with a deadline. A source that can say nothing
+    // gives no zeros. A map with gaps or a context that was not granted is an error (safety rule 5).
     bool (*extents)(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *changed, ExtentVec *zeros, Err *err);
     // Descriptors to poll, with events set; 0 when nothing is ever in flight. At most BLOCKS_FDS_MAX.
     size_t (*fds)(Blocks *b, struct pollfd *fds);

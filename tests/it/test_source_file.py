@@ -76,6 +76,25 @@ def test_sparse_raw_holes_are_not_read(tmp_path):
     assert run.image('disk-0').read_bytes() == image.read_bytes()
 
 
+def test_a_backup_reads_no_holes(make_hub, place):
+    """Of 64 GiB with two pieces of data. The map's holes were not marked as zero: all of an image was read."""
+    image, size = place / 'a.img', (64 << 30) + 513
+    with open(image, 'wb') as f:
+        f.write(b'x' * 100000)
+        f.seek(63 << 30)
+        f.write(b'y' * 70000)
+        f.truncate(size)
+    hub = make_hub()
+    made = hub.api.post('/repositories', {'name': 'main', 'path': str(place / 'main')}).expect(201)
+    hub.api.post('/vms', {'name': 'web', 'source': {'type': 'file', 'disks': [
+        {'path': str(image), 'format': 'raw'}]}}).expect(201)
+    for mode in ('full', 'compare'):
+        job = hub.api.post('/backups', {'vm_name': 'web', 'repository_id': made['repository_id']}).expect(201)['backup_id']
+        disk, = hub.api.wait_status(job, {'completed'})['disks']
+        assert (disk['mode'], disk['done_bytes']) == (mode, size)
+        assert 170000 <= disk['read_bytes'] < MIB, disk
+
+
 def test_several_disks_keys_and_exclusion(tmp_path):
     a, b, c = (noise(tmp_path / n, 100_000, seed) for seed, n in enumerate('abc'))
     run = Line(tmp_path, spec({'path': str(a)}, {'path': str(b), 'key': 'dätä/2'}, {'path': str(c)}),

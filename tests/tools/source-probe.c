@@ -102,7 +102,8 @@ static bool copy_step(Blocks *b, int fd, uint64_t offset, uint64_t end, bool inc
     if (ok && !increment)
         ok = extent_vec_push(&changed, (Extent){.offset = offset, .length = end - offset}, err);
     for (size_t i = 0; ok && i < zeros.len; i++)
-        ok = copy_range(b, fd, zeros.items[i].offset, zeros.items[i].length, true, c, err);
+        ok = (zeros.items[i].zero || err_set(err, ERR_INTERNAL, "zeros that are not marked: they would be read")) &&
+            copy_range(b, fd, zeros.items[i].offset, zeros.items[i].length, true, c, err);
     size_t z = 0;
     for (size_t i = 0; ok && i < changed.len; i++) {
         uint64_t at = changed.items[i].offset, stop = at + changed.items[i].length;

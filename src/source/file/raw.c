@@ -101,7 +101,7 @@ static bool raw_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *
     for (uint64_t at = offset, data = offset; at < end;) {
         if (!seek(r, at, end, SEEK_DATA, &data, err))
             return false;
-        if (data > at && !extent_vec_push(zeros, (Extent){.offset = at, .length = data - at}, err))
+        if (data > at && !extent_vec_push(zeros, (Extent){.offset = at, .length = data - at, .zero = true}, err))
             return false;
         at = data;
         if (at < end && !seek(r, at, end, SEEK_HOLE, &at, err))
