@@ -89,8 +89,8 @@ def test_a_backup_reads_no_holes(make_hub, place):
     hub.api.post('/vms', {'name': 'web', 'source': {'type': 'file', 'disks': [
         {'path': str(image), 'format': 'raw'}]}}).expect(201)
     for mode in ('full', 'compare'):
-        job = hub.api.post('/backups', {'vm_name': 'web', 'repository_id': made['repository_id']}).expect(201)['backup_id']
-        disk, = hub.api.wait_status(job, {'completed'})['disks']
+        job = hub.api.post('/backups', {'vm_name': 'web', 'repository_id': made['repository_id']}).expect(201)
+        disk, = hub.api.wait_status(job['backup_id'], {'completed'})['disks']
         assert (disk['mode'], disk['done_bytes']) == (mode, size)
         assert 170000 <= disk['read_bytes'] < MIB, disk
 
