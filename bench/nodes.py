@@ -27,6 +27,7 @@ from lib.api import quote                       # noqa: E402
 from lib.hub import Hub                         # noqa: E402
 from lib.job import change_id, coverage, disk   # noqa: E402
 from lib.mariadb import NAME, MariaDb           # noqa: E402
+from lib.system import children                 # noqa: E402
 
 SIZE = 65536
 HEARTBEAT = 2.0         # the real client's
@@ -162,10 +163,6 @@ def cpu(pid, waited_for=False):
     """Seconds; waited_for: of its children that ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return sum(map(int, fields[13:15] if waited_for else fields[11:13])) / TICKS
-
-
-def children(pid):
-    return [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
 
 
 def memory(pid, what):

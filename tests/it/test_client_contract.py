@@ -13,6 +13,7 @@ from lib.fake_hub import CLOSE, FakeHub, Target, path_of
 from lib.hub import BIN
 from lib.job import coverage
 from lib.patience import patience
+from lib.system import children
 
 MIB = 1 << 20
 SIZE = 8 * MIB + 777
@@ -43,11 +44,6 @@ class Client:
             self.process.kill()
             self.process.wait()
             raise
-
-    def children(self):
-        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        with open(path, encoding="ascii") as f:
-            return [int(pid) for pid in f.read().split()]
 
 
 class Place:
@@ -203,7 +199,7 @@ def test_token_is_sent_and_seen_nowhere_else(lab):
     hub = lab.hub("backup-a-1", lab.image(), delay=3)
     client = lab.client(hub, SENDENSE_JOB_TOKEN=TOKEN, SENDENSE_LOG="debug")
     hub.wait_copying()
-    for pid in [client.process.pid, *client.children()]:
+    for pid in [client.process.pid, *children(client.process.pid)]:
         for name in ("cmdline", "environ"):
             with open(f"/proc/{pid}/{name}", "rb") as f:
                 assert TOKEN.encode() not in f.read(), (pid, name)
@@ -343,13 +339,13 @@ def test_signal_cancels(lab, signo):
     hub = lab.hub("backup-a-1", image, delay=60)
     client = lab.client(hub)
     hub.wait_copying()
-    children = client.children()
-    assert children         # qemu-nbd of a QCOW2
+    started = children(client.process.pid)
+    assert started          # qemu-nbd of a QCOW2
     at = time.monotonic()
     client.process.send_signal(signo)
     assert client.wait() == 1
     assert time.monotonic() - at < patience(5)
-    gone(children)
+    gone(started)
     failed = hub.calls("fail")
     assert len(failed) == 1 and failed[0].json["cancelled"] is True
     assert not hub.calls("complete")

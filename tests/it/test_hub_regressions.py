@@ -520,24 +520,6 @@ def test_a_repository_that_is_read_stays(world, vm):
     world.api.delete(f"/repositories/{world.repository_id}").expect(200)
 
 
-def zombies(hub):
-    return [pid for pid in children_of(hub.process.pid)
-            if b") Z " in open(f"/proc/{pid}/stat", "rb").read()]
-
-
-def children_of(pid):
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
-        found = f.read().split()
-    for task in os.listdir(f"/proc/{pid}/task"):
-        if task != str(pid):
-            try:
-                with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as f:
-                    found += f.read().split()
-            except FileNotFoundError:
-                pass
-    return found
-
-
 def test_an_exporter_that_dies_is_reaped(world, vm):
     """An export's exporter stayed as a zombie when it died by itself."""
     job = world.backup(vm)
@@ -548,7 +530,7 @@ def test_an_exporter_that_dies_is_reaped(world, vm):
     while world.api.get("/exports").expect(200)["exports"]:
         assert time.monotonic() < until
         time.sleep(0.2)
-    assert zombies(world.hub) == []
+    assert system.children(world.hub.process.pid, "Z") == []
 
 
 # ---- the process
@@ -640,7 +622,7 @@ def test_a_client_of_a_deleted_job_is_reaped(world, vm):
         pass            # no pause: its client has just reported
     world.api.delete(path).expect(200)
     until = time.monotonic() + patience(10)
-    while zombies(world.hub):
+    while system.children(world.hub.process.pid, "Z"):
         assert time.monotonic() < until, "never reaped"
         time.sleep(0.2)
 

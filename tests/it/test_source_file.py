@@ -14,6 +14,7 @@ import pytest
 
 from lib.patience import patience
 from lib.source_probe import Line, ProbeError
+from lib.system import children
 
 MIB = 1 << 20
 
@@ -34,19 +35,6 @@ def spec(*disks, **more):
 def raw_of(image, out):
     tool('qemu-img', 'convert', '-O', 'raw', image, out)
     return Path(out).read_bytes()
-
-
-def children(pid):
-    found = []
-    for entry in Path('/proc').iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / 'stat').read_text().rpartition(')')[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == pid and fields[0] != 'Z':
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.parametrize('size', [1, 511, 512, 513, 65536, 65537, 3 * MIB + 5])

@@ -5,22 +5,17 @@ over the stand-in library. docs/internals/source-vsphere.md, vsphere-bench.md.
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from lib.faults import client_pid
 from lib.history import partial_files, wait_for
 from lib.patience import patience
-from lib.system import assert_nowhere
+from lib.system import assert_nowhere, children
 from lib.vsphere import LIBDIR
 from lib.vsphere_history import MIB, SIZES, WEB, VsphereHistory, modes
 
 CLUSTER = 65536
-
-
-def children(pid):
-    return [int(n) for path in Path(f"/proc/{pid}/task").glob("*/children") for n in path.read_text().split()]
 
 
 @pytest.fixture

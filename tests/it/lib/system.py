@@ -17,6 +17,16 @@ def _read(path):
         return b""
 
 
+def children(pid, state=None):
+    """Pids of its children; those that are in this state (Z: they ended, and nobody has asked), or all but these."""
+    found = []
+    for name in os.listdir("/proc"):
+        fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split() if name.isdigit() else []
+        if fields and int(fields[1]) == pid and (fields[0].decode() == state if state else fields[0] != b"Z"):
+            found.append(int(name))
+    return found
+
+
 def processes_of(folder):
     """{pid: command line} of the processes that name the folder in their command line or environment."""
     needle = os.fsencode(str(folder))
