@@ -10,12 +10,23 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define TICK_MS 500
 #define LOOK_MS 5000 // at exports and partial images
 #define CLIENT_LOG_BYTES (1 << 20)
 #define THREAD_NAME "supervisor"
-#define HEARTBEAT_MS 4000 // a client that lives is heard within it
+#define HEARTBEAT_MS 4000     // a client that lives is heard within it
+#define CANCEL_GRACE_MS 10000 // of one that is heard: a vCenter may take seconds for each of a few calls
+
+// What a full disk took of an earlier client's last line must not become part of this one's first.
+static void end_torn_line(int fd)
+{
+    struct stat st;
+    char last = '\n';
+    if (fstat(fd, &st) == 0 && st.st_size > 0 && pread(fd, &last, 1, st.st_size - 1) == 1 && last != '\n')
+        (void)!write(fd, "\n", 1); // the disk is full still: so it is for all that follows
+}
 
 // What the clients of a VM say, one after the other. A file that has grown large makes room for a new one, and replaces
 // the one that did so before.
@@ -28,10 +39,11 @@ static bool open_client_log(const Hub *h, const char *vm_id, int *ret_fd, Err *e
         return false;
     if (lstat(path, &st) == 0 && st.st_size > CLIENT_LOG_BYTES && !file_rename(path, before, err))
         return false;
-    int fd = open(path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int fd = open(path, O_CREAT | O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return err_errno(err, errno, "cannot open %s", path);
     *ret_fd = fd;
+    end_torn_line(fd);
     return true;
 }
 
