@@ -138,24 +138,34 @@ static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *
     return true;
 }
 
+// One that removes its snapshot is let do so for as long as it is heard.
+static bool is_closing(const StoreBackup *b)
+{
+    return b->cancel_requested && b->phase && strcmp(b->phase, WORK_PHASE_CLOSING) == 0;
+}
+
+static bool is_deaf(const Running *r, const StoreBackup *b)
+{
+    bool heard = b->last_seen_us != r->cancel_seen_us || atomic_load(&r->heard_ms) > r->cancel_ms;
+    return !is_closing(b) && clock_mono_ms() - r->cancel_ms > (heard ? CANCEL_GRACE_MS : HEARTBEAT_MS);
+}
+
 static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
 {
     char details[256];
     if (b->taken_over)
         return end(h, r, "failed", "hub lost",
                    "the hub that this job ran on was not heard of; its client and exporters cannot be reached", err);
-    if (exporter_died(r))
+    if (exporter_died(r) && !is_closing(b)) // which has no use for it
         return end(h, r, "failed", "exporter died", "an exporter ended; what it had not flushed is lost", err);
     if (client_died(r)) {
         (void)snprintf(details, sizeof(details), "the client ended without a report; see %s/%s.client.log", h->log_dir,
                        b->vm_id);
         return end(h, r, b->cancel_requested ? "cancelled" : "failed", "client died", details, err);
     }
-    if (b->cancel_requested && r->cancel_by_ms == 0)
-        r->cancel_by_ms = clock_mono_ms() + TICK_MS; // asked for in an earlier hub's time
-    // one that removes its snapshot is let do so for as long as it is heard
-    bool closing = b->phase && strcmp(b->phase, WORK_PHASE_CLOSING) == 0;
-    if (b->cancel_requested && !closing && clock_mono_ms() > r->cancel_by_ms)
+    if (b->cancel_requested)
+        hub_running_ask_to_end(r, b); // it was asked for at another hub, or in an earlier one's time
+    if (b->cancel_requested && is_deaf(r, b))
         return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
     int64_t heard_ms = atomic_load(&r->heard_ms), lease_ms = (int64_t)h->lease_s * 1000;
     if (clock_utc_us() - b->last_seen_us <= lease_ms * 1000 ||
