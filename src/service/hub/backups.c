@@ -321,7 +321,7 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
     else if (ok && state == JOB_RUNNING) {
         ok = store_backup_request_cancel(h->store, id, err);
         if (ok)
-            hub_running_ask_to_end(r, &b);
+            hub_running_ask_to_end(h, r, &b);
     } else if (ok && state == JOB_COMMITTING)
         ok = give_up_commit(h, r, err);
     else if (ok)

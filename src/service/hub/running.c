@@ -109,11 +109,18 @@ void hub_running_stop_exporters(Running *r)
     r->exporters_len = 0;
 }
 
-void hub_running_ask_to_end(Running *r, const StoreBackup *b)
+#define CANCEL_GRACE_MS 3000
+#define CANCEL_GRACE_VCENTER_MS 10000 // which may take seconds for each of a few calls
+
+void hub_running_ask_to_end(Hub *h, Running *r, const StoreBackup *b)
 {
+    StoreVm cleanup_vm vm = {0};
+    Err unknown = ERR_INIT;
     if (r->cancel_ms > 0)
         return;
     proc_signal(&r->client, SIGTERM);
+    bool vcenter = !store_vm_find(h->store, b->vm_id, &vm, &unknown) || vm.source_id;
+    r->grace_ms = vcenter ? CANCEL_GRACE_VCENTER_MS : CANCEL_GRACE_MS;
     r->cancel_ms = clock_mono_ms();
     r->cancel_seen_us = b->last_seen_us;
 }

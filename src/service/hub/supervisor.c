@@ -16,8 +16,7 @@
 #define LOOK_MS 5000 // at exports and partial images
 #define CLIENT_LOG_BYTES (1 << 20)
 #define THREAD_NAME "supervisor"
-#define HEARTBEAT_MS 4000     // a client that lives is heard within it
-#define CANCEL_GRACE_MS 10000 // of one that is heard: a vCenter may take seconds for each of a few calls
+#define HEARTBEAT_MS 4000 // a client that lives is heard within it
 
 // What a full disk took of an earlier client's last line must not become part of this one's first.
 static void end_torn_line(int fd)
@@ -147,7 +146,7 @@ static bool is_closing(const StoreBackup *b)
 static bool is_deaf(const Running *r, const StoreBackup *b)
 {
     bool heard = b->last_seen_us != r->cancel_seen_us || atomic_load(&r->heard_ms) > r->cancel_ms;
-    return !is_closing(b) && clock_mono_ms() - r->cancel_ms > (heard ? CANCEL_GRACE_MS : HEARTBEAT_MS);
+    return !is_closing(b) && clock_mono_ms() - r->cancel_ms > (heard ? r->grace_ms : MIN(r->grace_ms, HEARTBEAT_MS));
 }
 
 static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
@@ -164,7 +163,7 @@ static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
         return end(h, r, b->cancel_requested ? "cancelled" : "failed", "client died", details, err);
     }
     if (b->cancel_requested)
-        hub_running_ask_to_end(r, b); // it was asked for at another hub, or in an earlier one's time
+        hub_running_ask_to_end(h, r, b); // it was asked for at another hub, or in an earlier one's time
     if (b->cancel_requested && is_deaf(r, b))
         return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
     int64_t heard_ms = atomic_load(&r->heard_ms), lease_ms = (int64_t)h->lease_s * 1000;
