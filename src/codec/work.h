@@ -133,7 +133,7 @@ typedef struct WorkProgressDisk {
     uint64_t disk_id, done_bytes, size, transferred_bytes, zero_bytes, changed_bytes, kept_bytes;
 } WorkProgressDisk;
 
-#define WORK_PHASE_CLOSING "closing" // there will be no point; what the source left to be undone is being undone
+#define WORK_PHASE_CLOSING "closing" // without a point that it knows of, the client undoes what its source left to do
 typedef struct WorkProgress {
     WorkProgressDisk *disks; // may be none: a heartbeat before the disks are known
     size_t disks_len;

@@ -411,6 +411,18 @@ def test_client_logs_do_not_grow_without_end(make_hub, place):
     assert 0 < log.stat().st_size < before + 65536
 
 
+def test_a_client_s_log_that_ends_within_a_line(make_hub, place):
+    """As on a disk that was full: the next client's first line was appended to what there was of the last one."""
+    line = Line(make_hub(), place, [b"a" * MIB])
+    line.point()
+    log = next((line.hub.data / "log").glob("*.client.log"))
+    with open(log, "a", encoding="ascii") as f:
+        f.write("ts=2026-01-01T00")
+    line.point()
+    lines = log.read_text().split("\n")
+    assert lines.count("ts=2026-01-01T00") == 1 and "" not in lines[:-1] and lines[-1] == ""
+
+
 # ---- a repository that holds more than the catalogue knew
 
 def forget_and_take_back(world):

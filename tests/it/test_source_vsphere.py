@@ -2,13 +2,15 @@
 over the stand-in library. docs/internals/source-vsphere.md, vsphere-bench.md.
 """
 
+import contextlib
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
 
-from lib.faults import client_pid
+from lib.faults import client_pid, exporter_pids
 from lib.history import partial_files, wait_for
 from lib.patience import patience
 from lib.system import assert_nowhere, children
@@ -324,6 +326,63 @@ def test_a_snapshot_that_takes_long_when_its_job_is_cancelled(make_hub, place):
         history.check_nothing_left()
 
 
+def test_a_cancel_that_its_hub_finds_on_record(make_hub, place):
+    """As one that was asked for at another hub is, or in an earlier one's time: the client had half a second to hear of
+    it, and to remove its snapshot."""
+    with VsphereHistory(make_hub, place) as history:
+        history.register()
+        history.sim("task", call="CreateSnapshot_Task", hold=True, cancelable=False)
+        backup_id = history.start("main")
+        history.sim("wait_call", call="CreateSnapshot_Task", count=1)
+        with contextlib.closing(sqlite3.connect(history.hub.database, timeout=30, isolation_level=None)) as database:
+            def heard():
+                return database.execute("SELECT last_seen_at FROM backup_jobs WHERE id = ?", (backup_id,)).fetchone()
+            last = heard()
+            wait_for(lambda: heard() != last, "the client is heard, and then not for two seconds")
+            database.execute("UPDATE backup_jobs SET cancel_requested = 1 WHERE id = ?", (backup_id,))
+        wait_for(lambda: history.show(backup_id)["phase"] in ("closing", None), "the client closes its source")
+        history.sim("release")
+        ended = history.wait_final(backup_id)
+        assert ended["status"] == "cancelled" and "in time" not in ended["details"], ended
+        assert not history.snapshots()
+        history.check_nothing_left()
+
+
+def test_a_cancelled_job_whose_exporter_dies_while_its_snapshot_is_removed(make_hub, place):
+    """The client was killed for the sake of what it had no more use for."""
+    with VsphereHistory(make_hub, place) as history:
+        history.register().guest_writes(40)
+        history.sim("task", call="RemoveSnapshot_Task", hold=True)
+        history.sim("set", read_latency_ms=300)
+        backup_id = history.start("main")
+        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        history.api.post(f"/backups/{backup_id}/cancel").expect(202)
+        wait_for(lambda: history.show(backup_id)["phase"] == "closing", "the client closes its source")
+        for pid in exporter_pids(history.world, backup_id):
+            os.kill(pid, signal.SIGKILL)
+        over = time.monotonic() + 2
+        wait_for(lambda: time.monotonic() > over, "the supervisor has looked, more than once")
+        assert history.show(backup_id)["status"] == "running"
+        history.sim("release")
+        assert history.wait_final(backup_id)["status"] == "cancelled"
+        assert not history.snapshots()
+        history.check_nothing_left()
+
+
+def outlives_the_lease(history, backup_id, lease):
+    """While its snapshot's removal is held. The job, once it is over."""
+    history.sim("wait_call", call="RemoveSnapshot_Task", count=1)
+    over = time.monotonic() + lease + 6
+    wait_for(lambda: time.monotonic() > over, "the lease is over, and the hub's patience")
+    now = history.show(backup_id)
+    assert (now["status"], now["phase"]) == ("running", "closing")
+    history.sim("release")
+    ended = history.wait_final(backup_id)
+    assert ended["status"] == "failed" and ended["error"] != "client silent", ended
+    assert not history.snapshots()
+    return ended
+
+
 def test_a_failed_job_whose_snapshot_is_removed_for_longer_than_the_lease(make_hub, place):
     """The heartbeat ended before: the hub killed the client, and said "client silent" instead of what had failed."""
     lease = int(patience(3))
@@ -333,17 +392,29 @@ def test_a_failed_job_whose_snapshot_is_removed_for_longer_than_the_lease(make_h
         history.sim("set", read_latency_ms=300)
         backup_id = history.start("main")
         wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
-        for child in children(client_pid(history.world, backup_id)):
-            os.kill(child, signal.SIGKILL)      # nbdkit with VDDK
-        history.sim("wait_call", call="RemoveSnapshot_Task", count=1)
-        over = time.monotonic() + lease + 6
-        wait_for(lambda: time.monotonic() > over, "the lease is over, and the hub's patience")
-        now = history.show(backup_id)
-        assert (now["status"], now["phase"]) == ("running", "closing")
-        history.sim("release")
-        ended = history.wait_final(backup_id)
-        assert ended["status"] == "failed" and ended["error"] != "client silent", ended
-        assert not history.snapshots()
+        client = client_pid(history.world, backup_id)
+        wait_for(lambda: len(children(client)) == len(SIZES), "each disk has its nbdkit with VDDK")
+        for child in children(client):
+            os.kill(child, signal.SIGKILL)
+        outlives_the_lease(history, backup_id, lease)
+
+
+def test_a_job_whose_completion_is_refused_and_whose_snapshot_is_removed_for_longer_than_the_lease(make_hub, place):
+    """The heartbeat ended with the call's answer, and the hub said "client silent" instead of it."""
+    lease = int(patience(3))
+    with VsphereHistory(make_hub, place, environment={"SENDENSE_LEASE": str(lease)}) as history:
+        history.register()
+        history.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)
+        history.point()
+        history.guest_writes(4)
+        history.sim("task", call="RemoveSnapshot_Task", hold=True)
+        history.sim("calls", clear=True)
+        history.sim("set", read_latency_ms=300)
+        backup_id = history.start("main")
+        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        with contextlib.closing(sqlite3.connect(history.hub.database, timeout=30, isolation_level=None)) as database:
+            database.execute("UPDATE backup_disks SET wrong_blocks = 1 WHERE backup_id = ?", (backup_id,))
+        assert "its audit failed" in outlives_the_lease(history, backup_id, lease)["details"]
 
 
 @pytest.mark.parametrize("star, unallocated, audit_blocks, all_is_read", [

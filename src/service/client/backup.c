@@ -300,12 +300,12 @@ static void fill_result(const Job *j, ClientResult *ret)
         ret->transferred_bytes += j->disks[i].result.total.transferred_bytes;
 }
 
-// What was met on the way out is a consequence of the first error. The hub goes on hearing of the job: a snapshot that
-// is removed may take many minutes.
-static void begin_closing(Job *j, Err *err)
+// What was met on the way out is a consequence of the first error, but for the answer to `complete`. The hub goes on
+// hearing of the job: a snapshot that is removed may take many minutes.
+static void begin_closing(Job *j, bool recorded, Err *err)
 {
     pthread_mutex_lock(&j->lock);
-    if (j->error.code != ERR_NONE)
+    if (!recorded && j->error.code != ERR_NONE)
         *err = j->error;
     j->disks_known = false; // they are the source's
     pthread_mutex_unlock(&j->lock);
@@ -322,12 +322,12 @@ static bool run(Job *j, ClientResult *ret, Err *err)
         recording = true;
         fine = record_job(j, &unknown, err);
     }
-    if (fine)
+    if (fine) {
         fill_result(j, ret);
-    if (recording)
         heartbeat_stop(j);
-    else
-        begin_closing(j, err);
+    } else {
+        begin_closing(j, recording, err);
+    }
     // Before the hub hears of a failure: it may start the next job of this VM at once
     close_source(j, fine);
     heartbeat_stop(j);

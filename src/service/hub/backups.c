@@ -6,10 +6,7 @@
 #include "domain/name.h"
 #include "service/hub/internal.h"
 
-#include <signal.h>
 #include <stdio.h>
-
-#define CANCEL_GRACE_MS 10000 // a vCenter may take seconds for each of a few calls
 
 // repository_id: a string or a number.
 static bool read_repository(const json_t *body, char out[NAME_MAX_BYTES + 1], Err *err)
@@ -322,13 +319,9 @@ bool hub_backup_cancel(Hub *h, const char *id, json_t **ret, Err *err)
     else if (ok && state == JOB_PENDING)
         ok = hub_job_end(h, r, "cancelled", "cancelled", "cancelled before a client had claimed it", false, err);
     else if (ok && state == JOB_RUNNING) {
-        // a client of ours is told by a signal, any other sees it in the answer to its next progress report; the
-        // supervisor ends what does not listen
         ok = store_backup_request_cancel(h->store, id, err);
         if (ok)
-            proc_signal(&r->client, SIGTERM);
-        if (ok && r->cancel_by_ms == 0)
-            r->cancel_by_ms = clock_mono_ms() + CANCEL_GRACE_MS;
+            hub_running_ask_to_end(h, r, &b);
     } else if (ok && state == JOB_COMMITTING)
         ok = give_up_commit(h, r, err);
     else if (ok)

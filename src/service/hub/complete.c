@@ -203,7 +203,7 @@ bool hub_commit(Hub *h, Running *r, Err *err)
 {
     bool files = false;
     if (commit(h, r, &files, err)) {
-        r->cancel_by_ms = r->silent_ms = 0;
+        r->cancel_ms = r->silent_ms = 0;
         log_info("backup completed", LOG_STR("job", r->id));
         return true;
     }

@@ -22,7 +22,9 @@ typedef struct Running {
     Proc client;
     Exporter *exporters;
     size_t exporters_len;
-    int64_t cancel_by_ms;  // monotonic; 0: no cancel asked for
+    int64_t cancel_ms;      // monotonic: the client was asked to end; 0: it was not
+    int64_t cancel_seen_us; // when it had been heard then
+    int64_t grace_ms;       // how long it may take to say that it closes its source
     int64_t silent_ms;     // monotonic: the supervisor found the client silent; 0: it is not
     atomic_llong heard_ms; // monotonic: the client spoke, and the database could not note it; 0: it could
     struct Running *next;
@@ -141,6 +143,9 @@ void hub_running_unlock(Hub *h, Running *r); // drops the entry when nothing is 
 bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, const char *details, bool keep_client,
                  Err *err) must_check;
 void hub_running_stop_exporters(Running *r);
+// Its cancel is on record: a client of ours is told by a signal, any other sees it in the answer to its next progress
+// report, and the supervisor ends what does not listen. Again: nothing more.
+void hub_running_ask_to_end(Hub *h, Running *r, const StoreBackup *b);
 // The job is another hub's by now: client and exporters end, and nothing of what they wrote is touched.
 void hub_running_drop(Running *r);
 // Takes away what a job's attempt left in its repository; fine where there is nothing (any more).

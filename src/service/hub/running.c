@@ -3,6 +3,8 @@
 #include "base/str.h"
 #include "service/hub/internal.h"
 
+#include <signal.h>
+
 // The entry of a job, made where there is none. The caller holds h->lock.
 static Running *entry(Hub *h, const char *id, Err *err)
 {
@@ -79,7 +81,7 @@ void hub_running_unlock(Hub *h, Running *r)
     (void)pthread_mutex_lock(&h->lock);
     r->locked = false;
     r->users--;
-    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_by_ms == 0 && r->silent_ms == 0) {
+    if (r->users == 0 && r->exporters_len == 0 && r->client.pid == 0 && r->cancel_ms == 0 && r->silent_ms == 0) {
         Running **link = &h->running;
         while (*link != r)
             link = &(*link)->next;
@@ -107,6 +109,22 @@ void hub_running_stop_exporters(Running *r)
     r->exporters_len = 0;
 }
 
+#define CANCEL_GRACE_MS 3000
+#define CANCEL_GRACE_VCENTER_MS 10000 // which may take seconds for each of a few calls
+
+void hub_running_ask_to_end(Hub *h, Running *r, const StoreBackup *b)
+{
+    StoreVm cleanup_vm vm = {0};
+    Err unknown = ERR_INIT;
+    if (r->cancel_ms > 0)
+        return;
+    proc_signal(&r->client, SIGTERM);
+    bool vcenter = !store_vm_find(h->store, b->vm_id, &vm, &unknown) || vm.source_id;
+    r->grace_ms = vcenter ? CANCEL_GRACE_VCENTER_MS : CANCEL_GRACE_MS;
+    r->cancel_ms = clock_mono_ms();
+    r->cancel_seen_us = b->last_seen_us;
+}
+
 #define CLIENT_TERM_MS 4000
 
 static void stop_client(Running *r, bool keep, int term_ms)
@@ -132,7 +150,7 @@ void hub_running_drop(Running *r)
     for (size_t i = 0; i < r->exporters_len; i++)
         exporter_kill(&r->exporters[i]);
     hub_running_stop_exporters(r);
-    r->cancel_by_ms = r->silent_ms = 0;
+    r->cancel_ms = r->silent_ms = 0;
 }
 
 bool hub_remove_partial(Hub *h, const StoreBackup *b, Err *err)
@@ -155,7 +173,7 @@ bool hub_job_end(Hub *h, Running *r, const char *status, const char *error, cons
         hub_running_drop(r);
         return hub_is_ours(h, b.hub_id, "backup", b.id, err);
     }
-    r->cancel_by_ms = r->silent_ms = 0;
+    r->cancel_ms = r->silent_ms = 0;
     stop_client(r, keep_client, b.cancel_requested ? 0 : CLIENT_TERM_MS); // a cancel has asked it already
     bool failed = strcmp(status, "failed") == 0;
     if (failed && h->keep_hours > 0)

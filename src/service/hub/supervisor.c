@@ -10,12 +10,22 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define TICK_MS 500
 #define LOOK_MS 5000 // at exports and partial images
 #define CLIENT_LOG_BYTES (1 << 20)
 #define THREAD_NAME "supervisor"
 #define HEARTBEAT_MS 4000 // a client that lives is heard within it
+
+// What a full disk took of an earlier client's last line must not become part of this one's first.
+static void end_torn_line(int fd)
+{
+    struct stat st;
+    char last = '\n';
+    if (fstat(fd, &st) == 0 && st.st_size > 0 && pread(fd, &last, 1, st.st_size - 1) == 1 && last != '\n')
+        (void)!write(fd, "\n", 1); // the disk is full still: so it is for all that follows
+}
 
 // What the clients of a VM say, one after the other. A file that has grown large makes room for a new one, and replaces
 // the one that did so before.
@@ -28,10 +38,11 @@ static bool open_client_log(const Hub *h, const char *vm_id, int *ret_fd, Err *e
         return false;
     if (lstat(path, &st) == 0 && st.st_size > CLIENT_LOG_BYTES && !file_rename(path, before, err))
         return false;
-    int fd = open(path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int fd = open(path, O_CREAT | O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return err_errno(err, errno, "cannot open %s", path);
     *ret_fd = fd;
+    end_torn_line(fd);
     return true;
 }
 
@@ -126,24 +137,34 @@ static bool look_at_pending(Hub *h, Running *r, const StoreBackup *b, uint64_t *
     return true;
 }
 
+// One that removes its snapshot is let do so for as long as it is heard.
+static bool is_closing(const StoreBackup *b)
+{
+    return b->cancel_requested && b->phase && strcmp(b->phase, WORK_PHASE_CLOSING) == 0;
+}
+
+static bool is_deaf(const Running *r, const StoreBackup *b)
+{
+    bool heard = b->last_seen_us != r->cancel_seen_us || atomic_load(&r->heard_ms) > r->cancel_ms;
+    return !is_closing(b) && clock_mono_ms() - r->cancel_ms > (heard ? r->grace_ms : MIN(r->grace_ms, HEARTBEAT_MS));
+}
+
 static bool look_at_running(Hub *h, Running *r, const StoreBackup *b, Err *err)
 {
     char details[256];
     if (b->taken_over)
         return end(h, r, "failed", "hub lost",
                    "the hub that this job ran on was not heard of; its client and exporters cannot be reached", err);
-    if (exporter_died(r))
+    if (exporter_died(r) && !is_closing(b)) // which has no use for it
         return end(h, r, "failed", "exporter died", "an exporter ended; what it had not flushed is lost", err);
     if (client_died(r)) {
         (void)snprintf(details, sizeof(details), "the client ended without a report; see %s/%s.client.log", h->log_dir,
                        b->vm_id);
         return end(h, r, b->cancel_requested ? "cancelled" : "failed", "client died", details, err);
     }
-    if (b->cancel_requested && r->cancel_by_ms == 0)
-        r->cancel_by_ms = clock_mono_ms() + TICK_MS; // asked for in an earlier hub's time
-    // one that removes its snapshot is let do so for as long as it is heard
-    bool closing = b->phase && strcmp(b->phase, WORK_PHASE_CLOSING) == 0;
-    if (b->cancel_requested && !closing && clock_mono_ms() > r->cancel_by_ms)
+    if (b->cancel_requested)
+        hub_running_ask_to_end(h, r, b); // it was asked for at another hub, or in an earlier one's time
+    if (b->cancel_requested && is_deaf(r, b))
         return end(h, r, "cancelled", "cancelled", "cancelled; the client did not end by itself in time", err);
     int64_t heard_ms = atomic_load(&r->heard_ms), lease_ms = (int64_t)h->lease_s * 1000;
     if (clock_utc_us() - b->last_seen_us <= lease_ms * 1000 ||
