@@ -6,10 +6,12 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <sys/eventfd.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define MAX_REQUEST (32u << 20)
 #define MAX_IN_FLIGHT 16
+#define ZFS_MAGIC 0x2fc12fc1 // no header has it
 
 typedef struct RawRead {
     void *buffer;
@@ -23,6 +25,7 @@ typedef struct RawRead {
 typedef struct RawBlocks {
     Blocks blocks; // first
     const FileLayer *layer;
+    bool holes; // the filesystem tells of them, and can be believed
     RawRead queue[MAX_IN_FLIGHT]; // a ring
     size_t first, len;
     int wake; // eventfd: the queue is not empty
@@ -95,8 +98,8 @@ static bool raw_extents(Blocks *b, uint64_t offset, uint64_t length, ExtentVec *
     const RawBlocks *r = (const RawBlocks *)b;
     if (offset > b->size || length > b->size - offset)
         return err_set(err, ERR_INVALID, "%" PRIu64 " bytes at %" PRIu64 " of %s", length, offset, r->layer->path);
-    if (r->layer->device)
-        return true; // it has no holes to tell of
+    if (!r->holes)
+        return true;
     uint64_t end = offset + length;
     for (uint64_t at = offset, data = offset; at < end;) {
         if (!seek(r, at, end, SEEK_DATA, &data, err))
@@ -138,6 +141,14 @@ static const BlocksOps raw_ops = {
     .free = raw_free,
 };
 
+// ZFS has given data that had just been written for a hole, in more than one version; zeros in its place would be a
+// point that restores to something else. https://github.com/openzfs/zfs/issues/15526 and 15933
+static bool holes_can_be_believed(int fd)
+{
+    struct statfs fs;
+    return fstatfs(fd, &fs) == 0 && (uint64_t)fs.f_type != ZFS_MAGIC;
+}
+
 bool file_raw_open(const FileLayer *layer, Blocks **ret, Err *err)
 {
     RawBlocks *r = mem_calloc(1, sizeof(*r), err);
@@ -146,6 +157,7 @@ bool file_raw_open(const FileLayer *layer, Blocks **ret, Err *err)
     r->blocks =
         (Blocks){.ops = &raw_ops, .size = layer->size, .max_request = MAX_REQUEST, .max_in_flight = MAX_IN_FLIGHT};
     r->layer = layer;
+    r->holes = !layer->device && holes_can_be_believed(layer->fd);
     r->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->wake < 0) {
         free(r);

@@ -4,5 +4,5 @@
 #include "source/file/layers.h"
 #include "wire/blocks.h"
 
-// Read-only; its map says zero where the file has holes. The layer is borrowed: it has to outlive the end.
+// Read-only; its map says zero where the file has holes (not on ZFS). The layer is borrowed: it has to outlive the end.
 bool file_raw_open(const FileLayer *layer, Blocks **ret, Err *err) must_check;
