@@ -275,7 +275,7 @@ def test_killed_with_a_descriptor_in_qemu(rig, word):
         gate.hold(word)
         rig.line.spec['qmp'] = gate.path
         run = rig.line.start()
-        gate.wait_held()
+        gate.wait_held(run)
         assert rig.vm.qmp('query-fdsets')
         guards = processes_of(run, 'sendense-guard')
         assert len(guards) == 1
@@ -709,7 +709,7 @@ def test_ended_while_frozen(tmp_path, guest, how):
         gate.hold('"transaction"')
         rig.line.spec = {'type': 'qemu', 'qmp': gate.path, 'agent': guest.agent_path}
         run = rig.line.start()
-        gate.wait_held()
+        gate.wait_held(run)
         assert guest.qmp('query-block-exports') == []
         guards = processes_of(run, 'sendense-guard')
         assert len(guards) == 1

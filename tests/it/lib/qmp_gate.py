@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import threading
+import time
 
 from lib.patience import patience
 
@@ -43,9 +44,16 @@ class QmpGate:
         with self.condition:
             self.word, self.held, self.went_on = word.encode(), False, False
 
-    def wait_held(self, seconds=60):
+    def wait_held(self, run=None, seconds=60):
+        """run: whose end before that is an error, with its own reason."""
+        until = time.monotonic() + patience(seconds)
         with self.condition:
-            assert self.condition.wait_for(lambda: self.held, patience(seconds)), f"{self.word} was not said"
+            while not self.held:
+                if run and run.process.poll() is not None:
+                    run.finish()
+                    raise AssertionError(f"it ended, and {self.word} was not said")
+                assert time.monotonic() < until, f"{self.word} was not said"
+                self.condition.wait(0.1)
 
     def wait_went_on(self, seconds=60):
         """Until whoever is held says something more: it has given up what is held."""
