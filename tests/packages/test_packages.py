@@ -287,7 +287,7 @@ def test_it_runs_in_its_sandbox(systemd, packages):
     state = dict(re.findall(r"^(NoNewPrivs|Seccomp|CapBnd|CapEff):\s*(\S+)$", m.ok("cat", f"/proc/{pid}/status"),
                             re.MULTILINE))
     assert state == {"NoNewPrivs": "1", "Seccomp": "2", "CapBnd": "0" * 16, "CapEff": "0" * 16}
-    inside = ["nsenter", "-t", pid, "-m", "setpriv", "--reuid=sendense", "--regid=sendense", "--clear-groups"]
+    inside = ["nsenter", "-t", pid, "-m", "-r", "setpriv", "--reuid=sendense", "--regid=sendense", "--clear-groups"]
     mounts = m.ok("cat", f"/proc/{pid}/mountinfo").splitlines()
     closed = {line.split()[4] for line in mounts if line.split()[5].startswith("ro")}
     assert {"/usr", "/etc", "/sys/fs/cgroup"} <= closed, mounts
