@@ -25,8 +25,8 @@ typedef struct Running {
     int64_t cancel_ms;      // monotonic: the client was asked to end; 0: it was not
     int64_t cancel_seen_us; // when it had been heard then
     int64_t grace_ms;       // how long it may take to say that it closes its source
-    int64_t silent_ms;     // monotonic: the supervisor found the client silent; 0: it is not
-    atomic_llong heard_ms; // monotonic: the client spoke, and the database could not note it; 0: it could
+    int64_t silent_ms;      // monotonic: the supervisor found the client silent; 0: it is not
+    atomic_llong heard_ms;  // monotonic: the client spoke, and the database could not note it; 0: it could
     struct Running *next;
 } Running;
 
