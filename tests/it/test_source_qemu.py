@@ -24,7 +24,7 @@ from lib.vm import release_descriptors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'guest'))
 
-from guest import Guest, PausedQemu, make_disk, reference_copy  # noqa: E402
+from guest import Guest, GuestError, PausedQemu, make_disk, reference_copy  # noqa: E402
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -283,6 +283,53 @@ def test_killed_with_a_descriptor_in_qemu(rig, word):
         wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
     rig.clean()
     release_descriptors(rig.vm)
+    rig.line.spec['qmp'] = rig.vm.qmp_path
+    rig.backup()
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('answer', [False, True], ids=['asked', 'answered'])
+def test_ended_while_the_server_starts(rig, how, answer):
+    """Who was cancelled before QEMU's answer left its only NBD server running, until the VM's next backup."""
+    with QmpGate(rig.folder / 'gate', rig.vm.qmp_path) as gate:
+        gate.hold('"nbd-server-start"', answer)
+        rig.line.spec['qmp'] = gate.path
+        run = rig.line.start()
+        gate.wait_held(run)
+        guards = processes_of(run, 'sendense-guard')
+        assert len(guards) == 1
+        if how == signal.SIGKILL:
+            run.kill()
+        else:
+            run.process.send_signal(how)
+            gate.wait_went_on()
+            gate.open()
+            with pytest.raises(ProbeError, match='cancelled'):
+                run.finish()
+        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        rig.clean()
+    assert not list(rig.folder.rglob('sndns-*nbd'))
+    rig.line.spec['qmp'] = rig.vm.qmp_path
+    rig.backup()
+
+
+def test_ended_before_the_server_of_somebody_else(rig, tmp_path):
+    """Our socket is in QEMU already, and its one NBD server another's: that one goes on, and our socket is given up."""
+    theirs = str(tmp_path / 'theirs')
+    rig.vm.qmp('nbd-server-start', addr={'type': 'unix', 'data': {'path': theirs}})
+    with QmpGate(rig.folder / 'gate', rig.vm.qmp_path) as gate:
+        gate.hold('"nbd-server-start"')
+        rig.line.spec['qmp'] = gate.path
+        run = rig.line.start()
+        gate.wait_held(run)
+        guards = processes_of(run, 'sendense-guard')
+        run.kill()
+        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+    subprocess.run(['nbdinfo', '--list', f'nbd+unix:///?socket={theirs}'], check=True, stdout=subprocess.DEVNULL)
+    with pytest.raises(GuestError, match='sendense'):
+        rig.vm.qmp('closefd', fdname='sendense')
+    rig.vm.qmp('nbd-server-stop')
+    rig.clean()
     rig.line.spec['qmp'] = rig.vm.qmp_path
     rig.backup()
 

@@ -105,10 +105,10 @@ static bool is_in(const LeftVec *v, const Left *l)
 }
 
 // ret_why: of what the sweep could not remove.
-static bool clean_objects(const Clean *c, bool server, Err *ret_why, Err *err)
+static bool clean_objects(const Clean *c, const Scratch *server, Err *ret_why, Err *err)
 {
     cleanup(left_clear) LeftVec before = {0}, after = {0};
-    SweepSpec spec = {.prefix = c->prefix, .server_is_ours = server};
+    SweepSpec spec = {.prefix = c->prefix, .server = server};
     if (!look(c, &before, err) || (c->s->remove && !sweep(c->q, &spec, ret_why) && qmp_is_lost(c->q))) {
         if (err->code == ERR_NONE)
             *err = *ret_why;
@@ -257,8 +257,8 @@ bool qemu_sweep(const SourceSweep *s, Err *err)
     bool ok = !ours || clean_files(&c, &scratch, err);
     ok = ok && open_qmp(&c, err);
     bool server = ok && ours && scratch_is_served(&scratch);
-    ok = ok && clean_objects(&c, server, &why, err) && (!server || clean_server(&c, &scratch, &why, err)) &&
-        clean_bitmaps(&c, err);
+    ok = ok && clean_objects(&c, server ? &scratch : NULL, &why, err) &&
+        (!server || clean_server(&c, &scratch, &why, err)) && clean_bitmaps(&c, err);
     qmp_free(c.q);
     scratch_clear(&scratch);
     return ok;

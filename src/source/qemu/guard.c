@@ -49,13 +49,13 @@ static GuardState listen_to(int fd, const GuardSpec *spec)
 }
 
 // True: nothing of the backup is in QEMU (any more).
-static bool try_clean(const GuardSpec *spec, bool server_is_ours)
+static bool try_clean(const GuardSpec *spec, const Scratch *server)
 {
     Err err = ERR_INIT;
     Qmp *q;
     if (!qmp_open(spec->qmp, QMP_GREETING_MS, sweep_events, &q, &err))
         return err.code == ERR_UNAVAILABLE || err.code == ERR_NOT_FOUND; // QEMU is gone, and all with it
-    SweepSpec what = {.prefix = spec->prefix, .bitmap_prefix = spec->bitmap_prefix, .server_is_ours = server_is_ours};
+    SweepSpec what = {.prefix = spec->prefix, .bitmap_prefix = spec->bitmap_prefix, .server = server};
     bool done = sweep(q, &what, &err);
     qmp_free(q);
     return done;
@@ -70,7 +70,7 @@ static void clean_qemu(const GuardSpec *spec, const GuardState *st)
     do {
         // A later run may have put its own server in the place of ours.
         bool ours = st->server && scratch_is_same(&mine);
-        if (try_clean(spec, ours)) {
+        if (try_clean(spec, ours ? &mine : NULL)) {
             if (ours)
                 scratch_unlink(&mine);
             return;

@@ -25,7 +25,7 @@ typedef enum GuardWord {
     GUARD_FROZEN = 'F', // the guest's file systems are about to be frozen
     GUARD_THAWED = 'T',
     GUARD_VIEW = 'V',   // there is something to take out of QEMU from now on
-    GUARD_SERVER = 'S', // an NBD server of ours too; the socket is the one in the folder now
+    GUARD_SERVER = 'S', // an NBD server of ours too, maybe; the socket is the one in the folder now
     GUARD_CLEAN = 'C',  // QEMU is clean again
 } GuardWord;
 

@@ -42,7 +42,7 @@ typedef struct QemuSource {
     Scratch scratch;
     Guard guard;
     Qmp *q; // under lock once the watch runs
-    bool server_ours;
+    bool listens; // the socket is there, and may be in QEMU
     bool stuck; // the guest may still be frozen
 
     pthread_mutex_t lock;

@@ -199,7 +199,7 @@ static bool qemu_close(Source *s, bool completed, Err *err)
         clean = have_qmp(v, &failed) ? view_close(v, &failed) : failed.code == ERR_NONE;
         if (clean && completed && v->q && !view_forget_older(v, &failed))
             clean = false;
-        if (clean && v->server_ours && scratch_is_same(&v->scratch))
+        if (clean && v->listens && scratch_is_same(&v->scratch))
             scratch_unlink(&v->scratch);
         if (failed.code != ERR_NONE && err->code == ERR_NONE)
             *err = failed;

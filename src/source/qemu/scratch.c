@@ -10,11 +10,13 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define CREATE_MS 30000
 #define SAID_MAX 4096
+#define SERVED_S 5
 #define BACKLOG 64
 #define LOW_PART 20 // of the file system
 #define LOW_MIN (UINT64_C(16) << 20)
@@ -118,10 +120,13 @@ bool scratch_is_served(const Scratch *s)
 {
     struct sockaddr_un sa;
     cleanup_close int folder = open_folder(s);
-    cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (folder < 0 || fd < 0 || !address(folder, s->socket, &sa))
-        return false;
-    return connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 || errno == EAGAIN; // EAGAIN: its queue is full
+    cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct timeval limit = {.tv_sec = SERVED_S};
+    char greeting[8]; // doc/proto.md of NBD: a server speaks first
+    return folder >= 0 && fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) == 0 &&
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) == 0 && address(folder, s->socket, &sa) &&
+        connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 &&
+        recv(fd, greeting, sizeof(greeting), MSG_WAITALL) == sizeof(greeting) && memcmp(greeting, "NBDMAGIC", 8) == 0;
 }
 
 bool scratch_is_same(const Scratch *s)

@@ -29,7 +29,8 @@ bool scratch_image(const Scratch *s, uint64_t size, int *ret_fd, Err *err) must_
 
 // A new listening socket, in the place of an old one.
 bool scratch_listen(Scratch *s, int *ret_fd, Err *err) must_check;
-// Does somebody answer at the socket? Only a QEMU can that got it from us.
+// Does an NBD server answer at the socket? Only that of a QEMU can that got it from us. Waits for up to 5 s where
+// somebody holds the socket and does not serve it.
 bool scratch_is_served(const Scratch *s);
 // Is the socket still the one of scratch_listen(), and not of a later run?
 bool scratch_is_same(const Scratch *s);

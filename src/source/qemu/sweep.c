@@ -163,8 +163,18 @@ static bool remove_descriptors(Qmp *q, const char *prefix, Err *err)
     return ok;
 }
 
-static bool stop_server(Qmp *q, Err *err)
+// Looked for, not remembered: who started it may not have waited for the answer.
+static bool stop_server(Qmp *q, const Scratch *server, Err *err)
 {
+    Err none = ERR_INIT; // it has been taken, or never came
+    if (sweep_call(q, "closefd", json_pack("{s:s}", "fdname", SWEEP_FD), &none))
+        return true;
+    if (none.code != ERR_PROTOCOL) {
+        *err = none;
+        return false;
+    }
+    if (!scratch_is_served(server))
+        return true;
     json_t *exports = NULL;
     if (!qmp_call(q, "query-block-exports", NULL, &exports, err))
         return false;
@@ -189,7 +199,7 @@ bool sweep(Qmp *q, const SweepSpec *spec, Err *err)
     ok = remove_descriptors(q, spec->prefix, err) && ok;
     if (spec->bitmap_prefix)
         ok = remove_bitmaps(q, spec->bitmap_prefix, err) && ok;
-    if (spec->server_is_ours)
-        ok = stop_server(q, err) && ok;
+    if (spec->server)
+        ok = stop_server(q, spec->server, err) && ok;
     return ok;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "source/qemu/bitmaps.h"
+#include "source/qemu/scratch.h"
 #include "wire/qmp.h"
 
 #define SWEEP_NAME 32 // a block node's name with NUL: QEMU takes 31 characters
@@ -13,8 +14,10 @@ void sweep_vm_prefix(const char *vm, char out[SWEEP_NAME]);
 typedef struct SweepSpec {
     const char *prefix;        // of exports, jobs and nodes, and of what descriptors are told to be for
     const char *bitmap_prefix; // of temporary bitmaps; NULL: none
-    bool server_is_ours;       // then the NBD server goes, too, unless exports of others are on it
+    const Scratch *server;     // an NBD server that answers here is ours and goes, unless it has exports of others
 } SweepSpec;
+
+#define SWEEP_FD "sendense" // the listening socket's name in QEMU, until its server has taken it
 
 extern const char *const sweep_events[]; // for qmp_open()
 

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define FD_NAME "sendense"
 #define BITMAPS_MAX 64 // of ours on one node, before all go that may be of use
 #define LABEL_MAX 400
 
@@ -175,21 +174,17 @@ static bool start_server(QemuSource *v, Err *err)
     cleanup_close int fd = -1;
     if (!scratch_listen(&v->scratch, &fd, err))
         return false;
-    json_t *name = json_pack("{s:s}", "fdname", FD_NAME);
+    v->listens = true;
+    guard_tell(&v->guard, GUARD_SERVER);
+    json_t *name = json_pack("{s:s}", "fdname", SWEEP_FD);
     if (!name)
         return err_no_memory(err);
     if (!qmp_call_fd(v->q, "getfd", name, fd, NULL, err))
         return false;
     Err refused = ERR_INIT;
     if (sweep_call(v->q, "nbd-server-start",
-                   json_pack("{s:{s:s, s:{s:s}}}", "addr", "type", "fd", "data", "str", FD_NAME), &refused)) {
-        v->server_ours = true;
-        guard_tell(&v->guard, GUARD_SERVER);
+                   json_pack("{s:{s:s, s:{s:s}}}", "addr", "type", "fd", "data", "str", SWEEP_FD), &refused))
         return true;
-    }
-    scratch_unlink(&v->scratch);
-    Err ignored = ERR_INIT; // at the latest it closes with our connection
-    (void)!sweep_call(v->q, "closefd", json_pack("{s:s}", "fdname", FD_NAME), &ignored);
     if (strstr(refused.details, "already running"))
         return err_set(err, ERR_BUSY,
                        "another program runs the NBD server of this QEMU, which has but one; HINT: wait for "
@@ -430,14 +425,18 @@ bool view_sweep_earlier(QemuSource *v, Err *err)
     SweepSpec spec = {
         .prefix = v->vm,
         .bitmap_prefix = temporaries,
-        .server_is_ours = scratch_is_served(&v->scratch),
+        .server = &v->scratch,
     };
     return sweep(v->q, &spec, err) || err_context(err, "clearing away what an earlier backup left behind");
 }
 
 bool view_close(QemuSource *v, Err *err)
 {
-    SweepSpec spec = {.prefix = v->run, .bitmap_prefix = v->temporary, .server_is_ours = v->server_ours};
+    SweepSpec spec = {
+        .prefix = v->run,
+        .bitmap_prefix = v->temporary,
+        .server = v->listens && scratch_is_same(&v->scratch) ? &v->scratch : NULL,
+    };
     return sweep(v->q, &spec, err);
 }
 

@@ -15,14 +15,15 @@ from lib.patience import patience
 
 
 class QmpGate:
-    """hold(word) keeps the first message that contains it from QEMU, until open() or the end of who sent it. No hold
-    ends by itself: what a client does then would look like what it does without an answer."""
+    """hold(word) keeps the first message that contains it from QEMU, until open() or the end of who sent it; with
+    answer=True QEMU gets it, and its answer is kept. No hold ends by itself: what a client does then would look like
+    what it does without an answer."""
 
     def __init__(self, path, target):
         self.path, self.target = str(path), target
         self.condition = threading.Condition()
         self.word = None
-        self.held = self.went_on = False
+        self.answer = self.asked = self.held = self.went_on = False
         self.ends = []
 
     def __enter__(self):
@@ -40,9 +41,10 @@ class QmpGate:
                 end.shutdown(socket.SHUT_RDWR)      # wakes the threads
             end.close()
 
-    def hold(self, word):
+    def hold(self, word, answer=False):
         with self.condition:
-            self.word, self.held, self.went_on = word.encode(), False, False
+            self.word, self.answer = word.encode(), answer
+            self.asked = self.held = self.went_on = False
 
     def wait_held(self, run=None, seconds=60):
         """run: whose end before that is an error, with its own reason."""
@@ -80,14 +82,14 @@ class QmpGate:
                 continue
             self.ends += [client, server]
             for pair in ((client, server), (server, client)):
-                threading.Thread(target=self._forward, args=pair, daemon=True).start()
+                threading.Thread(target=self._forward, args=(*pair, client), daemon=True).start()
 
-    def _forward(self, source, sink):
+    def _forward(self, source, sink, client):
         with contextlib.suppress(OSError):
             goes_on = True
             while goes_on:
                 data, fds, _, _ = socket.recv_fds(source, 65536, 8)
-                goes_on = bool(data) and self._goes_on(data, source)
+                goes_on = bool(data) and self._goes_on(data, source, client)
                 if goes_on:
                     socket.send_fds(sink, [data], fds)
                 for fd in fds:
@@ -96,16 +98,24 @@ class QmpGate:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _goes_on(self, data, source):
-        """After a hold, if it is one: whether the sender is still there."""
+    def _goes_on(self, data, source, client):
+        """After a hold, if it is one: whether the client is still there."""
         with self.condition:
-            if not self.word or self.word not in data or self.held:
+            if self.held and source is client:
+                self.went_on = True
+                self.condition.notify_all()
+            if not self.word or self.held:
+                return True
+            if self.answer and source is client:
+                self.asked = self.word in data
+                return True
+            if not (self.asked if self.answer else self.word in data):
                 return True
             self.held = True
             self.condition.notify_all()
             word = self.word
             while self.word == word:
-                events = waiting(source)
+                events = waiting(client)
                 if events & ~select.POLLIN:
                     return False
                 if events and not self.went_on:
