@@ -19,6 +19,7 @@ import pytest
 
 from lib.patience import patience
 from lib.qmp_gate import QmpGate
+from lib.share import one_in_five
 from lib.source_probe import Line, ProbeError
 from lib.vm import release_descriptors
 
@@ -308,9 +309,53 @@ def test_ended_while_the_server_starts(rig, how, answer):
                 run.finish()
         wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
         rig.clean()
-    assert not list(rig.folder.rglob('sndns-*nbd'))
+        server_is_free(rig)
     rig.line.spec['qmp'] = rig.vm.qmp_path
     rig.backup()
+
+
+def server_is_free(rig):
+    with pytest.raises(GuestError, match='not running'):
+        rig.vm.qmp('nbd-server-stop')
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
+def test_ended_at_any_command(rig, how):
+    """QEMU did what it was told, and who told it did not hear so: nothing stays, and tracking goes on."""
+    rig.vm.write(0, 0, MIB, 0x11)
+    rig.backup()
+    with QmpGate(rig.folder / 'gate', rig.vm.qmp_path) as gate:
+        rig.line.spec['qmp'] = gate.path
+        gate.hold('nothing that is ever said')
+        run = rig.line.start(hold=['opened'], completed=False)
+        run.until('hold')
+        opened = gate.count
+        run.go()
+        run.finish()
+        assert 20 < opened < gate.count
+        last = gate.count if how == signal.SIGKILL else opened      # a cancel is not heard any more after that
+        for n in one_in_five(range(1, last)):                       # 0 is qmp_capabilities
+            print(f'command {n} of {gate.count}')
+            rig.line.spec['qmp'] = gate.path
+            gate.hold('"execute"', answer=True, skip=n)
+            run = rig.line.start()
+            gate.wait_held(run)
+            guards = processes_of(run, 'sendense-guard')
+            if how == signal.SIGKILL:
+                run.kill()
+            else:
+                run.process.send_signal(how)
+                gate.wait_went_on()
+                gate.open()
+                with pytest.raises(ProbeError, match='cancelled'):
+                    run.finish()
+            wait_for(lambda: not any(Path(f'/proc/{g}').exists() for g in guards), 'the guard goes on')
+            rig.clean()
+            server_is_free(rig)
+            rig.line.spec['qmp'] = rig.vm.qmp_path
+            rig.vm.write(0, 2 * MIB, GRAIN, n)
+            run = rig.backup()
+            assert n > opened or rig.modes(run) == ['tracked', 'tracked'], n
 
 
 def test_ended_before_the_server_of_somebody_else(rig, tmp_path):

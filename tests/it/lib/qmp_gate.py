@@ -15,15 +15,16 @@ from lib.patience import patience
 
 
 class QmpGate:
-    """hold(word) keeps the first message that contains it from QEMU, until open() or the end of who sent it; with
-    answer=True QEMU gets it, and its answer is kept. No hold ends by itself: what a client does then would look like
-    what it does without an answer."""
+    """hold(word) keeps the first message that contains it from QEMU, or the first after `skip` such, until open() or
+    the end of who sent it; with answer=True QEMU gets it, and its answer is kept. No hold ends by itself: what a client
+    does then would look like what it does without an answer. count: messages of clients since the hold."""
 
     def __init__(self, path, target):
         self.path, self.target = str(path), target
         self.condition = threading.Condition()
         self.word = None
         self.answer = self.asked = self.held = self.went_on = False
+        self.count = self.skip = 0
         self.ends = []
 
     def __enter__(self):
@@ -41,9 +42,9 @@ class QmpGate:
                 end.shutdown(socket.SHUT_RDWR)      # wakes the threads
             end.close()
 
-    def hold(self, word, answer=False):
+    def hold(self, word, answer=False, skip=0):
         with self.condition:
-            self.word, self.answer = word.encode(), answer
+            self.word, self.answer, self.skip, self.count = word.encode(), answer, skip, 0
             self.asked = self.held = self.went_on = False
 
     def wait_held(self, run=None, seconds=60):
@@ -101,15 +102,16 @@ class QmpGate:
     def _goes_on(self, data, source, client):
         """After a hold, if it is one: whether the client is still there."""
         with self.condition:
-            if self.held and source is client:
-                self.went_on = True
+            if source is client:
+                self.count += 1
+                self.went_on = self.held
                 self.condition.notify_all()
             if not self.word or self.held:
                 return True
-            if self.answer and source is client:
-                self.asked = self.word in data
-                return True
-            if not (self.asked if self.answer else self.word in data):
+            if source is client and self.word in data:
+                self.skip -= 1
+                self.asked = self.skip < 0
+            if not self.asked or self.answer is (source is client):
                 return True
             self.held = True
             self.condition.notify_all()

@@ -15,6 +15,12 @@ def one_of(things):
     return things if FULL else [things[int(os.environ["SENDENSE_TEST_SEED"]) % len(things)]]
 
 
+def one_in_five(things):
+    """Every fifth; which, says the run's seed."""
+    things = list(things)
+    return things if FULL else things[int(os.environ["SENDENSE_TEST_SEED"]) % 5::5]
+
+
 def every_second(things):
     """Which half of them, says the run's seed: run after run all of them come up."""
     things = list(things)
