@@ -80,6 +80,7 @@ class VcenterHistory(History):
         self.touched = {}           # (repository, disk key): clusters written to since the newest point
         self.shown = {}             # of completed points
         self.epochs = {}            # point: {disk key: what stood before its change ID's slash; None: not tracked}
+        self.refuted = set()        # (point, disk key): an audit found wrong what tracking says of the time since
         self.kind = None            # of the next good backup
 
     def __enter__(self):
@@ -351,6 +352,7 @@ class VcenterHistory(History):
         self.check_clean()
         self.completed("main", backup, before)
         reasons = {d["disk_key"]: d["reason"] for d in backup["disks"]}
+        self.refuted |= {(d["parent_backup_id"], key) for d in backup["disks"] if d["disk_key"] == key}
         assert backup["status"] == "completed" and reasons[key] == "audit_failed", backup
         assert "audit_failed" not in [reason for k, reason in reasons.items() if k != key], backup
         self.doubted |= doubted
@@ -596,6 +598,8 @@ class VcenterHistory(History):
                 found[key] = {("full", "chain_limit")}
             elif key not in before:
                 found[key] = {("full", "new_disk")}
+            elif (parent["backup_id"], key) in self.refuted:
+                found[key] = {("compare", "audit_failed")}
             elif doubted:
                 found[key] = {("compare", "parent_suspect")}
             elif before[key]["size"] != len(self.disks[key].content):
@@ -618,7 +622,10 @@ class VcenterHistory(History):
             return {TRACKED, refused, *anew}
         if then != now:
             return anew
-        return {refused, *anew} if self.is_lost(key) or self.disks[key].lie else {TRACKED}
+        if self.is_lost(key) or self.disks[key].lie:
+            return {refused, *anew}
+        # What one disk has lost is made good by switching tracking off and on, and that is the whole VM's.
+        return {TRACKED, *anew} if any(self.is_lost(k) for k in set(self.disks) - self.excluded) else {TRACKED}
 
     def good_backup(self, repository, kind=None):
         """One that must complete, unless an answer that cannot be right comes in the middle of the copy."""
