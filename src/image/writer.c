@@ -134,9 +134,11 @@ static bool create_image(Writer *w, const WriterSpec *spec, Err *err)
     // Ahead of direct writes, not in memory: there each page would be cleared once more.
     w->ahead = w->next;
     struct statfs fs;
-    if (fstatfs(w->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
+    bool memory = fstatfs(w->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+    if (memory)
         w->ahead_step = 0;
-    w->direct = spec->direct_io && fcntl(w->fd, F_SETFL, O_DIRECT) == 0;
+    // The clusters of an increment come one by one: in the page cache they come together, as neighbours in the file.
+    w->direct = spec->direct_io && w->mode == DISK_FULL && !memory && fcntl(w->fd, F_SETFL, O_DIRECT) == 0;
     uint8_t *zeros;
     if (!writer_space_buffer(w, &zeros, err))
         return false;
@@ -184,6 +186,7 @@ bool writer_open(const WriterSpec *spec, Writer **ret, Err *err)
     pthread_mutex_init(&w->lock, NULL); // these never fail on Linux
     pthread_mutex_init(&w->cache_lock, NULL);
     pthread_mutex_init(&w->space_lock, NULL);
+    pthread_mutex_init(&w->write_lock, NULL);
     pthread_mutex_init(&w->account_lock, NULL);
     pthread_mutex_init(&w->checkpoint_lock, NULL);
     pthread_mutex_init(&w->journal_lock, NULL);
@@ -214,6 +217,7 @@ void writer_free(Writer *w)
     pthread_mutex_destroy(&w->lock);
     pthread_mutex_destroy(&w->cache_lock);
     pthread_mutex_destroy(&w->space_lock);
+    pthread_mutex_destroy(&w->write_lock);
     pthread_mutex_destroy(&w->account_lock);
     pthread_mutex_destroy(&w->checkpoint_lock);
     pthread_mutex_destroy(&w->journal_lock);

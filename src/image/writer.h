@@ -21,7 +21,7 @@ typedef struct WriterSpec {
     DiskMode mode;
     ChainHashes *parent;   // borrowed until free; NULL when mode is DISK_FULL
     unsigned compression;  // zstd level for clusters that come whole and for the first time; 0: none. None below 16 KiB
-    bool direct_io;        // try O_DIRECT; falls back where the filesystem refuses
+    bool direct_io;        // try O_DIRECT for a full; falls back where the filesystem refuses
     unsigned cache_groups; // groups kept in memory; 0: as many as fit 16 MiB, at least 4
     const char *journal_path;  // created, O_EXCL: checkpoints go there (docs/internals/resume.md); NULL: none
     uint64_t checkpoint_bytes; // stored between two of them; 0: 1 GiB

@@ -176,7 +176,7 @@ static bool write_run(Writer *w, const Stored *s, uint32_t from, uint32_t to, ui
             memmove(buffer + (uint64_t)i * w->cluster_size, s->from[i], w->cluster_size);
         p = buffer + (uint64_t)from * w->cluster_size;
     }
-    return file_pwrite(w->fd, p, (uint64_t)(to - from) * w->cluster_size, s->host[from], err);
+    return writer_space_write(w, p, (uint64_t)(to - from) * w->cluster_size, s->host[from], err);
 }
 
 static bool store(Writer *w, Piece *piece, Err *err)

@@ -96,7 +96,7 @@ bool writer_press_store(Writer *w, WriterPress *p, const uint32_t *lengths, uint
         uint32_t run = (uint32_t)align_up(bytes, WRITER_ALIGN);
         if (run > p->used) // what fills up the last run; behind the others it is the start of the next one's
             memset(p->out + p->used, 0, run - p->used);
-        if (!file_pwrite(w->fd, p->out, run, offset, err))
+        if (!writer_space_write(w, p->out, run, offset, err))
             return err_context(err, "image");
         atomic_fetch_add_explicit(&w->stored_bytes, run, memory_order_relaxed);
         p->used -= bytes;

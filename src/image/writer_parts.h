@@ -79,6 +79,9 @@ struct Writer {
     uint64_t ahead_step;          // 0: not supported here
     uint64_t most;                // the image cannot grow beyond this
 
+    pthread_mutex_t write_lock; // one write at a time where they are not direct
+    uint64_t behind;            // what lies before that in the file is on its way to the disk
+
     pthread_mutex_t account_lock;
     Covered *covered;
 
@@ -115,6 +118,8 @@ bool writer_space_take(Writer *w, uint64_t clusters, uint64_t *ret_offset, Err *
 // Room for compressed data, aligned: at least `least` bytes and at most `most` (multiples of WRITER_ALIGN).
 bool writer_space_pack(Writer *w, uint64_t least, uint64_t most, uint64_t *ret_offset, uint64_t *ret_room, Err *err)
     must_check;
+// Where it goes through the page cache, not much waits there for the disk.
+bool writer_space_write(Writer *w, const void *p, size_t n, uint64_t offset, Err *err) must_check;
 // chunk_bytes of aligned memory; waits while all are in use.
 bool writer_space_buffer(Writer *w, uint8_t **ret, Err *err) must_check;
 void writer_space_buffer_back(Writer *w, uint8_t *buffer);

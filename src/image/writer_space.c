@@ -1,12 +1,16 @@
 // Host clusters, and the memory that data passes through.
 #include "image/writer_parts.h"
 
+#include "base/file.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/statvfs.h>
 
 #define AHEAD_MAX (UINT64_C(256) << 20)
 #define AHEAD_MIN (UINT64_C(1) << 20)
+#define BEHIND_STEP (UINT64_C(8) << 20)
+#define BEHIND_WAITS (UINT64_C(32) << 20)
 
 // A write that extends a file is serialised by most filesystems; so the file is extended in steps that grow (a small
 // increment takes little), and shrink again near a full disk. Not an error if it fails: the write will say.
@@ -79,6 +83,36 @@ bool writer_space_pack(Writer *w, uint64_t least, uint64_t most, uint64_t *ret_o
     }
     pthread_mutex_unlock(&w->space_lock);
     return ok || err_set(err, ERR_INTERNAL, "the image has more clusters than its disk");
+}
+
+// Starts to write the file's [from, to) to the disk, and waits for what lies some way before it, which the cache need
+// not keep. Says nothing about what is durable; but who is told here of an error, is not told by fsync().
+static bool write_behind(const Writer *w, uint64_t from, uint64_t to, Err *err)
+{
+    uint64_t start = from - MIN(from, BEHIND_WAITS), end = to - MIN(to, BEHIND_WAITS);
+    if (sync_file_range(w->fd, (off_t)from, (off_t)(to - from), SYNC_FILE_RANGE_WRITE) != 0 ||
+        (end > start &&
+         sync_file_range(w->fd, (off_t)start, (off_t)(end - start),
+                         SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER) != 0))
+        return err_errno(err, errno, "writing to the disk");
+    if (end > start)
+        (void)posix_fadvise(w->fd, (off_t)start, (off_t)(end - start), POSIX_FADV_DONTNEED); // a hint
+    return true;
+}
+
+// Into the page cache a file takes one write at a time, and who waits for that in the kernel spins.
+bool writer_space_write(Writer *w, const void *p, size_t n, uint64_t offset, Err *err)
+{
+    if (w->direct)
+        return file_pwrite(w->fd, p, n, offset, err);
+    pthread_mutex_lock(&w->write_lock);
+    bool ok = file_pwrite(w->fd, p, n, offset, err);
+    uint64_t from = w->behind, to = align_down(offset + n, BEHIND_STEP);
+    bool due = ok && to > from;
+    if (due)
+        w->behind = to;
+    pthread_mutex_unlock(&w->write_lock);
+    return ok && (!due || write_behind(w, from, to, err));
 }
 
 bool writer_space_buffer(Writer *w, uint8_t **ret, Err *err)

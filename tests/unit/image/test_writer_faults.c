@@ -9,11 +9,13 @@
 int __real_fdatasync(int fd);
 int __real_fsync(int fd);
 int __real_ftruncate64(int fd, off_t length);
+int __real_sync_file_range(int fd, off64_t offset, off64_t n, unsigned flags);
 ssize_t __real_pwrite64(int fd, const void *p, size_t n, off_t offset);
 ssize_t __real_write(int fd, const void *p, size_t n);
 int __wrap_fdatasync(int fd);
 int __wrap_fsync(int fd);
 int __wrap_ftruncate64(int fd, off_t length);
+int __wrap_sync_file_range(int fd, off64_t offset, off64_t n, unsigned flags);
 ssize_t __wrap_pwrite64(int fd, const void *p, size_t n, off_t offset);
 ssize_t __wrap_write(int fd, const void *p, size_t n);
 
@@ -86,6 +88,19 @@ int __wrap_ftruncate64(int fd, off_t length)
 {
     set_dirty(fd, true);
     return now() ? -1 : __real_ftruncate64(fd, length);
+}
+
+static uint64_t waited_to; // what lies before that is on the disk
+
+int __wrap_sync_file_range(int fd, off64_t offset, off64_t n, unsigned flags)
+{
+    if (now())
+        return -1;
+    if (flags & SYNC_FILE_RANGE_WAIT_AFTER) {
+        assert_true((uint64_t)offset <= waited_to);
+        waited_to = (uint64_t)(offset + n);
+    }
+    return __real_sync_file_range(fd, offset, n, flags);
 }
 
 // The hashes go through here, and what the test itself says.
@@ -203,10 +218,63 @@ static void test_every_call(void **state)
     free(m.points[0].bytes);
 }
 
+// Of 64 MiB that go through the page cache, no more than 48 wait there for the disk. The n-th call fails.
+static bool write_cached(Model *m, uint64_t n, Err *err)
+{
+    (void)snprintf(m->points[0].image, sizeof m->points[0].image, "%s/i", m->folder);
+    (void)snprintf(m->points[0].hashes, sizeof m->points[0].hashes, "%s/h", m->folder);
+    WriterSpec spec = {.image_path = m->points[0].image,
+                       .hashes_path = m->points[0].hashes,
+                       .size = m->points[0].size,
+                       .cluster_bits = 16,
+                       .hash = m->hash,
+                       .mode = DISK_FULL};
+    HashesSummary summary;
+    Hash digest;
+    Writer *w = NULL;
+    calls = waited_to = 0;
+    fail_at = n;
+    memset(dirty, 0, sizeof dirty);
+    image_path = spec.image_path;
+    hashes_path = spec.hashes_path;
+    bool ok = writer_open(&spec, &w, err);
+    for (uint64_t at = 0; ok && at < spec.size; at += 1 << 20) {
+        ok = writer_write(w, m->points[0].bytes + at, at, 1 << 20, err);
+        assert_true(!ok || at < waited_to + (UINT64_C(48) << 20));
+    }
+    ok = ok && writer_seal(w, NULL, &summary, &digest, err);
+    fail_at = 0;
+    writer_free(w);
+    assert_int_equal(unlink(spec.image_path), 0);
+    (void)unlink(spec.hashes_path);
+    return ok;
+}
+
+// The kernel tells an error of the disk once: who swallowed it here would not hear of it from fsync().
+static void test_written_behind(void **state)
+{
+    Err err = ERR_INIT;
+    Model m = model_new(state, 16, HASH_XXH3_128);
+    m.points[0].size = UINT64_C(64) << 20;
+    m.points[0].bytes = malloc(m.points[0].size);
+    model_fill(&m, m.points[0].bytes, m.points[0].size);
+    assert_ok(write_cached(&m, 0, &err), &err);
+    assert_true(waited_to >= UINT64_C(32) << 20);
+    fail_errno = EIO;
+    fail_short = false;
+    for (uint64_t n = 1, total = calls; n <= total; n++) {
+        assert_false(write_cached(&m, n, &err));
+        assert_int_equal(err.code, ERR_IO);
+        err_clear(&err);
+    }
+    free(m.points[0].bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         in_folder(test_every_call),
+        in_folder(test_written_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
