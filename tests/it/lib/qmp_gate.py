@@ -58,10 +58,13 @@ class QmpGate:
                 assert time.monotonic() < until, f"{self.word} was not said"
                 self.condition.wait(0.1)
 
-    def wait_went_on(self, seconds=60):
-        """Until whoever is held says something more: it has given up what is held."""
+    def wait_went_on(self, run=None, seconds=60):
+        """Until whoever is held says something more, or `run` has ended: it has given up what is held."""
+        until = time.monotonic() + patience(seconds)
         with self.condition:
-            assert self.condition.wait_for(lambda: self.went_on, patience(seconds)), f"nothing after {self.word}"
+            while not self.went_on and not (run and run.process.poll() is not None):
+                assert time.monotonic() < until, f"nothing after {self.word}"
+                self.condition.wait(0.1)
 
     def open(self):
         with self.condition:
