@@ -288,6 +288,21 @@ def test_killed_with_a_descriptor_in_qemu(rig, word):
     rig.backup()
 
 
+def end_while_held(run, gate, how):
+    """Kills the client, or cancels it and lets go of what is held; waits for its guard, if there is one by now."""
+    gate.wait_held(run)
+    children = processes_of(run, '')    # the guard may not have its name yet
+    if how == signal.SIGKILL:
+        run.kill()
+    else:
+        run.process.send_signal(how)
+        gate.wait_went_on(run)
+        gate.open()
+        with pytest.raises(ProbeError, match='cancelled'):
+            run.finish()
+    wait_for(lambda: not any(Path(f'/proc/{child}').exists() for child in children), 'the guard goes on')
+
+
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize('answer', [False, True], ids=['asked', 'answered'])
 def test_ended_while_the_server_starts(rig, how, answer):
@@ -295,19 +310,7 @@ def test_ended_while_the_server_starts(rig, how, answer):
     with QmpGate(rig.folder / 'gate', rig.vm.qmp_path) as gate:
         gate.hold('"nbd-server-start"', answer)
         rig.line.spec['qmp'] = gate.path
-        run = rig.line.start()
-        gate.wait_held(run)
-        guards = processes_of(run, '')    # the guard may not have its name yet
-        assert guards
-        if how == signal.SIGKILL:
-            run.kill()
-        else:
-            run.process.send_signal(how)
-            gate.wait_went_on(run)
-            gate.open()
-            with pytest.raises(ProbeError, match='cancelled'):
-                run.finish()
-        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        end_while_held(rig.line.start(), gate, how)
         rig.clean()
         server_is_free(rig)
     rig.line.spec['qmp'] = rig.vm.qmp_path
@@ -338,18 +341,7 @@ def test_ended_at_any_command(rig, how):
             print(f'command {n} of {gate.count}')
             rig.line.spec['qmp'] = gate.path
             gate.hold('"execute"', answer=True, skip=n)
-            run = rig.line.start()
-            gate.wait_held(run)
-            guards = processes_of(run, '')    # the guard may not have its name yet
-            if how == signal.SIGKILL:
-                run.kill()
-            else:
-                run.process.send_signal(how)
-                gate.wait_went_on(run)
-                gate.open()
-                with pytest.raises(ProbeError, match='cancelled'):
-                    run.finish()
-            wait_for(lambda: not any(Path(f'/proc/{g}').exists() for g in guards), 'the guard goes on')
+            end_while_held(rig.line.start(), gate, how)
             rig.clean()
             server_is_free(rig)
             rig.line.spec['qmp'] = rig.vm.qmp_path
@@ -365,11 +357,7 @@ def test_ended_before_the_server_of_somebody_else(rig, tmp_path):
     with QmpGate(rig.folder / 'gate', rig.vm.qmp_path) as gate:
         gate.hold('"nbd-server-start"')
         rig.line.spec['qmp'] = gate.path
-        run = rig.line.start()
-        gate.wait_held(run)
-        guards = processes_of(run, '')    # the guard may not have its name yet
-        run.kill()
-        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        end_while_held(rig.line.start(), gate, signal.SIGKILL)
     subprocess.run(['nbdinfo', '--list', f'nbd+unix:///?socket={theirs}'], check=True, stdout=subprocess.DEVNULL)
     with pytest.raises(GuestError, match='sendense'):
         rig.vm.qmp('closefd', fdname='sendense')

@@ -125,8 +125,9 @@ bool scratch_is_served(const Scratch *s)
     char greeting[8]; // doc/proto.md of NBD: a server speaks first
     return folder >= 0 && fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) == 0 &&
         setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) == 0 && address(folder, s->socket, &sa) &&
-        connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 &&
-        recv(fd, greeting, sizeof(greeting), MSG_WAITALL) == sizeof(greeting) && memcmp(greeting, "NBDMAGIC", 8) == 0;
+        TEMP_FAILURE_RETRY(connect(fd, (struct sockaddr *)&sa, sizeof(sa))) == 0 &&
+        TEMP_FAILURE_RETRY(recv(fd, greeting, sizeof(greeting), MSG_WAITALL)) == sizeof(greeting) &&
+        memcmp(greeting, "NBDMAGIC", sizeof(greeting)) == 0;
 }
 
 bool scratch_is_same(const Scratch *s)

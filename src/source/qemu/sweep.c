@@ -170,7 +170,8 @@ static bool stop_server(Qmp *q, const Scratch *server, Err *err)
     if (sweep_call(q, "closefd", json_pack("{s:s}", "fdname", SWEEP_FD), &none))
         return true;
     if (none.code != ERR_PROTOCOL) {
-        *err = none;
+        if (err->code == ERR_NONE)
+            *err = none;
         return false;
     }
     if (!scratch_is_served(server))
@@ -187,8 +188,11 @@ static bool stop_server(Qmp *q, const Scratch *server, Err *err)
     if (nbd)
         return true;        // somebody put an export of his own on our server
     Err refused = ERR_INIT; // ERR_PROTOCOL: it does not run
-    return qmp_call(q, "nbd-server-stop", NULL, NULL, &refused) || refused.code == ERR_PROTOCOL ||
-        (*err = refused, false);
+    if (qmp_call(q, "nbd-server-stop", NULL, NULL, &refused) || refused.code == ERR_PROTOCOL)
+        return true;
+    if (err->code == ERR_NONE)
+        *err = refused;
+    return false;
 }
 
 bool sweep(Qmp *q, const SweepSpec *spec, Err *err)

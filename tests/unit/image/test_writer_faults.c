@@ -30,6 +30,7 @@ static const char *image_path, *hashes_path;
 
 static ino_t dirty[DIRTY_MAX]; // 0: a free place
 static unsigned headers;
+static uint64_t waited_to; // what lies before that in the image is on the disk
 
 static void set_dirty(int fd, bool is)
 {
@@ -90,8 +91,6 @@ int __wrap_ftruncate64(int fd, off_t length)
     return now() ? -1 : __real_ftruncate64(fd, length);
 }
 
-static uint64_t waited_to; // what lies before that is on the disk
-
 int __wrap_sync_file_range(int fd, off64_t offset, off64_t n, unsigned flags)
 {
     if (now())
@@ -145,27 +144,35 @@ static bool story(Model *m, Writer *w, HashesSummary *ret, Hash *ret_digest, Err
     return true;
 }
 
+// The n-th call from here on fails.
+static WriterSpec begin(Model *m, uint64_t n)
+{
+    ModelPoint *p = &m->points[0];
+    (void)snprintf(p->image, sizeof p->image, "%s/i", m->folder);
+    (void)snprintf(p->hashes, sizeof p->hashes, "%s/h", m->folder);
+    calls = waited_to = 0;
+    headers = 0;
+    fail_at = n;
+    memset(dirty, 0, sizeof dirty);
+    image_path = p->image;
+    hashes_path = p->hashes;
+    return (WriterSpec){.image_path = p->image,
+                        .hashes_path = p->hashes,
+                        .size = p->size,
+                        .cluster_bits = m->cluster_bits,
+                        .hash = m->hash,
+                        .mode = DISK_FULL};
+}
+
 static void one_fault(Model *m, uint64_t n, uint64_t *ret_calls)
 {
     Err err = ERR_INIT;
     HashesSummary summary;
     Hash digest;
     Writer *w = NULL;
-    (void)snprintf(m->points[0].image, sizeof m->points[0].image, "%s/i", m->folder);
-    (void)snprintf(m->points[0].hashes, sizeof m->points[0].hashes, "%s/h", m->folder);
-    WriterSpec spec = {.image_path = m->points[0].image,
-                       .hashes_path = m->points[0].hashes,
-                       .size = m->points[0].size,
-                       .cluster_bits = 12,
-                       .hash = m->hash,
-                       .mode = DISK_FULL,
-                       .direct_io = n % 2 == 0,
-                       .cache_groups = 1};
-    calls = headers = 0;
-    fail_at = n;
-    memset(dirty, 0, sizeof dirty);
-    image_path = spec.image_path;
-    hashes_path = spec.hashes_path;
+    WriterSpec spec = begin(m, n);
+    spec.direct_io = n % 2 == 0;
+    spec.cache_groups = 1;
     bool ok = writer_open(&spec, &w, &err) && story(m, w, &summary, &digest, &err);
     *ret_calls = calls;
     fail_at = 0;
@@ -218,25 +225,13 @@ static void test_every_call(void **state)
     free(m.points[0].bytes);
 }
 
-// Of 64 MiB that go through the page cache, no more than 48 wait there for the disk. The n-th call fails.
+// Of 64 MiB that go through the page cache, no more than 48 wait there for the disk.
 static bool write_cached(Model *m, uint64_t n, Err *err)
 {
-    (void)snprintf(m->points[0].image, sizeof m->points[0].image, "%s/i", m->folder);
-    (void)snprintf(m->points[0].hashes, sizeof m->points[0].hashes, "%s/h", m->folder);
-    WriterSpec spec = {.image_path = m->points[0].image,
-                       .hashes_path = m->points[0].hashes,
-                       .size = m->points[0].size,
-                       .cluster_bits = 16,
-                       .hash = m->hash,
-                       .mode = DISK_FULL};
+    WriterSpec spec = begin(m, n);
     HashesSummary summary;
     Hash digest;
     Writer *w = NULL;
-    calls = waited_to = 0;
-    fail_at = n;
-    memset(dirty, 0, sizeof dirty);
-    image_path = spec.image_path;
-    hashes_path = spec.hashes_path;
     bool ok = writer_open(&spec, &w, err);
     for (uint64_t at = 0; ok && at < spec.size; at += 1 << 20) {
         ok = writer_write(w, m->points[0].bytes + at, at, 1 << 20, err);
