@@ -23,6 +23,7 @@ from lib.world import CLUSTER, World
 MIB = 1 << 20
 SIZE = 4 * MIB
 BLOCKS = SIZE // CLUSTER
+FIRST_MIB = range(MIB // CLUSTER)
 
 
 # ---- the hub's side, a client played by hand
@@ -458,9 +459,9 @@ def test_a_comparison_reads_what_is_called_not_in_use(make_hub, place):
         history.check_everything(history.random)
 
 
-def die_in_the_comparison(lying):
-    """The alarm was raised before."""
-    lying.sim("fault", call="read", kind="delay", ms=200, times=100000, skip=SIZES[2000] // CLUSTER + 64)
+def die_in_the_comparison(lying, copied=0):
+    """The alarm was raised before. Only the comparison reads whole MiBs; the copy does so that many times."""
+    lying.sim("fault", call="read", kind="delay", ms=30000, times=100000, disk=2000, length=MIB, skip=copied)
     backup_id = lying.start("main")
     wait_for(lambda: [d for d in lying.show(backup_id)["disks"] if d["reason"] == "audit_failed"], "the alarm")
     os.kill(client_pid(lying.world, backup_id), 9)
@@ -468,11 +469,15 @@ def die_in_the_comparison(lying):
     lying.sim("heal")
 
 
-def cut(lying, reads):
-    """A backup whose client is killed after some reads; what arrived is durable."""
-    lying.sim("fault", call="read", kind="delay", ms=30000, times=100000, skip=reads)
+def cut(lying):
+    """A backup whose client is killed when it has sent something of a disk's first MiB: that is durable.
+
+    Counted over all disks, the reads may all have been the other disk's: then nothing was kept that could be wrong.
+    """
+    lying.sim("fault", call="read", kind="delay", ms=30000, times=100000, disk=2000, **{"from": MIB})
     backup_id = lying.start("main")
-    wait_for(lambda: sum(d["transferred_bytes"] for d in lying.show(backup_id)["disks"]) > 0, "some of it was sent")
+    wait_for(lambda: [d for d in lying.show(backup_id)["disks"] if d["disk_key"] == "2000" and d["transferred_bytes"]],
+             "some of it was sent")
     os.kill(client_pid(lying.world, backup_id), 9)
     assert lying.wait_final(backup_id)["resumable"]
     lying.sim("heal")
@@ -510,8 +515,9 @@ def test_a_comparison_is_not_gone_on_from_by_tracking_that_lied(lying):
     lying.point()
     lie(lying, 2000, 3)
     die_in_the_comparison(lying)
-    cut(lying, 9)
-    hide(lying, 2000, range(8))
+    lying.sim.write(WEB, 0, lying.random.randbytes(4096), disk=2000)      # a comparison sends what differs
+    cut(lying)
+    hide(lying, 2000, FIRST_MIB)
     references = lying.references_now()
     again = lying.backup("main", references)
     assert modes(again)["2000"] == ("compare", "audit_failed")
@@ -527,8 +533,8 @@ def test_what_is_kept_of_an_interrupted_backup_is_audited(lying, kind):
         lying.point()
         for cluster in range(64):
             lying.sim.write(WEB, cluster * CLUSTER, lying.random.randbytes(CLUSTER), disk=2000)
-    cut(lying, 60 if kind == "tracked" else 4)     # reads of up to 1 MiB
-    hide(lying, 2000, range(8))
+    cut(lying)
+    hide(lying, 2000, FIRST_MIB)
     found = alarmed(lying, lying.references_now())
     assert found["resumed_from"] and found["disks"][0]["audit"]["wrong_blocks"] > 0
     assert modes(found)["2000"] == ("full" if kind == "full" else "compare", "audit_failed")
@@ -538,14 +544,9 @@ def test_what_is_kept_of_an_interrupted_backup_is_audited(lying, kind):
 def test_a_full_whose_audit_failed_is_not_gone_on_from(lying):
     """It has no parent at which anything could be noted; its image has what the audit found wrong."""
     lying.guest_writes(100)
-    cut(lying, 4)
-    hide(lying, 2000, range(8))
-    lying.sim("fault", call="read", kind="delay", ms=200, times=100000, skip=SIZES[2000] // CLUSTER + 64)
-    backup_id = lying.start("main")
-    wait_for(lambda: [d for d in lying.show(backup_id)["disks"] if d["reason"] == "audit_failed"], "the alarm")
-    os.kill(client_pid(lying.world, backup_id), 9)
-    assert lying.wait_final(backup_id)["status"] == "failed"
-    lying.sim("heal")
+    cut(lying)
+    hide(lying, 2000, FIRST_MIB)
+    die_in_the_comparison(lying, copied=SIZES[2000] // MIB - 1)
     lying.sim("lie", vm=WEB, disk=2000, kind="none")
     lying.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)
     full = lying.backup("main", lying.references_now())
@@ -568,7 +569,7 @@ def test_an_alarm_of_a_job_that_failed_of_something_else(world):
 def test_a_full_that_kept_something_unseen_is_doubted_later(lying):
     lying.guest_writes(100)
     lying.api.patch("/vms/web", {"audit_blocks": 0}).expect(200)
-    cut(lying, 4)
+    cut(lying)
     full = lying.backup("main", lying.references_now())
     assert full["resumed_from"] and sum(d["kept_bytes"] for d in full["disks"])
     lying.api.patch("/vms/web", {"audit_blocks": 1000}).expect(200)

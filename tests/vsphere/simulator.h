@@ -246,8 +246,15 @@ typedef enum InjectKind {
     INJECT_CUT
 } InjectKind;
 
+typedef struct ReadOfDisk {
+    uint64_t key;
+    uint64_t offset;
+    uint64_t n;
+} ReadOfDisk;
+
 typedef struct Injection {
     char call[NAME_MAX_TEXT]; // "*": any; "read": the data path
+    ReadOfDisk least;         // of the data path: only this disk (0: any), at and behind that offset, of that length
     InjectKind kind;
     uint64_t skip;
     uint64_t times;
@@ -362,7 +369,8 @@ bool http_certificate(const char *cert_path, const char *key_path, Err *err) mus
 Session *session_find(const char *key);
 Session *session_new(const char *user);
 void session_end(Session *session);
-bool inject_take(const char *call, Injection *ret_injection);
+// read: of the data path; NULL: a call.
+bool inject_take(const char *call, const ReadOfDisk *read, Injection *ret_injection);
 
 // simulator_soap.c: one request. *ret_reply is malloc()ed. *ret_session: whose call it was, or who has logged in.
 typedef struct Answer {

@@ -80,11 +80,19 @@ static bool is_user(struct MHD_Connection *connection)
 
 // ---- faults of the line
 
-bool inject_take(const char *call, Injection *ret_injection)
+static bool is_meant(const Injection *in, const char *call, const ReadOfDisk *read)
+{
+    if (strcmp(in->call, "*") != 0 && strcmp(in->call, call) != 0)
+        return false;
+    const ReadOfDisk *least = &in->least;
+    return !read || ((!least->key || least->key == read->key) && read->offset >= least->offset && read->n >= least->n);
+}
+
+bool inject_take(const char *call, const ReadOfDisk *read, Injection *ret_injection)
 {
     for (size_t i = 0; i < sim.n_injections; i++) {
         Injection *in = &sim.injections[i];
-        if (in->times == 0 || (strcmp(in->call, "*") != 0 && strcmp(in->call, call) != 0))
+        if (in->times == 0 || !is_meant(in, call, read))
             continue;
         if (in->skip) {
             in->skip--;
@@ -222,21 +230,22 @@ static enum MHD_Result give_data(struct MHD_Connection *connection)
     Disk *disk = find_layer(connection, &wanted) == 200 ? wanted.layer->disk : NULL;
     sim.disks += disk && disk->reads++ == 0;
     sim.disks_most = MAX(sim.disks_most, sim.disks);
-    bool injected = inject_take("read", &in);
+    ReadOfDisk read = {.key = disk ? (uint64_t)disk->key : 0};
+    const char *range = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Range");
+    bool in_range = parse_range(range, disk ? wanted.layer->capacity : 0, &read.offset, &read.n);
+    bool injected = inject_take("read", &read, &in);
     if (injected && in.kind == INJECT_DELAY)
         sim_wait((int64_t)in.amount);
     if (sim.read_latency_ms)
         sim_wait(sim.read_latency_ms);
     int status = injected && in.kind == INJECT_FAULT ? 500 : find_layer(connection, &wanted);
-    uint64_t offset = 0, n = 0;
-    const char *range = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Range");
-    if (status == 200 && !parse_range(range, wanted.layer->capacity, &offset, &n))
+    if (status == 200 && !in_range)
         status = 416;
     char *data = NULL;
     Err err = ERR_INIT;
     if (status == 200) {
-        data = sim_more(NULL, 0, n);
-        status = layer_read(wanted.snapshot, wanted.layer, offset, data, n, &err) ? 206 : 500;
+        data = sim_more(NULL, 0, read.n);
+        status = layer_read(wanted.snapshot, wanted.layer, read.offset, data, read.n, &err) ? 206 : 500;
     }
     sim.reads--;
     if (disk && --disk->reads == 0)
@@ -246,7 +255,7 @@ static enum MHD_Result give_data(struct MHD_Connection *connection)
         free(data);
         return say(connection, status, err.details[0] ? err.details : "no\n");
     }
-    return reply(connection, status, "application/octet-stream", data, n, injected ? &in : NULL, NULL);
+    return reply(connection, status, "application/octet-stream", data, read.n, injected ? &in : NULL, NULL);
 }
 
 static enum MHD_Result give_info(struct MHD_Connection *connection, bool areas)

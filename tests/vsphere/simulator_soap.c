@@ -595,7 +595,7 @@ void soap_answer(const char *body, size_t len, const char *cookie, Answer *ret_a
     if (call) {
         snprintf(ret_answer->cookie, sizeof ret_answer->cookie, "%s", cookie);
         sim_count((const char *)call->name);
-        ret_answer->injected = inject_take((const char *)call->name, &ret_answer->injection);
+        ret_answer->injected = inject_take((const char *)call->name, NULL, &ret_answer->injection);
         const Injection *i = &ret_answer->injection;
         if (ret_answer->injected && i->kind == INJECT_DELAY)
             sim_wait((int64_t)i->amount);
