@@ -1,7 +1,6 @@
 #include "unit.h"
 
 #include "source/qemu/disks.h"
-#include "source/qemu/scratch.h"
 #include "source/qemu/sweep.h"
 
 #define IMAGE(size)                                                                     \
@@ -128,17 +127,6 @@ static void test_answers_that_are_none(void **state)
     }
 }
 
-static void test_scratch_numbers(void **state)
-{
-    (void)state;
-    const uint64_t mib = 1 << 20, gib = 1 << 30;
-    assert_int_equal(scratch_low_water(0), 16 * mib);
-    assert_int_equal(scratch_low_water(10 * gib), gib / 2);
-    assert_int_equal(scratch_low_water(UINT64_MAX), 2 * gib);
-    const uint64_t sizes[] = {10 * gib, 1024 * gib};
-    assert_int_equal(scratch_need(10 * gib, sizes, 2), gib / 2 + gib + 8 * gib);
-}
-
 static void test_names_fit_qemu(void **state)
 {
     (void)state;
@@ -156,7 +144,6 @@ int main(void)
         cmocka_unit_test(test_read_only),
         cmocka_unit_test(test_where_bitmaps_can_live),
         cmocka_unit_test(test_answers_that_are_none),
-        cmocka_unit_test(test_scratch_numbers),
         cmocka_unit_test(test_names_fit_qemu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
