@@ -137,8 +137,10 @@ def test_rule_06_incomplete_full_is_refused(chain):
 def test_after_the_seal_nothing_is_written(chain):
     e = chain.ingest(MIB)
     run("qemu-io", "-f", "raw", "-c", f"write -P 1 0 {MIB}", e.uri)
-    first = e.ask("seal")
-    assert first["ok"] and e.ask("seal") == first
+    first, again = e.ask("seal"), e.ask("seal")
+    for answer in (first, again):
+        assert answer.pop("connections") <= 1       # qemu-io's end may not have been noticed yet
+    assert first["ok"] and again == first
     before = open(e.config["image"], "rb").read()
     done = run("qemu-io", "-f", "raw", "-c", "write -P 2 0 65536", e.uri, ok=False)
     assert done.returncode != 0 and b"shutdown" in (done.stdout + done.stderr)
