@@ -19,6 +19,8 @@ def history(make_hub, place):
 
 
 def copying(history):
+    """What it reads is held back until goes_down(): reads that only took their time were over before that."""
+    history.sim("fault", call="read", kind="delay", ms=600000, times=100000)
     backup_id = history.start("main")
     wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
     return backup_id
@@ -28,6 +30,7 @@ def goes_down(history, refused=1, **how):
     """Until somebody has met with that."""
     before = history.sim.calls().get("refused", 0)
     history.sim("down", **how)
+    history.sim("heal")
     history.sim("wait_call", call="refused", count=before + refused)
 
 
@@ -51,10 +54,8 @@ def test_the_vcenter_alone_while_disks_are_read(history):
     history.guest_writes(20)
     references = history.references_now()
     history.sim("calls", clear=True)
-    history.sim("set", read_latency_ms=300)
     backup_id = copying(history)
     goes_down(history, hosts_up=True)
-    history.sim("set", read_latency_ms=0)
     history.sim("up")
     completes(history, backup_id, references)
     assert {d["mode"] for d in history.show(backup_id)["disks"]} == {"tracked"}
@@ -64,13 +65,11 @@ def test_the_vcenter_alone_while_disks_are_read(history):
 @pytest.mark.parametrize("reads", [0, 3])
 def test_all_of_it_while_disks_are_opened_or_read(history, reads):
     references = history.references_now()
-    history.sim("set", read_latency_ms=300)
     history.sim("calls", clear=True)
     backup_id = copying(history)
     if reads:
         history.sim("wait_call", call="read", count=reads)
     goes_down(history, refused=2)
-    history.sim("set", read_latency_ms=0)
     history.sim("up")
     completes(history, backup_id, references)
     assert history.sim.calls()["Login"] == 2
@@ -89,13 +88,11 @@ def test_an_answer_on_areas_that_breaks_off(history):
 
 def test_all_of_it_for_good(history):
     """The job fails; the snapshot that it had to leave goes with the next one, which is right."""
-    history.sim("set", read_latency_ms=300)
     backup_id = copying(history)
     goes_down(history)
     failed = history.api.wait_status(backup_id, {"failed"}, deadline=patience(120))
     assert "vddk" in failed["details"], failed
     assert len(history.snapshots()) == 1 and history.told(backup_id, LEAVING)
-    history.sim("set", read_latency_ms=0)
     history.sim("up")
     references = history.references_now()
     completes(history, history.start("main"), references)
@@ -121,14 +118,12 @@ def test_a_cancel_while_it_is_away(history):
     """Seconds, not the minutes for which it would be waited for."""
     history.point()
     history.guest_writes(20)
-    history.sim("set", read_latency_ms=300)
     backup_id = copying(history)
     goes_down(history, hosts_up=True)
     began = time.monotonic()
     history.cli.ok("cancel", backup_id)
     assert history.wait_final(backup_id)["status"] == "cancelled"
     assert time.monotonic() - began < patience(30)
-    history.sim("set", read_latency_ms=0)
     history.sim("up")
     references = history.references_now()
     completes(history, history.start("main"), references)
