@@ -84,6 +84,8 @@ bool layer_init(Layer *layer, Disk *disk, const char *id, Err *err) must_check;
 // n bytes as they were at the snapshot's instant; offset + n <= capacity.
 bool layer_read(const Snapshot *snapshot, const Layer *layer, uint64_t offset, void *p, uint64_t n, Err *err)
     must_check;
+// The live disk becomes what the newest snapshot holds of it; change tracking does not hear of it.
+bool layer_revert(const Snapshot *snapshot, Layer *layer, Err *err) must_check;
 // Hands what `layer` keeps to the next older one, if there is one.
 bool layer_merge(Layer *layer, Layer *older, Err *err) must_check;
 // The set of granules for an answer: changed after the interval `since` up to the snapshot. Caller frees words.

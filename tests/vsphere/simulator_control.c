@@ -486,6 +486,30 @@ static bool do_remove_snapshot(const json_t *c, json_t *reply, Err *err)
     return snapshot_of(c, &s, err) && state_thaw(s, false, err);
 }
 
+// To the newest one: the chain has no forks. What becomes of change tracking is what releases differ in.
+static bool do_revert(const json_t *c, json_t *reply, Err *err)
+{
+    (void)reply;
+    Snapshot *s;
+    const char *tracking = text(c, "tracking", "anew");
+    bool anew = strcmp(tracking, "anew") == 0, lost = strcmp(tracking, "lost") == 0;
+    if (!snapshot_of(c, &s, err))
+        return false;
+    if (s->gone || s->vm->snapshots[s->vm->n_snapshots - 1] != s)
+        return err_set(err, ERR_CONFLICT, "%s is not the newest snapshot", s->id);
+    if (!anew && !lost && strcmp(tracking, "silent") != 0)
+        return err_set(err, ERR_INVALID, "tracking is anew, lost or silent");
+    for (size_t i = 0; i < s->n_layers; i++) {
+        Disk *disk = s->layers[i].disk;
+        if (!layer_revert(s, &s->layers[i], err))
+            return false;
+        if (anew && disk->tracking)
+            disk_track(disk);
+        disk->lost = disk->lost || lost;
+    }
+    return true;
+}
+
 // The frozen content, as a sparse raw file
 static bool do_export(const json_t *c, json_t *reply, Err *err)
 {
@@ -637,6 +661,7 @@ static const struct {
     {"vm", do_vm},
     {"snapshot", do_snapshot},
     {"remove_snapshot", do_remove_snapshot},
+    {"revert", do_revert},
     {"export", do_export},
     {"state", do_state},
     {"calls", do_calls},

@@ -299,6 +299,29 @@ bool layer_read(const Snapshot *snapshot, const Layer *layer, uint64_t offset, v
     return true;
 }
 
+static bool put_back(Layer *layer, uint64_t g, void *data, const Snapshot *snapshot, Err *err)
+{
+    Disk *disk = layer->disk;
+    uint64_t offset = g * sim.granule, n = MIN(sim.granule, layer->capacity - offset);
+    return (!bits_get(&layer->allocated, g) || layer_read(snapshot, layer, offset, data, n, err)) &&
+        disk_write(snapshot->vm, disk, offset, bits_get(&layer->allocated, g) ? data : NULL, n, err);
+}
+
+bool layer_revert(const Snapshot *snapshot, Layer *layer, Err *err)
+{
+    Disk *disk = layer->disk;
+    bool tracking = disk->tracking;
+    cleanup_free uint8_t *data = sim_more(NULL, 0, sim.granule);
+    if (disk->capacity != layer->capacity && !disk_resize(snapshot->vm, disk, layer->capacity, err))
+        return false;
+    disk->tracking = false;
+    bool ok = true;
+    for (uint64_t g = 0; ok && (g = bits_next(&layer->kept, g, true)) < layer->kept.n; g++)
+        ok = put_back(layer, g, data, snapshot, err);
+    disk->tracking = tracking;
+    return ok;
+}
+
 bool layer_merge(Layer *layer, Layer *older, Err *err)
 {
     if (older) {

@@ -74,9 +74,12 @@ class VsphereHistory(History):
         name = "look-" + secrets.token_hex(4)
         self.sim("snapshot", vm=self.path, name=name)
         moref, = [s["moref"] for s in self.sim.vm(self.path)["snapshots"] if s["name"] == name]
-        found = {str(key): self.references.of(self.sim.frozen(moref, key)) for key in SIZES}
+        found = self.frozen_now(moref)
         self.sim("remove_snapshot", vm=self.path, snapshot=moref)
         return found
+
+    def frozen_now(self, moref):
+        return {str(key): self.references.of(self.sim.frozen(moref, key)) for key in SIZES}
 
     def told(self, backup_id, words):
         """The client's log lines about the job that have these words."""
