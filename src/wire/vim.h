@@ -35,7 +35,6 @@
 #include <stdatomic.h>
 
 #define VIM_TIMEOUT_MS 60000
-#define VIM_IDLE_MS (4 * 60 * 1000) // vim_keep_alive() asks after so long; vCenter ends a session after 30 minutes
 
 typedef struct Vim Vim;
 
@@ -78,8 +77,9 @@ const TlsCertificate *vim_shown(const Vim *v);
 // The session as VDDK's cookie= takes it: "vmware_soap_session=…", quotes included if the server gave some. It changes
 // when the session is renewed, and is dead after vim_close(). Borrowed until the next call.
 const Secret *vim_session_cookie(const Vim *v);
-// To be called every now and then while nothing else is: asks for the time if no call was made for VIM_IDLE_MS.
-bool vim_keep_alive(Vim *v, Err *err) must_check;
+// To be called every now and then while nothing else is: asks for the time if no call was made for idle_ms, and waits
+// 5 s at most. A session that has ended is left for the next call to renew. The last call's fault stays.
+void vim_keep_alive(Vim *v, int idle_ms);
 
 // The fault that the last call, or the task that it waited for, ended with; all "" if none did.
 typedef struct VimFault {

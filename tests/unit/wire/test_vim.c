@@ -318,13 +318,17 @@ static void truncated_replies(void **state)
     fake_truncate(s, 1, fault, find);
 }
 
-// Nothing is asked while calls are made anyway.
+// Nothing is asked while calls are made anyway, and a session that has ended is for the next call to renew.
 static void keeps_alive_only_when_idle(void **state)
 {
     FakeSession *s = *state;
     fake_again();
-    assert_ok(vim_keep_alive(s->vim, &s->err), &s->err);
+    vim_keep_alive(s->vim, 60000);
     assert_int_equal(fake.asked, 0);
+    fake_fault("NotAuthenticated", "", "");
+    vim_keep_alive(s->vim, 0);
+    assert_int_equal(fake.asked, 1);
+    assert_non_null(strstr(fake.requests[0], "<CurrentTime "));
 }
 
 #define IN_SESSION(test) cmocka_unit_test_setup_teardown(test, fake_open, fake_close)
