@@ -59,7 +59,7 @@ typedef struct SourceDisk {
     char *change_id;        // of this instant
     const char *tracking;   // "bitmap", "cbt", "none" (change_id minted, never given to a hypervisor)
     char *base_change_id;   // the change set is computed from this one; NULL: there is none
-    char *lost;             // why there is none, for people; NULL when there is, or no parent
+    char *lost;             // why there is none, or nothing tracks the disk, for people; NULL: nothing to say
     ChainReason lost_code;  // the same, for programs: one of chain_reason_is_loss(); CHAIN_NONE: nothing more is known
     uint64_t allocated_bytes; // data that a full would move; size, or 0, if unknown
     uint64_t estimated_bytes; // dirty bytes since base_change_id; without one, allocated_bytes

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,40 @@ def test_one_session_and_the_lines_of_the_contract(history):
     assert "Successfully stored ChangeID in SHA database" in said[1] and backup["change_id"] in said[1], said
 
 
+def test_a_session_is_kept_while_nothing_is_asked(make_hub, place):
+    """A full reads for hours and asks nothing: its session ended, and that of each later question was another."""
+    with VsphereHistory(make_hub, place, environment={"SENDENSE_VSPHERE_KEEP_ALIVE": "1"}) as history:
+        history.register().guest_writes(4)
+        history.sim("calls", clear=True)        # the hub looked for the VM
+        history.sim("fault", call="read", kind="delay", disk=2000, ms=60000)
+        history.sim("set", session_idle_ms=int(patience(4)) * 1000)
+        backup_id = history.start("main")
+        history.sim("wait_call", call="CurrentTime", count=int(patience(8)), seconds=int(patience(60)))
+        history.sim("heal")
+        assert history.wait_final(backup_id)["status"] == "completed"
+        history.check_nothing_left()
+        assert history.sim.calls()["Login"] == 1
+
+
+def test_the_password_is_on_no_command_line_while_disks_are_read(history):
+    """Neither the client's nor that of nbdkit, which finds it in a descriptor; nor in what either inherits."""
+    password = history.sim.state["password"].encode()
+    history.register().guest_writes(40)
+    history.sim("set", read_latency_ms=300)
+    backup_id = history.start("main")
+    wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+    client = client_pid(history.world, backup_id)
+    wait_for(lambda: len(children(client)) == len(SIZES), "each disk has its nbdkit with VDDK")
+    for pid in children(client):
+        wait_for(lambda pid=pid: b"password=-" in Path(f"/proc/{pid}/cmdline").read_bytes(), "nbdkit is started")
+    for pid in (history.hub.process.pid, client, *children(client)):
+        for name in ("cmdline", "environ"):
+            assert password not in Path(f"/proc/{pid}/{name}").read_bytes(), (pid, name)
+    history.api.post(f"/backups/{backup_id}/cancel").expect(202)
+    assert history.wait_final(backup_id)["status"] == "cancelled"
+    history.check_nothing_left()
+
+
 def test_a_consolidation_that_is_needed_is_told(history):
     """By the client's log, and by `discover` until somebody has done it."""
     history.register().guest_writes(10)
@@ -91,6 +126,19 @@ def test_vddk_behind_a_symbolic_link(make_hub, place):
         history.check_everything(history.random)
 
 
+@pytest.mark.parametrize("name", ["SENDENSE_VDDK_LIBDIR", "SENDENSE_VDDK_PLUGIN"])
+def test_what_is_not_installed_is_said_before_the_vm_is_touched(make_hub, place, name):
+    """A snapshot was made first, and what was said was nbdkit's: "realpath: No such file or directory"."""
+    with VsphereHistory(make_hub, place, environment={name: f"{place}/not-there"}) as history:
+        history.register()
+        history.sim("calls", clear=True)
+        failed = history.wait_final(history.start("main"))
+        assert failed["status"] == "failed", failed
+        assert f"{place}/not-there" in failed["details"] and name in failed["details"], failed
+        assert "CreateSnapshot_Task" not in history.sim.calls()
+        history.check_nothing_left()
+
+
 def test_tracking_that_is_off_is_switched_on(make_hub, place):
     vms = [{"path": WEB, "cbt": False, "disks": [{"key": key, "size": size} for key, size in SIZES.items()]}]
     with VsphereHistory(make_hub, place, vms=vms) as history:
@@ -102,15 +150,25 @@ def test_tracking_that_is_off_is_switched_on(make_hub, place):
 
 
 def test_tracking_is_not_switched_on_beside_snapshots(make_hub, place):
-    """Its answers would be wrong, without an error: such a VM is compared, and is told what to do."""
+    """Its answers would be wrong, without an error: such a VM is compared. What to do stood nowhere but in `discover`,
+    neither in the record nor in a log."""
     vms = [{"path": WEB, "cbt": False, "disks": [{"key": key, "size": size} for key, size in SIZES.items()]}]
     with VsphereHistory(make_hub, place, vms=vms) as history:
         history.sim("snapshot", vm=WEB, name="of-the-admin")
         history.register().guest_writes(10)
-        assert all(d["tracking"] == "none" for d in history.point()["disks"])
-        history.guest_writes()
-        assert {m for m, _ in modes(history.point()).values()} == {"compare"}
+        for mode, reason in (("full", "first_backup"), ("compare", "not_tracked")):
+            backup = history.point()
+            assert set(modes(backup).values()) == {(mode, reason)}
+            assert all(d["tracking"] == "none" for d in backup["disks"])
+            warned = history.told(backup["backup_id"], "what changed on a disk is not known")
+            assert len(warned) == 2 and all("level=warn" in w and "; remove them" in w for w in warned), warned
+            history.guest_writes()
+        assert all(d["reason_text"].endswith("; remove them") for d in backup["disks"]), backup
         assert history.snapshots() == ["of-the-admin"]
+        history.sim("remove_snapshot", vm=WEB, snapshot=history.sim.vm(WEB)["snapshots"][0]["moref"])
+        assert set(modes(history.point()).values()) == {("compare", "never_tracked")}
+        history.guest_writes()
+        assert set(modes(history.point()).values()) == {("tracked", "")}
         history.check_everything(history.random)
 
 
@@ -138,6 +196,28 @@ def test_lost_tracking_is_said_and_compared(history, place, loss, reason, word):
     history.guest_writes()
     assert set(modes(history.point()).values()) == {("tracked", "")}
     history.check_everything(history.random)
+
+
+@pytest.mark.parametrize("tracking, reason", [("anew", "epoch_changed"), ("lost", "id_refused"),
+                                              ("silent", "audit_failed")])
+def test_a_vm_that_was_reverted_to_a_snapshot(history, tracking, reason):
+    """Its disks hold what they held before the newest point; at worst change tracking never says so."""
+    history.register().guest_writes(10)
+    history.api.patch("/vms/web", {"audit_blocks": 1000}).expect(200)
+    history.point()
+    by_hand = history.sim("snapshot", vm=WEB, name="of-the-admin")["snapshot"]
+    reverted_to = history.frozen_now(by_hand)
+    history.guest_writes(10)
+    assert set(modes(history.point()).values()) == {("tracked", "")}
+    history.sim("revert", snapshot=by_hand, tracking=tracking)
+    references = history.references_now()
+    assert references == reverted_to
+    result = history.cli.run("backup", "web", "--repo", "main", use_json=True)
+    assert result.status == (5 if tracking == "silent" else 0), result
+    backup = history.note("main", history.show(result.json["backup_id"]), references)
+    assert set(modes(backup).values()) == {("compare", reason)}, backup
+    history.check_nothing_left()
+    history.check_point(backup["backup_id"])
 
 
 def test_tracking_that_is_lost_is_not_switched_beside_snapshots(history):
@@ -184,7 +264,7 @@ def test_a_killed_renewal_of_tracking_is_made_up_for(history, call, skip):
     history.check_everything(history.random)
 
 
-@pytest.mark.parametrize("lie", ["zero_length", "unordered", "past_end"])
+@pytest.mark.parametrize("lie", ["zero_length", "unordered", "overlap", "past_end", "other_start"])
 def test_answers_that_cannot_be_right_are_not_believed(history, lie):
     history.register().guest_writes(10)
     history.point()

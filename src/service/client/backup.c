@@ -224,11 +224,15 @@ static bool announce(Job *j, Err *err)
         return err_context(err, "announcing the disks");
     if (!join_disks(j, err))
         return false;
-    for (size_t i = 0; i < j->disks_len; i++)
+    for (size_t i = 0; i < j->disks_len; i++) {
         log_info("disk announced", LOG_STR("job", j->spec->job_id), LOG_STR("disk", j->disks[i].source->key),
                  LOG_NUM("size", j->disks[i].source->size), LOG_STR("mode", disk_mode_name(j->disks[i].answer->mode)),
                  LOG_STR("reason", chain_reason_name(j->disks[i].answer->reason)),
                  LOG_STR("goes_on_from", j->disks[i].answer->resume ? j->order.interrupted_backup_id : ""));
+        if (j->disks[i].source->lost && !str_eq(j->source->ops->type, "file")) // a file's never is
+            log_warn("what changed on a disk is not known", LOG_STR("job", j->spec->job_id),
+                     LOG_STR("disk", j->disks[i].source->key), LOG_STR("why", j->disks[i].source->lost));
+    }
     return true;
 }
 

@@ -121,10 +121,11 @@ static bool decide(Plan *p, const AnnounceDisk *a, const StoreDisk *parent, cons
     };
     d->chain_length = 1;
     DiskMode mode = chain_decide(&in, &reason);
-    const char *why = damage.code != ERR_NONE     ? damage.details
-        : chain_reason_is_loss(reason) && a->lost ? a->lost
-        : reason == CHAIN_NONE                    ? ""
-                                                  : chain_reason_text(reason);
+    bool sources_own = chain_reason_is_loss(reason) || reason == CHAIN_NOT_TRACKED;
+    const char *why = damage.code != ERR_NONE ? damage.details
+        : sources_own && a->lost              ? a->lost
+        : reason == CHAIN_NONE                ? ""
+                                              : chain_reason_text(reason);
     bool ok = mem_replace(&d->mode, disk_mode_name(mode), err) &&
         mem_replace(&d->reason, chain_reason_name(reason), err) && mem_replace(&d->reason_text, why, err);
     if (ok && mode != DISK_FULL) {

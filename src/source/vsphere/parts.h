@@ -45,8 +45,12 @@ typedef struct VsphereSource {
     void *waits_ctx;
     char *esx; // moref of the host that the VM runs on; "": not said
 
-    pthread_mutex_t lock; // vim: copies of several disks ask at a time
+    pthread_mutex_t lock; // vim, once the source is open: copies of several disks ask at a time, and alive.c
     Vim *vim;
+    pthread_t alive; // alive.c; what follows is under `lock`
+    pthread_cond_t alive_ends;
+    int alive_ms;
+    bool alive_runs, alive_over;
     pthread_mutex_t slot_lock; // what follows; held for moments only
     VsphereSlot slot;          // in hand for the next disk
     size_t disks_left;         // to be opened
@@ -62,7 +66,11 @@ bool vsphere_slot_take(VsphereSource *v, VsphereSlot *ret, Err *err) must_check;
 void vsphere_slot_return(VsphereSource *v, VsphereSlot *slot);
 void vsphere_slot_clear(VsphereSlot *slot);
 
-#define VSPHERE_TASK_MS (30 * 60 * 1000) // a consolidation of large disks takes its time
+// alive.c: from here to there the session does not end for want of questions. The end waits for 5 s at most.
+bool vsphere_alive_start(VsphereSource *v, Err *err) must_check;
+void vsphere_alive_stop(VsphereSource *v);
+
+#define VSPHERE_TASK_MS (30 * 60 * 1000)                          // a consolidation of large disks takes its time
 void vsphere_prefix(const char *vm_id, char out[VSPHERE_PREFIX]); // of the names of all snapshots of a VM's runs
 // Is it the VM that was registered? ERR_CONFLICT.
 bool vsphere_is_same_vm(const VsphereSpec *spec, const VimVm *vm, Err *err) must_check;
@@ -83,6 +91,8 @@ bool vsphere_areas_open(VsphereSource *v, size_t disk, const char *change_id, Bl
 bool vsphere_areas_probe(VsphereSource *v, const VimDisk *d, const char *change_id, uint64_t *ret_bytes, Err *err)
     must_check;
 
-// reads.c: the disk's bytes, and `areas` (owned, may be NULL) as its change set; in_use: as what is in use, the rest is
+// reads.c: is there what reads disks, as far as files tell? ERR_NOT_FOUND.
+bool vsphere_reads_check(Err *err) must_check;
+// The disk's bytes, and `areas` (owned, may be NULL) as its change set; in_use: as what is in use, the rest is
 // zero.
 bool vsphere_reads_open(VsphereSource *v, size_t disk, Blocks *areas, bool in_use, Blocks **ret, Err *err) must_check;

@@ -14,7 +14,10 @@
 #define READS_MAX 64 // that are taken, whatever makes sense
 #define TRIES 5      // to open a disk again, with pauses of 1, 2, 4, 8 and 16 s: a switch that fails over takes as long
 #define PAUSE_MS 1000
+#define LIBDIR "SENDENSE_VDDK_LIBDIR"
 #define LIBDIR_DEFAULT "/usr/lib/vmware-vix-disklib-distrib"
+#define PLUGIN "SENDENSE_VDDK_PLUGIN"
+#define PLUGIN_DEFAULT "vddk"
 
 typedef struct Reads Reads;
 
@@ -247,6 +250,22 @@ static const char *setting(const char *name, const char *other)
     return value && *value ? value : other;
 }
 
+bool vsphere_reads_check(Err *err)
+{
+    const char *vddk = setting(LIBDIR, LIBDIR_DEFAULT), *plugin = setting(PLUGIN, PLUGIN_DEFAULT);
+    cleanup_free char *libraries = mem_printf(err, "%s/lib64", vddk);
+    if (!libraries)
+        return false;
+    if (!file_is_dir(libraries))
+        return err_set(
+            err, ERR_NOT_FOUND,
+            "VMware's VDDK is not installed: there is no folder %s; HINT: unpack VDDK to %s, or say where it "
+            "is by " LIBDIR,
+            libraries, vddk);
+    return !strchr(plugin, '/') || file_exists(plugin) ||
+        err_set(err, ERR_NOT_FOUND, "nbdkit's vddk plugin is not there: " PLUGIN " is %s", plugin);
+}
+
 // "host" and "port" as the plugin wants them: apart, and without brackets.
 static bool split_host(const char *address, char **ret_server, char **ret_port, Err *err)
 {
@@ -265,7 +284,7 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
     cleanup_free char *server = NULL, *port = NULL, *real = NULL;
     if (!split_host(v->host, &server, &port, err))
         return false;
-    const char *vddk = setting("SENDENSE_VDDK_LIBDIR", LIBDIR_DEFAULT);
+    const char *vddk = setting(LIBDIR, LIBDIR_DEFAULT);
     Err not_there = ERR_INIT; // which the plugin says, too
     if (file_realpath(vddk, &real, &not_there))
         vddk = real;
@@ -287,7 +306,7 @@ static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
                           "--readonly",
                           "--exit-with-parent",
                           "--filter=blocksize",
-                          setting("SENDENSE_VDDK_PLUGIN", "vddk"),
+                          setting(PLUGIN, PLUGIN_DEFAULT),
                           libdir,
                           server,
                           port,

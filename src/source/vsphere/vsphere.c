@@ -63,9 +63,7 @@ static bool follows(VsphereSource *v, const VimDisk *d, const char *change_id, c
     Err refused = ERR_INIT;
     why[0] = '\0';
     *ret_code = CHAIN_NONE;
-    if (!v->tracks || !d->change_id[0])
-        (void)snprintf(why, 256, "%s", v->tracks ? "nothing tracks this disk's changes" : v->why_not);
-    else if (size != d->capacity)
+    if (size != d->capacity)
         (void)snprintf(why, 256, "the disk had %" PRIu64 " bytes, and has %" PRIu64, size, d->capacity);
     else if (uuid && uuid[0] && d->uuid[0] && !str_eq(uuid, d->uuid)) {
         *ret_code = CHAIN_REPLACED;
@@ -95,6 +93,11 @@ static uint64_t in_use(VsphereSource *v, VsphereDiskState *state, bool tracked)
     return state->in_use_known ? MIN(bytes, state->disk.capacity) : 0;
 }
 
+static const char *why_untracked(const VsphereSource *v, const VimDisk *d, const Err *odd)
+{
+    return !v->tracks ? v->why_not : d->change_id[0] ? odd->details : "the vCenter tracks no changes of this disk";
+}
+
 static bool describe(VsphereSource *v, size_t i, Err *err)
 {
     VsphereDiskState *state = &v->disks[i];
@@ -120,17 +123,20 @@ static bool describe(VsphereSource *v, size_t i, Err *err)
                  (!may_leave_out && !mem_replace(&out->token, d->change_id, err))
                  : !source_mint(&out->change_id, err)))
         return false;
-    if (parent && parent->tracking &&
-        !follows(v, d, parent->change_id, parent->backing_identity, parent->size, &dirty, why, &out->lost_code, err))
-        return false;
-    if (parent && !parent->tracking)
+    if (!tracked)
+        (void)snprintf(why, sizeof(why), "%.255s", why_untracked(v, d, &odd));
+    else if (parent && !parent->tracking)
         (void)snprintf(why, sizeof(why), "the previous backup was not tracked");
+    else if (parent &&
+             !follows(v, d, parent->change_id, parent->backing_identity, parent->size, &dirty, why, &out->lost_code,
+                      err))
+        return false;
     if (parent && !why[0]) {
         out->estimated_bytes = MIN(dirty, d->capacity);
         if (!mem_replace(&out->base_change_id, parent->change_id, err) ||
             !mem_replace(&state->base, parent->change_id, err))
             return false;
-    } else if (parent && !mem_replace(&out->lost, why, err)) {
+    } else if (why[0] && !mem_replace(&out->lost, why, err)) {
         return false;
     }
     if (!before || !tracked)
@@ -221,7 +227,7 @@ static bool is_lost_for_good(VsphereSource *v, size_t i)
     const SourceParent *parent = source_parent(v->req, v->s.disks[i].key);
     uint64_t ignored;
     Err refused = ERR_INIT; // what else is wrong shows elsewhere
-    return v->s.disks[i].lost && v->tracks && parent->tracking && d->change_id[0] &&
+    return v->s.disks[i].lost && v->tracks && parent && parent->tracking && d->change_id[0] &&
         same_epoch(parent->change_id, d->change_id) && !vsphere_areas_probe(v, d, d->change_id, &ignored, &refused) &&
         str_eq(vim_fault(v->vim)->type, "FileFault");
 }
@@ -289,8 +295,8 @@ static bool vsphere_open(const SourceRequest *req, Source **ret, Err *err)
     (void)pthread_mutex_init(&v->slot_lock, NULL);
     bool ok = vsphere_spec_read(req->spec, &v->spec, err);
     v->unallocated_zero = v->spec.unallocated_zero;
-    ok =
-        ok && log_in(v, req, err) && vsphere_snapshot_open(v, err) && take_disks(v, err) && renew_lost_tracking(v, err);
+    ok = ok && vsphere_reads_check(err) && log_in(v, req, err) && vsphere_snapshot_open(v, err) && take_disks(v, err) &&
+        renew_lost_tracking(v, err) && vsphere_alive_start(v, err);
     v->req = NULL;
     v->spec = (VsphereSpec){0};
     *ret = &v->s;
@@ -320,12 +326,14 @@ static bool vsphere_since(Source *s, size_t disk, Blocks **ret, Err *err)
 
 static bool vsphere_intact(Source *s, Err *err)
 {
+    vsphere_alive_stop((VsphereSource *)s); // nobody else asks from here on
     return vsphere_snapshot_stands((VsphereSource *)s, err);
 }
 
 static bool vsphere_close(Source *s, bool completed, Err *err)
 {
     VsphereSource *v = (VsphereSource *)s;
+    vsphere_alive_stop(v);
     if (v->vim)
         vim_set_patience(v->vim, completed ? AWAY_MS : 0); // a job that failed or was cancelled ends soon
     bool ok = !v->vim || vsphere_snapshot_close(v, err);
