@@ -270,6 +270,21 @@ class VcenterHistory(History):
         self.sim("remove_snapshot", vm=WEB, snapshot=moref)
         return True
 
+    def revert(self):
+        """To a snapshot that is older than the newest point, perhaps; tracking begins anew."""
+        self.others_snapshot()
+        moref = self.sim.vm(WEB)["snapshots"][-1]["moref"]
+        then = {key: bytes(disk.content) for key, disk in self.disks.items()}
+        self.write()
+        if self.rng.random() < 0.5:
+            self.good_backup("main")
+        self.say(f"  reverted to {self.others[-1]}")
+        self.sim("revert", snapshot=moref)
+        for key, content in then.items():
+            self.disks[key].content[:] = content
+            self.touch(key, 0, len(content))
+        return True
+
     def our_snapshots(self):
         return [s["moref"] for s in self.sim.vm(WEB)["snapshots"] if s["name"] not in self.others]
 
@@ -689,8 +704,8 @@ class VcenterHistory(History):
     HAPPENINGS = (
         "grow", "grow_and_shrink_back", "shrink", "replace", "add_disk", "remove_disk", "exclude", "include",
         "others_snapshot", "others_snapshot_goes", "reset_cbt", "lose_cbt", "tracking_off", "tracking_off_and_on",
-        "says_too_much", "lie", "lie_by_omission", "delete_point", "ask_for_a_full", "restart_hub", "kill_client",
-        "kill_exporter", "kill_reader", "kill_hub", "cancel", "restart_vcenter", "expire_sessions",
+        "revert", "says_too_much", "lie", "lie_by_omission", "delete_point", "ask_for_a_full", "restart_hub",
+        "kill_client", "kill_exporter", "kill_reader", "kill_hub", "cancel", "restart_vcenter", "expire_sessions",
         "our_snapshot_is_removed", "faulty_vcenter", "failing_task", "vcenter_away", "killed_in_the_copy")
 
     ALSO = ("noise", "zeros", "the same again", "what was there before", "trim", "written during a backup",

@@ -108,6 +108,21 @@ def test_a_consolidation_that_is_needed_is_told(history):
     history.check_everything(history.random)
 
 
+def test_a_snapshot_that_does_not_go(history):
+    """As where consolidation fails: the point counts, the log says why, and the next run removes it."""
+    history.register().guest_writes(10)
+    history.sim("task", call="RemoveSnapshot_Task", type="GenericVmConfigFault", message="Unable to consolidate")
+    backup = history.backup("main", history.references_now())
+    history.check_nothing_left()
+    told, = history.told(backup["backup_id"], "the source was not left as it should be")
+    assert "level=warn" in told and "Unable to consolidate" in told, told
+    assert len(history.snapshots()) == 1
+    history.guest_writes()
+    assert set(modes(history.point()).values()) == {("tracked", "")}
+    assert not history.snapshots()
+    history.check_everything(history.random)
+
+
 def test_areas_in_pages(make_hub, place):
     with VsphereHistory(make_hub, place, max_areas=2, change_id_blanks=True) as history:
         history.register().guest_writes(20)
