@@ -168,7 +168,10 @@ bool vsphere_snapshot_open(VsphereSource *v, Err *err)
 {
     cleanup(vim_vm_clear) VimVm vm = {0};
     if (!vim_vm(v->vim, v->moref, &vm, err))
-        return false;
+        return err->code == ERR_NOT_FOUND
+            ? err_context(err, "%s, %s, is not in the vCenter any more; registered there anew? sendense vm change",
+                          v->spec.path ? v->spec.path : v->spec.vm, v->moref)
+            : false;
     if (!vsphere_is_same_vm(&v->spec, &vm, err))
         return false;
     return sweep_earlier(v, &vm, err) && wait_for_turn(v, &vm, err) && ensure_tracking(v, &vm, err) &&
