@@ -2,7 +2,21 @@
 
 #include "base/str.h"
 
+#include <arpa/inet.h>
 #include <stdio.h>
+
+void guesses_address(const char *remote, char out[GUESS_KEY_MAX])
+{
+    struct in6_addr six;
+    if (inet_pton(AF_INET6, remote, &six) != 1) {
+        (void)snprintf(out, GUESS_KEY_MAX, "%s", remote);
+    } else if (IN6_IS_ADDR_V4MAPPED(&six)) {
+        (void)inet_ntop(AF_INET, &six.s6_addr[12], out, GUESS_KEY_MAX); // it has the room
+    } else {
+        memset(&six.s6_addr[8], 0, 8);
+        (void)inet_ntop(AF_INET6, &six, out, GUESS_KEY_MAX);
+    }
+}
 
 // Keys that are longer than the room for them share a bucket with others: no way around the limit.
 static bool is_key(const GuessBucket *b, const char *key)

@@ -22,6 +22,9 @@ typedef struct Guesses {
     size_t len;
 } Guesses;
 
+// The key of an address as inet_ntop() writes it: of IPv6 the first 64 bits, since one line of it is 2^64 addresses; an
+// IPv4 address within IPv6 is what it holds.
+void guesses_address(const char *remote, char out[GUESS_KEY_MAX]);
 // Seconds until the key may try again; 0: now.
 int64_t guesses_wait_s(const Guesses *g, const char *key, GuessRule rule, int64_t now_us);
 void guesses_failed(Guesses *g, const char *key, GuessRule rule, int64_t now_us);

@@ -197,16 +197,6 @@ bool hub_user_remove(Hub *h, const char *id_or_name, json_t **ret, Err *err)
 
 // ---- the limit on guessing
 
-// One line of an IPv6 network is 2^64 addresses.
-static void address_key(const char *remote, char out[GUESS_KEY_MAX])
-{
-    (void)snprintf(out, GUESS_KEY_MAX, "%s", remote);
-    int colons = 0;
-    for (char *p = out; *p; p++)
-        if (*p == ':' && ++colons == 4)
-            *p = '\0';
-}
-
 // Counts as failed until it is known to be right: of many at once no more are let through than one after the other.
 static bool begin_guess(Hub *h, const char *address, const char *name, Err *err)
 {
@@ -290,11 +280,12 @@ bool hub_session_begin(Hub *h, const json_t *body, const char *remote, Secret *r
     bool found, right = false;
     if (!h->auth)
         return err_set(err, ERR_CONFLICT, "this hub runs without authentication: there is nothing to log in to");
-    if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) ||
+    // what is no name is nobody's, and no row of the audit log can have it
+    if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
         !codec_json_text(body, "password", SECRET_MAX, &password, err))
         return false;
     (void)snprintf(ret_actor->name, sizeof(ret_actor->name), "%s", name);
-    address_key(remote, address);
+    guesses_address(remote, address);
     if (!begin_guess(h, address, name, err) || !store_user_find(h->store, name, &u, &found, err))
         return false;
     found = found && str_eq(u.name, name); // not by its ID
@@ -402,7 +393,7 @@ bool hub_session_password(Hub *h, const Secret *session, const json_t *body, con
     const char *old, *new;
     Change c = {0};
     bool right;
-    address_key(remote, address);
+    guesses_address(remote, address);
     if (!codec_json_text(body, "old_password", SECRET_MAX, &old, err) ||
         !codec_json_text(body, "new_password", SECRET_MAX, &new, err) || !session_of(h, session, &x, &u, err) ||
         !begin_guess(h, address, u.name, err) || !check_password(h, old, u.password, &right, err))

@@ -90,12 +90,36 @@ static void test_long_keys(void **state)
     assert_int_equal(wait("x", S), 0); // the beginning of one is another
 }
 
+// The fourth colon was looked for, as if all zeros were written out: "2001:db8::1" has three, and each address of that
+// line, and of all that share a link, had a limit of its own.
+static void test_addresses(void **state)
+{
+    (void)state;
+    static const char *const cases[][2] = {{"192.0.2.7", "192.0.2.7"},
+                                           {"::ffff:192.0.2.7", "192.0.2.7"},
+                                           {"2001:db8::1", "2001:db8::"},
+                                           {"2001:db8::a:b:c:d", "2001:db8::"},
+                                           {"2001:db8:1::1", "2001:db8:1::"},
+                                           {"2001:db8:1:0:a:b:c:d", "2001:db8:1::"},
+                                           {"2001:db8:1:2:a:b:c:d", "2001:db8:1:2::"},
+                                           {"2001:db8:1:2::", "2001:db8:1:2::"},
+                                           {"fe80::a:b:c:d", "fe80::"},
+                                           {"::1", "::"},
+                                           {"", ""}};
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        char key[GUESS_KEY_MAX];
+        guesses_address(cases[i][0], key);
+        assert_string_equal(key, cases[i][1]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_few_at_once_then_slowly),
         cmocka_unit_test(test_more_keys_than_places),
         cmocka_unit_test(test_long_keys),
+        cmocka_unit_test(test_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
