@@ -114,8 +114,10 @@ static bool same_variable(const char *a, const char *b)
 static bool keeps(const char *variable, const char *const *set_env)
 {
     // What the service manager says is for this process: LISTEN_… speaks of its descriptors, and only it may report.
+    // So are secrets that it was started with; what a child needs of them it is given.
     static const char *const own[] = {
-        "LISTEN_FDS=", LISTEN_PID_NAME, "LISTEN_FDNAMES=", "NOTIFY_SOCKET=", "WATCHDOG_USEC=", "WATCHDOG_PID="};
+        "LISTEN_FDS=",   LISTEN_PID_NAME,     "LISTEN_FDNAMES=", "NOTIFY_SOCKET=",     "WATCHDOG_USEC=",
+        "WATCHDOG_PID=", "SENDENSE_DB_PASS=", "SENDENSE_TOKEN=", "SENDENSE_JOB_TOKEN="};
     for (size_t i = 0; i < ARRAY_LEN(own); i++)
         if (str_starts(variable, own[i]))
             return false;

@@ -117,16 +117,23 @@ static void test_environment(void **state)
     assert_int_equal(setenv("UNIT_OVER", "old", 1), 0);
     assert_int_equal(setenv("UNIT_OVER_LONGER", "other", 1), 0);
     assert_int_equal(setenv("LISTEN_PID", "1", 1), 0);
-    const char *env[] = {"UNIT_OVER=new=1", "UNIT_ADDED=added", NULL};
-    static const char *const cases[][2] = {{"UNIT_KEPT", "kept"},         {"UNIT_OVER", "new=1"},
-                                           {"UNIT_OVER_LONGER", "other"}, {"UNIT_ADDED", "added"},
-                                           {"LISTEN_PID", "(none)"},      {"UNIT_NONE", "(none)"}};
+    // clients and exporters had the database's password, where the hub had it from its environment
+    static const char *const secrets[] = {"SENDENSE_DB_PASS", "SENDENSE_TOKEN", "SENDENSE_JOB_TOKEN"};
+    for (size_t i = 0; i < ARRAY_LEN(secrets); i++)
+        assert_int_equal(setenv(secrets[i], "sesame", 1), 0);
+    const char *env[] = {"UNIT_OVER=new=1", "UNIT_ADDED=added", "SENDENSE_JOB_TOKEN=its own", NULL};
+    static const char *const cases[][2] = {
+        {"UNIT_KEPT", "kept"},          {"UNIT_OVER", "new=1"},       {"UNIT_OVER_LONGER", "other"},
+        {"UNIT_ADDED", "added"},        {"LISTEN_PID", "(none)"},     {"UNIT_NONE", "(none)"},
+        {"SENDENSE_DB_PASS", "(none)"}, {"SENDENSE_TOKEN", "(none)"}, {"SENDENSE_JOB_TOKEN", "its own"}};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         cleanup_free char *out = output_of("env", cases[i][0], env);
         assert_string_equal(out, cases[i][1]);
     }
     assert_string_equal(getenv("UNIT_OVER"), "old");
     assert_int_equal(unsetenv("LISTEN_PID"), 0);
+    for (size_t i = 0; i < ARRAY_LEN(secrets); i++)
+        assert_int_equal(unsetenv(secrets[i]), 0);
 }
 
 static void test_standard_input(void **state)
