@@ -652,6 +652,12 @@ def test_behind_nginx(make_hub, place, tmp_path, elsewhere, nginx):
     assert followed.returncode == 0 and "completed" in followed.stderr, followed
     refused = elsewhere.run(BIN / "sendense", "repo", "list", environment={**environment, "SENDENSE_TOKEN": "x"})
     assert refused.returncode == 1 and "token" in refused.stderr, refused
+    # who guesses is stopped by nginx, and does not use up what the hub allows nginx
+    body, login = '{"name": "nobody", "password": "wrong one 1"}', f"https://{elsewhere.here}:{port}/api/v1/session"
+    guess = ["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-d", body, login]
+    seen = [elsewhere.run(*guess).stdout for _ in range(12)]
+    assert seen[:5] == ["401"] * 5 and "429" in seen[5:], seen
+    assert subprocess.run(guess, capture_output=True, text=True, check=True).stdout == "401"
     # nginx keeps the connection of a refused upgrade: the refusal is told all the same, and is no timeout
     made = world.api.post("/backups", {"vm_name": "pgtest1", "repository_id": world.repository_id,
                                        "start_client": False}).expect(201)
