@@ -37,6 +37,30 @@ def test_the_file_that_comes_with_it_has_each_setting_with_its_default(place):
     assert set(values) - options == set()
 
 
+def test_the_reference_has_each_setting_with_its_default_and_bounds(place):
+    """Nothing held docs/reference/hub.md against the hub: a bound that is changed was wrong there from then on."""
+    text = (ROOT / "docs/reference/hub.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("| `--")]
+    said = subprocess.run([str(BIN / "sendense-hub"), "--help"], capture_output=True, text=True, check=True, timeout=60)
+    named = [name for names, _, _ in rows for name in re.findall(r"`--([a-z-]+)`", names)]
+    assert sorted(named) == sorted(re.findall(r"^  --([a-z-]+)", said.stdout, re.MULTILINE))
+    defaults, bounded = check(place), 0
+    for names, values, default in rows:
+        name = re.match(r"`--([a-z-]+)`", names)[1]
+        if name in defaults and re.fullmatch(r"\d+|`[a-z/]+`|[\d.]+", default) and name != "data-dir":
+            assert default.strip("`") == defaults[name], name
+        if bounds := re.match(r"(\d+) to (\d+)( |;|$)", values):
+            bounded += 1
+            # the port of hosts that name none means nothing without them
+            low, high = int(bounds[1]), int(bounds[2])
+            for value in (low, high):
+                assert check(place, f"--{name}={value}")[name] == str(value)
+            for value in (low - 1, high + 1):
+                assert name in check(place, f"--{name}={value}", status=2)
+    numbers = [n for n, v in defaults.items() if v.isdecimal()]
+    assert bounded == len(numbers) and len(numbers) > 10
+
+
 def test_who_comes_last_wins(place):
     file = place / "hub.conf"
     file.write_text("max-jobs = 7\nchain-limit = 11\nlease = 40\nport = 9000\n# done\n")
