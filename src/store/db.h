@@ -52,7 +52,8 @@ typedef struct DbOps {
     // come one by one.
     bool (*only_read)(Db *db, Err *err);
     bool (*references)(Db *db, bool checked, Err *err); // from now on; outside of a transaction
-    // Questions for its own schema. All tables but the database's own, by name.
+    // Questions for its own schema. What all of it takes; all tables but the database's own, by name.
+    const char *bytes;
     const char *tables;
     // Of a table: name, place in the primary key or 0; in their order.
     const char *columns;

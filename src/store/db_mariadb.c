@@ -448,6 +448,8 @@ static const DbOps mariadb_ops = {
                " WHERE c.table_schema = DATABASE() AND c.table_name = ? ORDER BY c.ordinal_position",
     .counter = "SELECT auto_increment FROM information_schema.tables WHERE table_schema = DATABASE()"
                " AND table_name = ?",
+    .bytes = "SELECT CAST(SUM(data_length + index_length) AS SIGNED) FROM information_schema.tables"
+             " WHERE table_schema = DATABASE()",
     .set_counter = db_set_counter,
     .snapshot = db_snapshot,
 };

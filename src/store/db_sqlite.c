@@ -291,6 +291,7 @@ static const DbOps sqlite_ops = {
     .tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' ORDER BY name",
     .columns = "SELECT name, pk FROM pragma_table_info(?) ORDER BY cid",
     .counter = "SELECT seq + 1 FROM sqlite_sequence WHERE name = ?",
+    .bytes = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()",
     .set_counter = db_set_counter,
     .snapshot = db_snapshot,
 };

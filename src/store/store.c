@@ -59,6 +59,15 @@ const char *store_engine(const Store *s)
     return s->db->ops->name;
 }
 
+bool store_bytes(Store *s, uint64_t *ret, Err *err)
+{
+    int64_t bytes;
+    if (!store_number(s, s->db->ops->bytes, DB_NO_ARGS, 0, &bytes, err))
+        return false;
+    *ret = (uint64_t)MAX(bytes, 0);
+    return true;
+}
+
 void store_lock(Store *s)
 {
     (void)pthread_mutex_lock(&s->lock); // a recursive mutex of ours: only misuse can fail

@@ -29,6 +29,7 @@ bool store_open_sqlite(const char *path, Store **ret, Err *err) must_check;
 bool store_open_mariadb(const StoreMariadb *spec, Store **ret, Err *err) must_check;
 void store_close(Store *s);
 const char *store_engine(const Store *s); // "sqlite", "mariadb"
+bool store_bytes(Store *s, uint64_t *ret, Err *err) must_check; // what all of it takes; MariaDB's word, which is near
 
 // One writer at a time: the lock and the transaction are held until commit or rollback, by this thread. For who decides
 // by what it reads: other hubs on the database wait, or their commit is refused. Most want a StoreTurn instead.

@@ -31,6 +31,8 @@ def test_a_hub_that_has_done_nothing(hub):
     assert found['sendense_build_info{version="0.1.0",database="sqlite"}'] == 1
     assert found['sendense_jobs{status="pending"}'] == found["sendense_exporters"] == found["sendense_exports"] == 0
     assert found["sendense_data_dir_free_bytes"] > 0
+    assert found["sendense_database_bytes"] >= hub.database.stat().st_size > 0
+    assert 0 < found["sendense_database_seconds"] < 60
     check(text)
 
 

@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <search.h>
+#include <time.h>
 
 #define TEXT_MAX ((size_t)64 << 20)
 #define VMS_STEP 500 // in one question
@@ -195,6 +196,13 @@ static bool tell_repositories(Hub *h, StrBuf *out, Err *err)
     return ok;
 }
 
+static int64_t mono_us(void) // a question is often less than a millisecond
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t); // cannot fail for this clock
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
 static bool tell_database(Hub *h, StrBuf *out, Err *err)
 {
     static const char name[] = "sendense_database_backup_age_seconds";
@@ -203,8 +211,15 @@ static bool tell_database(Hub *h, StrBuf *out, Err *err)
     char problem[HUB_DUMP_PROBLEM];
     int64_t now = clock_utc_us(), at;
     hub_database_problem(h, problem);
-    bool ok = plain(out, "sendense_database_backup_failed", "1: the last backup of the hub's database failed.",
-                    problem[0] != '\0', err) &&
+    uint64_t n;
+    int64_t began = mono_us();
+    bool ok = store_backup_count_active(h->store, &n, err) &&
+        plain(out, "sendense_database_seconds", "What one question to the database takes, its place in line included.",
+              (double)(mono_us() - began) / 1e6, err) &&
+        store_bytes(h->store, &n, err) &&
+        plain(out, "sendense_database_bytes", "What the hub's database takes.", (double)n, err) &&
+        plain(out, "sendense_database_backup_failed", "1: the last backup of the hub's database failed.",
+              problem[0] != '\0', err) &&
         about(out, name, "gauge", "Age of the newest backup of the hub's database in a repository; absent: none.",
               err) &&
         store_repository_list(h->store, &rows, &len, err);

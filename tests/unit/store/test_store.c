@@ -367,6 +367,15 @@ static void test_rollback_and_nesting(void **state)
     assert_true(exists);
 }
 
+static void test_it_says_how_large_it_is(void **state)
+{
+    (void)state;
+    Err err = ERR_INIT;
+    uint64_t bytes = 0;
+    assert_ok(store_bytes(fx.store, &bytes, &err), &err);
+    assert_in_range(bytes, 4096, UINT64_C(1) << 30);
+}
+
 static void test_disk_numbers_are_given_once(void **state)
 {
     (void)state;
@@ -1144,6 +1153,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_newest_goes_by_sequence_among_completed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rollback_and_nesting, setup, teardown),
         cmocka_unit_test_setup_teardown(test_disk_numbers_are_given_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_it_says_how_large_it_is, setup, teardown),
         cmocka_unit_test_setup_teardown(test_migration_copies_an_older_database, setup, teardown),
         cmocka_unit_test_setup_teardown(test_newer_database_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_migration_that_was_cut_off_goes_on, setup, teardown),
