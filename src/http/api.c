@@ -3,6 +3,8 @@
 #include "base/str.h"
 #include "http/handlers.h"
 
+#include <stdio.h>
+
 static HANDLER(health)
 {
     (void)req;
@@ -86,6 +88,21 @@ static HANDLER(repository_scan)
 
 #define SOURCE http_request_param(req, "source_id")
 
+// For the audit log: which members a change named. All of them are known ones, which fit.
+static bool note_members(HttpRequest *req, const json_t *body)
+{
+    char object[HTTP_OBJECT_MAX] = "";
+    const char *name;
+    json_t *value;
+    size_t n = 0;
+    json_object_foreach((json_t *)(uintptr_t)body, name, value)
+    {
+        n += (size_t)snprintf(object + n, sizeof(object) - n, "%s%s", n ? ", " : "", name);
+    }
+    http_request_set_object(req, object);
+    return true;
+}
+
 static HANDLER(source_add)
 {
     static const char *const known[] = {"name", "type", "vcenter", "user", "password", "thumbprint", "ca_pem", NULL};
@@ -111,7 +128,7 @@ static HANDLER(source_change)
 {
     static const char *const known[] = {"vcenter", "user", "password", "thumbprint", "ca_pem", NULL};
     const json_t *body;
-    return http_request_json(req, known, &body, err) &&
+    return http_request_json(req, known, &body, err) && note_members(req, body) &&
         from_body(hub_source_change(hub(ctx), SOURCE, body, &ret->body, err), err);
 }
 
@@ -166,7 +183,7 @@ static HANDLER(vm_change)
 {
     static const char *const known[] = {"name", "source", "excluded_disks", "audit_blocks", NULL};
     const json_t *body;
-    return http_request_json(req, known, &body, err) &&
+    return http_request_json(req, known, &body, err) && note_members(req, body) &&
         from_body(hub_vm_change(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
 }
 
@@ -177,19 +194,41 @@ static HANDLER(vm_remove)
 
 // ---- what is left over
 
+// For the audit log: whether it only looked, and how much it took away.
+static bool note_clean(bool ok, HttpRequest *req, const HttpResponse *ret)
+{
+    char object[64] = "dry run";
+    size_t i, removed = 0;
+    json_t *item;
+    if (!ok)
+        return false;
+    json_array_foreach(json_object_get(ret->body, "items"), i, item)
+    {
+        removed += str_eq(json_string_value(json_object_get(item, "action")), "removed");
+    }
+    if (!json_is_true(json_object_get(ret->body, "dry_run")))
+        (void)snprintf(object, sizeof(object), "%zu removed", removed);
+    http_request_set_object(req, object);
+    return true;
+}
+
 static HANDLER(clean)
 {
     static const char *const known[] = {"dry_run", "exports", "interrupted", "jobs", "older_than_minutes", NULL};
     const json_t *body;
-    return http_request_json(req, known, &body, err) && from_body(hub_clean(hub(ctx), body, &ret->body, err), err);
+    return note_clean(http_request_json(req, known, &body, err) &&
+                          from_body(hub_clean(hub(ctx), body, &ret->body, err), err),
+                      req, ret);
 }
 
 static HANDLER(vm_clean)
 {
     static const char *const known[] = {"dry_run", "bitmaps", NULL};
     const json_t *body;
-    return http_request_json(req, known, &body, err) &&
-        from_body(hub_clean_vm(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err);
+    return note_clean(
+        http_request_json(req, known, &body, err) &&
+            from_body(hub_clean_vm(hub(ctx), http_request_param(req, "vm_id"), body, &ret->body, err), err),
+        req, ret);
 }
 
 // ---- backups
@@ -237,16 +276,29 @@ static HANDLER(backup_cancel)
 static HANDLER(backup_delete)
 {
     bool with_dependents;
-    return http_request_query_bool(req, "with_dependents", false, &with_dependents, err) &&
-        hub_backup_delete(hub(ctx), BACKUP, with_dependents, &ret->body, err);
+    if (!http_request_query_bool(req, "with_dependents", false, &with_dependents, err))
+        return false;
+    if (with_dependents) // for the audit log, whose path has no query, and also where it fails half-way
+        http_request_set_object(req, "with dependents");
+    if (!hub_backup_delete(hub(ctx), BACKUP, with_dependents, &ret->body, err))
+        return false;
+    size_t n = json_array_size(json_object_get(ret->body, "deleted"));
+    char object[64];
+    (void)snprintf(object, sizeof(object), "with dependents: %zu points", n);
+    if (with_dependents)
+        http_request_set_object(req, object);
+    return true;
 }
 
 static HANDLER(backup_verification)
 {
     static const char *const known[] = {"result", "disk_id", "offset", "details", NULL};
     const json_t *body;
-    return http_request_json(req, known, &body, err) &&
-        from_body(hub_backup_verification(hub(ctx), BACKUP, body, &ret->body, err), err);
+    if (!http_request_json(req, known, &body, err) ||
+        !from_body(hub_backup_verification(hub(ctx), BACKUP, body, &ret->body, err), err))
+        return false;
+    http_request_set_object(req, json_string_value(json_object_get(body, "result"))); // "ok" lifts a suspicion
+    return true;
 }
 
 // ---- exports
@@ -256,9 +308,15 @@ static HANDLER(export_start)
     static const char *const known[] = {"backup_id", "disk", "purpose", NULL};
     const json_t *body;
     ret->status = 201;
-    bool ok =
-        http_request_json(req, known, &body, err) && from_body(hub_export_start(hub(ctx), body, &ret->body, err), err);
-    return made(ok, req, ret, "export_id");
+    if (!http_request_json(req, known, &body, err) ||
+        !from_body(hub_export_start(hub(ctx), body, &ret->body, err), err))
+        return false;
+    char object[HTTP_OBJECT_MAX]; // whose data somebody looks at; the export's own row is soon gone
+    (void)snprintf(
+        object, sizeof(object), "%s: disk %s of %s", json_string_value(json_object_get(ret->body, "export_id")),
+        json_string_value(json_object_get(body, "disk")), json_string_value(json_object_get(body, "backup_id")));
+    http_request_set_object(req, object);
+    return true;
 }
 
 static HANDLER(export_list)

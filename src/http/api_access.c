@@ -54,6 +54,18 @@ HANDLER(api_whoami)
     return hub_whoami(hub(ctx), &actor, &ret->body, err);
 }
 
+// For the audit log: the role is what matters of a token, or of a user.
+static bool note_role(bool ok, HttpRequest *req, const HttpResponse *ret, const char *more)
+{
+    char object[HTTP_OBJECT_MAX];
+    if (!ok)
+        return false;
+    (void)snprintf(object, sizeof(object), "%s: %s%s", json_string_value(json_object_get(ret->body, "role")),
+                   json_string_value(json_object_get(ret->body, "name")), more);
+    http_request_set_object(req, object);
+    return true;
+}
+
 HANDLER(api_token_add)
 {
     static const char *const known[] = {"name", "role", "expires_in_days", NULL};
@@ -61,13 +73,7 @@ HANDLER(api_token_add)
     ret->status = 201;
     bool ok = http_request_json(req, known, &body, err) &&
         from_body(hub_token_add(hub(ctx), body, http_request_actor(req), &ret->body, err), err);
-    if (ok) { // a token's role is what matters of it
-        char object[HTTP_OBJECT_MAX];
-        (void)snprintf(object, sizeof(object), "%s: %s", json_string_value(json_object_get(ret->body, "role")),
-                       json_string_value(json_object_get(ret->body, "name")));
-        http_request_set_object(req, object);
-    }
-    return ok;
+    return note_role(ok, req, ret, "");
 }
 
 HANDLER(api_token_list)
@@ -90,7 +96,7 @@ HANDLER(api_user_add)
     ret->status = 201;
     bool ok = http_request_json(req, known, &body, err) &&
         from_body(hub_user_add(hub(ctx), body, http_request_actor(req), &ret->body, err), err);
-    return made(ok, req, ret, "name");
+    return note_role(ok, req, ret, "");
 }
 
 HANDLER(api_user_list)
@@ -103,8 +109,13 @@ HANDLER(api_user_change)
 {
     static const char *const known[] = {"role", "password", "disabled", NULL};
     const json_t *body;
-    return http_request_json(req, known, &body, err) &&
-        from_body(hub_user_change(hub(ctx), http_request_param(req, "user_id"), body, &ret->body, err), err);
+    if (!http_request_json(req, known, &body, err) ||
+        !from_body(hub_user_change(hub(ctx), http_request_param(req, "user_id"), body, &ret->body, err), err))
+        return false;
+    char more[64];
+    (void)snprintf(more, sizeof(more), "%s%s", json_is_true(json_object_get(ret->body, "disabled")) ? ", disabled" : "",
+                   json_object_get(body, "password") ? ", new password" : "");
+    return note_role(true, req, ret, more);
 }
 
 HANDLER(api_user_remove)

@@ -123,9 +123,18 @@ static void wait_for_end(Running *r, const sigset_t *signals)
         }
         Err err = ERR_INIT;
         json_t *answer = NULL;
-        if (!hub_reload(r->hub, &answer, &err))
+        bool ok = hub_reload(r->hub, &answer, &err);
+        if (!ok)
             log_error("settings could not be read; those of before stay", LOG_ERR(&err));
         json_decref(answer);
+        hub_trail_add(r->hub,
+                      &(HubTrail){.actor = HUB_ITSELF,
+                                  .role = role_name(ROLE_ADMIN),
+                                  .remote = "",
+                                  .method = "POST",
+                                  .path = "/api/v1/reload",
+                                  .object = "SIGHUP",
+                                  .status = ok ? 200 : 409});
     }
 }
 

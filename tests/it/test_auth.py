@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import stat
@@ -322,6 +323,39 @@ def test_who_did_what(locked, place):
         before = r["hash"]
     for bad in ("limit=0", "limit=1001", "after=-1", "min_status=600", "newest_first=maybe", "who=me"):
         admin(locked).get(f"/audit?{bad}").expect(400)
+
+
+def test_what_a_path_does_not_say(locked, place):
+    """With all that rests on it or without, a look or a clean-up, whose disk somebody reads: one could not tell."""
+    world = World(locked, place)
+    world.api = admin(locked)
+    world.add_repository()
+    world.add_vm()
+    cli = Cli(locked.url, cwd=place)
+    first, second = [quote(cli.json("backup", "pgtest1", "--repo", "main", environment={
+        "SENDENSE_TOKEN": locked.admin_token})["backup_id"]) for _ in range(2)]
+    export = world.api.post("/exports", {"backup_id": first, "disk": "0", "purpose": "restore"}).expect(201)
+    world.api.delete(f"/exports/{export['export_id']}").expect(200)
+    world.api.post(f"/backups/{second}/verification", {"result": "ok"}).expect(200)
+    world.api.patch("/vms/pgtest1", {"audit_blocks": 7}).expect(200)
+    world.api.post("/maintenance/clean", {}).expect(200)
+    world.api.post("/maintenance/clean", {"dry_run": False}).expect(200)
+    world.api.post("/vms/pgtest1/clean", {}).expect(200)
+    world.api.delete(f"/backups/{first}?with_dependents=true").expect(200)
+    locked.process.send_signal(signal.SIGHUP)
+    expected = {
+        ("admin", "POST", "/exports", f"{export['export_id']}: disk 0 of {first}"),
+        ("admin", "POST", f"/backups/{second}/verification", "ok"),
+        ("admin", "PATCH", "/vms/pgtest1", "audit_blocks"), ("admin", "POST", "/maintenance/clean", "dry run"),
+        ("admin", "POST", "/maintenance/clean", "0 removed"), ("admin", "POST", "/vms/pgtest1/clean", "dry run"),
+        ("admin", "DELETE", f"/backups/{first}", "with dependents: 2 points"),
+        ("sendense-hub", "POST", "/reload", "SIGHUP")}
+
+    def missing():
+        return expected - {(r["actor"], r["method"], r["path"].removeprefix("/api/v1"), r["object"])
+                           for r in rows(locked, limit=1000)}
+
+    wait_for(lambda: not missing(), "all of them have a row")
 
 
 @pytest.mark.parametrize("harm, found", [

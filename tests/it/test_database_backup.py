@@ -429,6 +429,7 @@ def test_by_scanning_alone(make_hub, place):
     assert 'registered as "repository-main"' in said and "2 points, 0 of them suspect" in said
     assert 'VM "pgtest1" has points and is not registered' in said and "--adopt" in said
     line.start_hub()
+    assert line.api.get("/audit").expect(200)["entries"][0]["object"] == "from points alone"
     for kind in ("points", "order"):
         value = getattr(line, kind)
         if kind == "order":
@@ -685,7 +686,8 @@ def test_the_key_file(key, make_hub, place):
 
 def test_tokens_come_back(make_hub, place):
     hub = make_hub(auth=True)
-    admin = hub.api.with_token(hub.admin_token)
+    first = hub.admin_token
+    admin = hub.api.with_token(first)
     admin.post("/repositories", {"name": "main", "path": str(place / "repo")}).expect(201)
     token = admin.post("/tokens", {"name": "eyes", "role": "viewer"}).expect(201)["token"]
     made, = admin.post("/database/backups").expect(201)["backups"]
@@ -697,6 +699,11 @@ def test_tokens_come_back(make_hub, place):
     hub.start()
     assert hub.api.with_token(token).get("/repositories").expect(200)["repositories"][0]["name"] == "main"
     assert not (hub.data / "admin-token").exists()
+    # nothing in the log of who did what told that all of it was put there
+    row, = [r for r in admin.get("/audit?limit=1000").expect(200)["entries"] if r["actor"] == "sendense-hub"
+            and r["path"] == "restore-database"]
+    assert row["object"] == f"from {made['path']}" and row["id"] > 3
+    assert Cli(hub.url, cwd=place).json("audit", "verify", environment={"SENDENSE_TOKEN": first})["ok"]
 
 
 # ---- daily

@@ -226,7 +226,32 @@ def test_the_log_has_logins(locked):
     assert wait_for(rows, "three rows") == [("", "/api/v1/session", 401), ("operator", "/api/v1/session", 201),
                                             ("operator", "/api/v1/backups", 403)]
     made = [e for e in admin(locked).get("/audit").expect(200)["entries"] if e["path"] == "/api/v1/users"]
-    assert [e["object"] for e in made] == ["ann"]
+    assert [e["object"] for e in made] == ["operator: ann"]
+
+
+def test_the_log_tells_who_was_made_an_admin(locked):
+    """It had the path alone: whoever read it later did not see that a viewer had become an admin."""
+    made = add(locked, role="viewer")
+    api = admin(locked)
+    api.patch(f"/users/{made['user_id']}", {"role": "admin"}).expect(200)
+    api.patch("/users/ann", {"password": OTHER, "disabled": True}).expect(200)
+
+    def objects():
+        entries = api.get("/audit?method=PATCH").expect(200)["entries"]
+        return [e["object"] for e in entries] if len(entries) == 2 else None
+
+    assert wait_for(objects, "two rows") == ["admin: ann", "admin: ann, disabled, new password"]
+    assert OTHER not in json.dumps(api.get("/audit").expect(200))
+
+
+def test_a_name_that_no_row_can_have(locked):
+    """A login with a line feed in its name was in no row of the audit log, which refuses such."""
+    for name in ("x\ny", "\u0007", ""):
+        assert Browser(locked).login(name, "wrong one 1")[0] == 400
+    wait_for(lambda: [e for e in admin(locked).get("/audit").expect(200)["entries"]
+                      if (e["actor"], e["path"], e["status"]) == ("anybody", "/api/v1/session", 400)][2:],
+             "three rows of nobody's")
+    assert "audit log could not be written" not in locked.log
 
 
 def test_without_authentication(hub):

@@ -105,6 +105,8 @@ bool hub_tokens_begin(Hub *h, bool new_admin, Err *err) must_check;
 
 // Is a name another's, or one that the audit log gives to somebody? ERR_INVALID, ERR_EXISTS.
 bool hub_actor_name_check(Hub *h, const char *name, Err *err) must_check;
+// trail.c: the row itself, whatever is of interest; of a database that no hub is on yet, too.
+bool hub_trail_write(Store *s, const HubTrail *t, Err *err) must_check;
 
 // ---- users.c
 bool hub_users_begin(Hub *h, Err *err) must_check;

@@ -229,13 +229,33 @@ static bool place_repository(const Restore *r, Store *s, const char *path, Err *
     return ok && (known || register_repository(r, s, &repo, err));
 }
 
+// Who reads the audit log later has to see that what is below this row was put there, and what came after it is gone.
+static bool note(const Restore *r, Store *s, Err *err)
+{
+    char object[512];
+    (void)snprintf(object, sizeof(object), "from %s", r->from ? r->from : "points alone");
+    str_make_utf8(object); // where it was cut, and whatever a path holds
+    for (char *p = object; *p; p++)
+        *p = *p == '\n' ? ' ' : *p;
+    return hub_trail_write(s,
+                           &(HubTrail){.actor = HUB_ITSELF,
+                                       .role = role_name(ROLE_ADMIN),
+                                       .remote = "",
+                                       .method = "POST",
+                                       .path = "restore-database",
+                                       .object = object,
+                                       .status = 200},
+                           err);
+}
+
 static bool prepare(Restore *r, Err *err)
 {
     Store *s = NULL;
     if (!dump_remove(r->fresh, err) || !dump_new(r->fresh, err) ||
         (r->from && !dump_fill(r->unpacked, r->fresh, err)) || !store_open_sqlite(r->fresh, &s, err))
         return false;
-    bool ok = store_restored(s, clock_utc_us(), err) && (!r->home || place_repository(r, s, r->home, err));
+    bool ok =
+        store_restored(s, clock_utc_us(), err) && note(r, s, err) && (!r->home || place_repository(r, s, r->home, err));
     for (size_t i = 0; ok && i < r->what->repositories_len; i++)
         ok = place_repository(r, s, r->what->repositories[i], err);
     store_close(s);

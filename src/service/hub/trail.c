@@ -9,12 +9,12 @@
 #define REFUSED_A_MINUTE 100 // of calls without a right: whoever knocks does not fill the database
 #define MINUTE_MS (60 * 1000)
 
-static bool next_row(Hub *h, const HubTrail *t, StoreTrail *row, Err *err)
+static bool next_row(Store *s, const HubTrail *t, StoreTrail *row, Err *err)
 {
     cleanup(store_trail_clear) StoreTrail last = {0};
     bool found;
     char at[CLOCK_TEXT], hash[TRAIL_HASH_TEXT];
-    if (!store_trail_last(h->store, &last, &found, err))
+    if (!store_trail_last(s, &last, &found, err))
         return false;
     row->id = found ? last.id + 1 : 1;
     row->at_us = clock_utc_us();
@@ -37,11 +37,11 @@ static bool next_row(Hub *h, const HubTrail *t, StoreTrail *row, Err *err)
 }
 
 // The hash is over the moment, too: no other call has it.
-static bool look_for(Hub *h, const StoreTrail *row, bool *ret_there, Err *err)
+static bool look_for(Store *s, const StoreTrail *row, bool *ret_there, Err *err)
 {
     StoreTrail *found = NULL;
     size_t len = 0;
-    if (!store_trail_list(h->store, &(StoreTrailFilter){.after = row->id - 1, .limit = 1}, &found, &len, err))
+    if (!store_trail_list(s, &(StoreTrailFilter){.after = row->id - 1, .limit = 1}, &found, &len, err))
         return false;
     *ret_there = len > 0 && found[0].id == row->id && str_eq(found[0].hash, row->hash);
     STORE_LIST_FREE(found, len, store_trail_clear);
@@ -49,22 +49,22 @@ static bool look_for(Hub *h, const StoreTrail *row, bool *ret_there, Err *err)
 }
 
 // Of a COMMIT whose answer was lost nobody knows: it is looked for, and done again where it is not there.
-static bool add(Hub *h, const HubTrail *t, Err *err)
+bool hub_trail_write(Store *s, const HubTrail *t, Err *err)
 {
     for (int i = 0;; i++) {
         cleanup(store_trail_clear) StoreTrail row = {0};
         Err why = ERR_INIT;
-        StoreTurn turn = STORE_TURN(h->store);
+        StoreTurn turn = STORE_TURN(s);
         while (store_turn(&turn, &why)) {
             store_trail_clear(&row);
-            turn.ok = next_row(h, t, &row, &why) && store_trail_add(h->store, &row, &why);
+            turn.ok = next_row(s, t, &row, &why) && store_trail_add(s, &row, &why);
         }
         bool there = false;
         Err looking = ERR_INIT;
         if (turn.ok)
             return true;
         bool known =
-            why.code == ERR_EXISTS || (why.code == ERR_UNAVAILABLE && row.hash && look_for(h, &row, &there, &looking));
+            why.code == ERR_EXISTS || (why.code == ERR_UNAVAILABLE && row.hash && look_for(s, &row, &there, &looking));
         if (there)
             return true;
         if (!known || i == TRIES) {
@@ -104,7 +104,7 @@ static bool is_of_interest(Hub *h, const HubTrail *t)
 void hub_trail_add(Hub *h, const HubTrail *t)
 {
     Err err = ERR_INIT;
-    if (is_of_interest(h, t) && !add(h, t, &err))
+    if (is_of_interest(h, t) && !hub_trail_write(h->store, t, &err))
         log_error("the audit log could not be written to", LOG_STR("actor", t->actor), LOG_STR("method", t->method),
                   LOG_STR("path", t->path), LOG_NUM("status", t->status), LOG_ERR(&err));
 }
