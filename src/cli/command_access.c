@@ -253,7 +253,7 @@ bool command_audit_list(Cli *c, Err *err)
 {
     cleanup_json json_t *answer = NULL;
     cleanup(table_clear)
-        Table t = {.titles = {">ID", "TIME (UTC)", "ACTOR", "ROLE", "FROM", "METHOD", "PATH", "MADE", ">STATUS"}};
+        Table t = {.titles = {">ID", "TIME (UTC)", "ACTOR", "ROLE", "FROM", "METHOD", "PATH", "WHAT", ">STATUS"}};
     StrBuf path = STR_BUF(4096);
     bool ok = str_addf(&path, err, "/api/v1/audit?newest_first=true&limit=%" PRIu64,
                        c->values.limit ? c->values.limit : 100) &&

@@ -68,12 +68,12 @@ bool command_hub_export_end(Cli *c, Err *err)
 
 static bool add_hub(const json_t *hub, Table *t, Err *err)
 {
-    char jobs[24];
+    char jobs[24], heard[TEXT_TIME];
+    text_time(cli_text(hub, "heard_at"), heard);
     (void)snprintf(jobs, sizeof(jobs), "%lld", (long long)json_integer_value(json_object_get(hub, "jobs")));
     return table_row(t,
                      (const char *const[]){cli_text(hub, "name"), cli_text(hub, "state"), jobs,
-                                           cli_text(hub, "version"), cli_text(hub, "heard_at"),
-                                           cli_text(hub, "hub_id")},
+                                           cli_text(hub, "version"), heard, cli_text(hub, "hub_id")},
                      err);
 }
 

@@ -18,6 +18,7 @@
 #define TICK_MS 500   // how late a deadline may be noticed
 #define LEAVE_MS 2000 // so long, and so much, is read away after a refusal
 #define LEAVE_MAX (UINT64_C(64) << 20)
+#define STALE_MS 1000 // whoever waits for longer makes room where there is none: a request comes in less
 #define FULL_MS 100 // pause when the process has no descriptor left
 #define EVENTS 64
 #define TLS_HANDSHAKE 0x16 // the first byte of a ClientHello's record; no method's name begins like that
@@ -226,6 +227,16 @@ static void look(HttpDoor *d, Guest *g)
         admit(d, g, head.method);
 }
 
+// A door full of those that never end their heads is open to others all the same. None of the events that were taken
+// may be left to look at: the guest is freed.
+static void make_room(HttpDoor *d)
+{
+    Guest *oldest = TAILQ_FIRST(&d->guests);
+    int64_t since_ms = oldest ? oldest->deadline_ms - (oldest->leaving ? LEAVE_MS : d->config.head_ms) : 0;
+    if (d->waiting >= d->config.max_waiting && oldest && clock_mono_ms() - since_ms > STALE_MS)
+        send_away(d, oldest);
+}
+
 // False when the process has no descriptors left
 static bool take_one(HttpDoor *d)
 {
@@ -234,6 +245,7 @@ static bool take_one(HttpDoor *d)
     int fd = accept4(d->config.listen_fd, (struct sockaddr *)&addr, &addr_len, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0)
         return errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM;
+    make_room(d);
     Guest *g = d->waiting < d->config.max_waiting ? calloc(1, sizeof(*g)) : NULL;
     if (!g) {
         (void)close(fd);
@@ -269,14 +281,13 @@ static void *door_main(void *arg)
     HttpDoor *d = arg;
     for (;;) {
         struct epoll_event events[EVENTS];
+        bool knocked = false;
         int n = epoll_wait(d->epoll_fd, events, EVENTS, TICK_MS);
         for (int i = 0; i < n; i++) {
             if (events[i].data.ptr == &d->stop_fd)
                 return NULL;
             if (events[i].data.ptr == &d->config) {
-                struct pollfd stop = {.fd = d->stop_fd, .events = POLLIN};
-                if (!take_one(d))
-                    (void)poll(&stop, 1, FULL_MS); // or the loop would turn for nothing
+                knocked = true;
                 continue;
             }
             // A guest is in the list of events once, so that nobody has freed it
@@ -286,6 +297,9 @@ static void *door_main(void *arg)
             else
                 look(d, g);
         }
+        struct pollfd stop = {.fd = d->stop_fd, .events = POLLIN};
+        if (knocked && !take_one(d))
+            (void)poll(&stop, 1, FULL_MS); // or the loop would turn for nothing
         look_at_clock(d);
     }
 }

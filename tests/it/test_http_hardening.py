@@ -1,5 +1,6 @@
 """Hostile and broken clients against the HTTP server: tests/tools/http-echo, which has a few routes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -443,6 +444,28 @@ def test_idle_connections_do_not_keep_others_out(make_server):
     time.sleep(2)
     ok(server)
     for s in idle:
+        s.close()
+
+
+def test_heads_that_never_end_do_not_keep_others_out(make_server):
+    """Whoever opened as many as there is room for kept everybody out until their time was over, and again."""
+    server = make_server("--max-connections", "8", "--request-timeout", str(int(patience(60) * 1000)))
+    hanging = []
+    for _ in range(8):
+        hanging.append(raw.connect(server.port))
+        hanging[-1].sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+    until = time.monotonic() + patience(20)
+
+    def is_let_in():
+        with contextlib.suppress(OSError):
+            answer = server.send(request("GET", X))
+            return answer and answer.status == 200      # or closed without a word
+        return False
+
+    while not is_let_in():
+        assert time.monotonic() < until, "nobody gets in"
+        time.sleep(0.1)
+    for s in hanging:
         s.close()
 
 

@@ -5,6 +5,7 @@ docs/internals/hubs.md.
 import contextlib
 import http.client
 import random
+import re
 import shutil
 import threading
 
@@ -53,6 +54,8 @@ def test_one_catalogue(hubs):
     assert len(hubs.prove(hubs.b)) == 2
     shown = hubs.cli(hubs.b).ok("hub", "list")
     assert [line.split()[:3] for line in shown.splitlines()[1:]] == [["a", "alive", "0"], ["b", "alive", "0"]], shown
+    # times as in every other table
+    assert all(re.search(r"  20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in shown.splitlines()[1:]), shown
 
 
 def test_what_needs_its_exporters_is_its_own_hub_s(hubs):
