@@ -1,5 +1,6 @@
 """The CLI against the real hub: every command, what restore refuses, exit statuses, one JSON value."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,10 @@ from pathlib import Path
 import pytest
 
 from lib.api import quote
+from lib.cli import Cli
+from lib.gate import Gate
 from lib.hub import BIN
+from lib.nbd_gate import NbdGate
 from lib.patience import patience
 from lib.vm import GuestError, PausedQemu
 from lib.world import MIB, make_image
@@ -491,40 +495,62 @@ def test_restore_without_room(cli, setup, place):
         subprocess.run(["umount", small], check=True)
 
 
-def slow_disk(cli, place, size=400 * MIB):
-    """Enough data that a signal comes in time."""
+SLOW = 64 * MIB
+LET_THROUGH = 1000      # bytes: the handshakes and some requests, not all of them
+
+
+def slow_disk(cli, place):
+    """Of noise. Its point."""
     with open(place / "slow.raw", "wb") as f:
-        for _ in range(size // MIB):
-            f.write(os.urandom(MIB))
+        f.write(os.urandom(SLOW))
     cli.ok("vm", "add", "slow", "--file", "slow.raw", "--format", "raw")
     return backup(cli, "slow")
 
 
+@contextlib.contextmanager
+def half_done(hub, cli, *arguments):
+    """(process, go): a restore that has written something, and gets the rest of the point from go() on. However large
+    the disk was, on a busy machine a signal came after the restore's end."""
+    with Gate(hub.port) as gate:
+        gate.hold("exports", after=True)
+        process = spawn(Cli(gate.url, cwd=cli.cwd), "restore", *arguments)
+        gate.wait_held("exports", after=True)
+        export, = hub.api.get("/exports").expect(200)["exports"]
+        line = NbdGate(export["uri"].partition("?socket=")[2], LET_THROUGH)
+        try:
+            gate.open()
+            line.wait_held()
+            yield process, line.open
+        finally:
+            line.close()
+            process.kill()
+            process.communicate()
+
+
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_restore_leaves_nothing(cli, setup, place, form, number):
+def test_an_interrupted_restore_leaves_nothing(hub, cli, setup, place, form, number):
     point = slow_disk(cli, place)
     (place / "old").write_text("mine")
-    process = spawn(cli, "restore", point, "--disk", "0", "--to", "old", "--force", "--format", form)
-    wait_until(lambda: any(p.name.startswith("old.partial") for p in place.iterdir()) or process.poll() is not None,
-               "the restore")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=patience(30))
+    with half_done(hub, cli, point, "--disk", "0", "--to", "old", "--force", "--format", form) as (process, _):
+        assert [p for p in place.iterdir() if p.name.startswith("old.partial")]
+        process.send_signal(number)
+        _, err = process.communicate(timeout=patience(30))
     assert process.returncode == 1 and "cancel" in err, err
     assert (place / "old").read_text() == "mine"
     no_rest(cli, place)
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
-def test_a_killed_restore_is_done_again(cli, setup, place, form):
+def test_a_killed_restore_is_done_again(hub, cli, setup, place, form):
     """It once left a file under a new name each time: a few kills, and the disk was full."""
-    point = slow_disk(cli, place, 200 * MIB)
+    point = slow_disk(cli, place)
     partial = place / "out.partial"
     for _ in range(2):
-        process = spawn(cli, "restore", point, "--disk", "0", "--to", "out", "--format", form)
-        wait_until(lambda: partial.exists() and partial.stat().st_blocks > 0, "the restore")
-        process.kill()
-        process.communicate(timeout=patience(30))
+        with half_done(hub, cli, point, "--disk", "0", "--to", "out", "--format", form) as (process, _):
+            wait_until(lambda: partial.stat().st_blocks > 0, "something is written")
+            process.kill()
+            process.communicate(timeout=patience(30))
         for export in cli.json("exports")["exports"]:
             cli.ok("export", "end", export["export_id"])
     assert [p.name for p in place.iterdir() if p.name.startswith("out")] == ["out.partial"]
@@ -533,15 +559,13 @@ def test_a_killed_restore_is_done_again(cli, setup, place, form):
     no_rest(cli, place)
 
 
-def test_a_path_has_one_restore_at_a_time(cli, setup, place):
-    point = slow_disk(cli, place, 200 * MIB)
-    first = spawn(cli, "restore", point, "--disk", "0", "--to", "out")
-    wait_until((place / "out.partial").exists, "the restore")
-    first.send_signal(signal.SIGSTOP)
-    second = cli.run("restore", point, "--disk", "0", "--to", "out", "--force")
-    first.send_signal(signal.SIGCONT)
-    assert second.status == 1 and "out.partial" in second.err and "another restore" in second.err
-    first.communicate(timeout=patience(60))
+def test_a_path_has_one_restore_at_a_time(hub, cli, setup, place):
+    point = slow_disk(cli, place)
+    with half_done(hub, cli, point, "--disk", "0", "--to", "out") as (first, go):
+        second = cli.run("restore", point, "--disk", "0", "--to", "out", "--force")
+        assert second.status == 1 and "out.partial" in second.err and "another restore" in second.err
+        go()
+        first.communicate(timeout=patience(60))
     assert first.returncode == 0 and digest(place / "out") == digest(place / "slow.raw")
     no_rest(cli, place)
 
@@ -625,21 +649,16 @@ def test_restore_refuses_a_device_that_qemu_holds(cli, point, place, device, nod
     cli.ok("restore", point, "--disk", "0", "--to", device, "--force")
 
 
-def test_qemu_is_kept_from_a_device_that_is_restored_to(cli, setup, place, device):
+def test_qemu_is_kept_from_a_device_that_is_restored_to(hub, cli, setup, place, device):
     """What is looked at before the restore may have changed by the time it writes."""
-    point = slow_disk(cli, place, 200 * MIB)
-    os.truncate(place / "backing", 200 * MIB)
+    point = slow_disk(cli, place)
+    os.truncate(place / "backing", SLOW)
     subprocess.run(["losetup", "--set-capacity", device], check=True)
-    restore = spawn(cli, "restore", point, "--disk", "0", "--to", device, "--force")
-    held = f"/proc/{restore.pid}/fd"
-    wait_until(lambda: device in [os.path.realpath(f"{held}/{n}") for n in os.listdir(held)], "the restore")
-    restore.send_signal(signal.SIGSTOP)
-    try:
+    with half_done(hub, cli, point, "--disk", "0", "--to", device, "--force") as (restore, go):
         with pytest.raises(GuestError, match="lock"):
             PausedQemu(place / "vm", [(device, "raw")]).close()
-    finally:
-        restore.send_signal(signal.SIGCONT)
-    restore.communicate(timeout=patience(60))
+        go()
+        restore.communicate(timeout=patience(60))
     assert restore.returncode == 0
     with open(device, "rb") as f:
         assert f.read() == (place / "slow.raw").read_bytes()
