@@ -3,7 +3,7 @@
 //     http-echo [--request-timeout MS] [--max-connections N] [--stop-deadline MS] [--tls FILE]
 //
 // --tls: with a certificate and its key in that file, made if it is not there.
-// Prints "port N", and then one line for each answered request. Ends on SIGTERM.
+// Prints "port N", and then one line for each answered request; "slow" when a slow one begins. Ends on SIGTERM.
 #include "base/file.h"
 #include "base/opt.h"
 #include "http/server.h"
@@ -72,6 +72,8 @@ static bool slow(HttpRequest *req, void *ctx, HttpResponse *ret, Err *err)
     uint64_t ms;
     if (!http_request_query_u64(req, "ms", 0, 60000, 0, &ms, err))
         return false;
+    (void)printf("slow\n");
+    (void)fflush(stdout);
     (void)poll(NULL, 0, (int)ms); // the work of a slow handler
     return reply(ret, err, json_pack("{s:I}", "ms", (json_int_t)ms));
 }
