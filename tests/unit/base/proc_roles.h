@@ -219,11 +219,12 @@ static inline char *output_of(const char *role, const char *arg, const char *con
     return out;
 }
 
-static inline Proc start_ready(const char *role)
+// It has said that it plays the role: by then it has its command line, which an exec that is through may still lack.
+static inline Proc start_ready_with(const char *role, const char *arg)
 {
     int ends[2];
     assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
-    const char *argv[] = {self, role, NULL};
+    const char *argv[] = {self, role, arg, NULL};
     ProcSpec spec = spec_of(argv);
     spec.stdout_fd = ends[1];
     Proc p = PROC_NONE;
@@ -235,4 +236,9 @@ static inline Proc start_ready(const char *role)
     assert_int_equal(c, 'r');
     (void)close(ends[0]);
     return p;
+}
+
+static inline Proc start_ready(const char *role)
+{
+    return start_ready_with(role, NULL);
 }

@@ -378,16 +378,6 @@ static void test_stop(void **state)
     assert_int_equal(unit_open_fds(), before);
 }
 
-static Proc start_with(const char *arg)
-{
-    Proc p = PROC_NONE;
-    Err err = ERR_INIT;
-    const char *argv[] = {self, "pause", arg, NULL};
-    ProcSpec spec = {.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .listen_fd = -1};
-    assert_ok(proc_spawn(&spec, &p, &err), &err);
-    return p;
-}
-
 // Of exactly this argument, not of one that begins or ends like it.
 static void test_stop_by_argument(void **state)
 {
@@ -397,7 +387,8 @@ static void test_stop_by_argument(void **state)
     int before = unit_open_fds();
     (void)snprintf(arg, sizeof(arg), "config=/run/%d/config.json", (int)getpid());
     (void)snprintf(longer, sizeof(longer), "%sx", arg);
-    Proc other = start_with(longer), one = start_with(arg), two = start_with(arg);
+    Proc other = start_ready_with("pause", longer), one = start_ready_with("pause", arg),
+         two = start_ready_with("pause", arg);
     proc_stop_by_argument(arg, SOON);
     assert_false(proc_alive(&one));
     assert_false(proc_alive(&two));
