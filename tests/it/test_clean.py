@@ -471,13 +471,11 @@ def test_snapshots(make_hub, place):
 def test_a_snapshot_that_a_running_backup_reads(make_hub, place):
     with VsphereHistory(make_hub, place) as history:
         history.register().guest_writes(40)
-        history.sim("set", read_latency_ms=300)
-        backup_id = history.start("main")
-        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        backup_id = history.copying()
         snapshots = history.snapshots()
         assert clean(history.cli, "--yes")[0] == [("vm", "web", "kept")]
         assert snapshots == history.snapshots() and len(snapshots) == 1
-        history.sim("set", read_latency_ms=0)
+        history.release_reads()
         assert history.api.wait_status(backup_id, {"completed", "failed"})["status"] == "completed"
         wait_for(lambda: clean(history.cli)[0] == [], "nothing is left")
 

@@ -296,13 +296,11 @@ def test_a_killed_client_leaves_a_snapshot_that_the_next_run_removes(history):
     """Ours goes, and never anybody else's; what was durable is gone on from."""
     history.register().guest_writes(40)
     history.sim("snapshot", vm=WEB, name="sendense.of-somebody-else")
-    history.sim("set", read_latency_ms=300)
-    backup_id = history.start("main")
-    wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+    backup_id = history.copying(reads=4)
     os.kill(client_pid(history.world, backup_id), 9)
     assert history.wait_final(backup_id)["status"] == "failed"
     assert len(history.snapshots()) == 2
-    history.sim("set", read_latency_ms=0)
+    history.release_reads()
     references = history.references_now()
     history.backup("main", references)
     history.check_nothing_left()        # the client closes its source after the point is there
@@ -457,9 +455,7 @@ def test_a_cancelled_job_whose_exporter_dies_while_its_snapshot_is_removed(make_
     with VsphereHistory(make_hub, place) as history:
         history.register().guest_writes(40)
         history.sim("task", call="RemoveSnapshot_Task", hold=True)
-        history.sim("set", read_latency_ms=300)
-        backup_id = history.start("main")
-        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        backup_id = history.copying()
         history.api.post(f"/backups/{backup_id}/cancel").expect(202)
         wait_for(lambda: history.show(backup_id)["phase"] == "closing", "the client closes its source")
         for pid in exporter_pids(history.world, backup_id):
@@ -493,9 +489,7 @@ def test_a_failed_job_whose_snapshot_is_removed_for_longer_than_the_lease(make_h
     with VsphereHistory(make_hub, place, environment={"SENDENSE_LEASE": str(lease)}) as history:
         history.register().guest_writes(40)
         history.sim("task", call="RemoveSnapshot_Task", hold=True)
-        history.sim("set", read_latency_ms=300)
-        backup_id = history.start("main")
-        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        backup_id = history.copying()
         client = client_pid(history.world, backup_id)
         wait_for(lambda: len(children(client)) == len(SIZES), "each disk has its nbdkit with VDDK")
         for child in children(client):
@@ -513,11 +507,10 @@ def test_a_job_whose_completion_is_refused_and_whose_snapshot_is_removed_for_lon
         history.guest_writes(4)
         history.sim("task", call="RemoveSnapshot_Task", hold=True)
         history.sim("calls", clear=True)
-        history.sim("set", read_latency_ms=300)
-        backup_id = history.start("main")
-        wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
+        backup_id = history.copying()
         with contextlib.closing(sqlite3.connect(history.hub.database, timeout=30, isolation_level=None)) as database:
             database.execute("UPDATE backup_disks SET wrong_blocks = 1 WHERE backup_id = ?", (backup_id,))
+        history.release_reads()
         assert "its audit failed" in outlives_the_lease(history, backup_id, lease)["details"]
 
 

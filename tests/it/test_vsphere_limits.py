@@ -35,14 +35,6 @@ def make_two(make_hub, place):
         history.__exit__()
 
 
-def copying_slowly(history):
-    """A backup that goes on for as long as its disks answer slowly."""
-    history.sim("set", read_latency_ms=3000)
-    backup_id = history.start("main")
-    wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
-    return backup_id
-
-
 def queued(history):
     """A backup that waits, and says that it lives."""
     def seen():
@@ -67,9 +59,10 @@ def test_two_jobs_with_one_slot_run_one_after_the_other(make_two, name, of):
     """Both have more disks than there are slots, and complete."""
     web, db = make_two(**{f"SENDENSE_VSPHERE_{name}_DISKS": "1"})
     references = {h: h.references_now() for h in (web, db)}
-    first = copying_slowly(web)
+    first = web.copying()
     second = queued(db)
     web.sim("set", read_latency_ms=20)
+    web.release_reads()
     completes(web, first, references[web])
     completes(db, second, references[db])
     seen = web.sim("calls")
@@ -85,10 +78,10 @@ def test_two_jobs_with_one_slot_run_one_after_the_other(make_two, name, of):
 def test_the_slot_of_a_killed_client_is_free_at_once(make_two):
     web, db = make_two(SENDENSE_VSPHERE_HOST_DISKS="1")
     references = db.references_now()
-    first = copying_slowly(web)
+    first = web.copying()
     second = queued(db)
     os.kill(client_pid(web.world, first), 9)
-    db.sim("set", read_latency_ms=0)
+    db.release_reads()
     completes(db, second, references)
     assert web.wait_final(first)["status"] == "failed"
     references = web.references_now()
@@ -101,13 +94,13 @@ def test_the_slot_of_a_killed_client_is_free_at_once(make_two):
 def test_a_job_that_is_cancelled_in_the_queue_leaves_no_snapshot(make_two):
     web, db = make_two(SENDENSE_VSPHERE_VCENTER_DISKS="1")
     references = web.references_now()
-    first = copying_slowly(web)
+    first = web.copying()
     second = queued(db)
     db.cli.ok("cancel", second)
     cancelled = db.wait_final(second)
     assert cancelled["status"] == "cancelled", cancelled
     assert db.snapshots() == [] and web.sim.calls()["CreateSnapshot_Task"] == 1
-    web.sim("set", read_latency_ms=0)
+    web.release_reads()
     completes(web, first, references)
     web.check_everything(web.random)
 

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from lib.history import wait_for
 from lib.patience import patience
 from lib.vsphere_history import VsphereHistory
 
@@ -18,19 +17,11 @@ def history(make_hub, place):
         yield made
 
 
-def copying(history):
-    """What it reads is held back until goes_down(): reads that only took their time were over before that."""
-    history.sim("fault", call="read", kind="delay", ms=600000, times=100000)
-    backup_id = history.start("main")
-    wait_for(lambda: history.show(backup_id)["phase"] == "copying", "it copies")
-    return backup_id
-
-
 def goes_down(history, refused=1, **how):
     """Until somebody has met with that."""
     before = history.sim.calls().get("refused", 0)
     history.sim("down", **how)
-    history.sim("heal")
+    history.release_reads()
     history.sim("wait_call", call="refused", count=before + refused)
 
 
@@ -54,7 +45,7 @@ def test_the_vcenter_alone_while_disks_are_read(history):
     history.guest_writes(20)
     references = history.references_now()
     history.sim("calls", clear=True)
-    backup_id = copying(history)
+    backup_id = history.copying()
     goes_down(history, hosts_up=True)
     history.sim("up")
     completes(history, backup_id, references)
@@ -66,7 +57,7 @@ def test_the_vcenter_alone_while_disks_are_read(history):
 def test_all_of_it_while_disks_are_opened_or_read(history, reads):
     references = history.references_now()
     history.sim("calls", clear=True)
-    backup_id = copying(history)
+    backup_id = history.copying()
     if reads:
         history.sim("wait_call", call="read", count=reads)
     goes_down(history, refused=2)
@@ -88,7 +79,7 @@ def test_an_answer_on_areas_that_breaks_off(history):
 
 def test_all_of_it_for_good(history):
     """The job fails; the snapshot that it had to leave goes with the next one, which is right."""
-    backup_id = copying(history)
+    backup_id = history.copying()
     goes_down(history)
     failed = history.api.wait_status(backup_id, {"failed"}, deadline=patience(120))
     assert "vddk" in failed["details"], failed
@@ -118,7 +109,7 @@ def test_a_cancel_while_it_is_away(history):
     """Seconds, not the minutes for which it would be waited for."""
     history.point()
     history.guest_writes(20)
-    backup_id = copying(history)
+    backup_id = history.copying()
     goes_down(history, hosts_up=True)
     began = time.monotonic()
     history.cli.ok("cancel", backup_id)

@@ -365,13 +365,17 @@ static bool do_release(const json_t *c, json_t *reply, Err *err)
     return true;
 }
 
+// Of one call, or all of it, tasks included.
 static bool do_heal(const json_t *c, json_t *reply, Err *err)
 {
-    (void)c;
     (void)reply;
     (void)err;
-    sim.n_injections = 0;
-    sim.n_plans = 0;
+    const char *call = text(c, "call", NULL);
+    for (size_t i = 0; i < sim.n_injections; i++)
+        if (!call || strcmp(sim.injections[i].call, call) == 0)
+            sim.injections[i].times = 0;
+    if (!call)
+        sim.n_injections = sim.n_plans = 0;
     sim.healed++;
     return true;
 }

@@ -5,7 +5,7 @@ import random
 import secrets
 
 from lib.cli import Cli
-from lib.history import History
+from lib.history import History, wait_for
 from lib.vsphere import LIBDIR, USER, Simulator, plugin
 from lib.world import World
 
@@ -85,6 +85,17 @@ class VsphereHistory(History):
         """The client's log lines about the job that have these words."""
         return [line for path in (self.hub.data / "log").glob("*.client.log")
                 for line in path.read_text(errors="replace").splitlines() if words in line and backup_id in line]
+
+    def copying(self, reads=0):
+        """A backup that copies, and is not over before release_reads(), however slow whoever looks is: that many reads
+        are answered, and the others held back."""
+        self.sim("fault", call="read", kind="delay", ms=600000, times=100000, skip=reads)
+        backup_id = self.start("main")
+        wait_for(lambda: self.show(backup_id)["phase"] == "copying", "it copies")
+        return backup_id
+
+    def release_reads(self):
+        self.sim("heal", call="read")
 
     def snapshots(self):
         return [s["name"] for s in self.sim.vm(self.path)["snapshots"]]
