@@ -18,7 +18,8 @@ from lib.history import partial_files, wait_for
 from lib.patience import patience
 from lib.stage import MIB, Stage, ended, is_dead, own_mounts
 
-CANCEL_SECONDS = patience(5)
+CANCEL_SECONDS = patience(20)     # five, and the rest is for a machine that is busy; by its lease a job ends later
+CLAIM = 8        # a client's start is within it, also on a machine that is busy
 LEASE, HEARTBEAT = 2, 4     # how long a client may be silent, and how much longer it is given then
 
 
@@ -143,26 +144,26 @@ def test_client_silent(make_hub, place):
 
 def test_client_that_hangs_before_its_claim(make_hub, place):
     """Nobody ended it, and its VM was not backed up again."""
-    with Stage(make_hub, place, options=["--claim-timeout=3"]) as stage:
+    with Stage(make_hub, place, options=[f"--claim-timeout={CLAIM}"]) as stage:
         stage.first()
         stage.change()
         began = time.monotonic()
         backup_id = stage.reach("started")
         pid = faults.client_pid(stage.world, backup_id)
         ended(stage, backup_id, "failed", "not claimed")
-        assert 2 < time.monotonic() - began < patience(20)
+        assert CLAIM - 1 < time.monotonic() - began < patience(30)
         wait_for(lambda: is_dead(pid), "the end of the client")
         stage.prove_after_go()
 
 
 def test_time_to_claim_begins_with_the_client(make_hub, place):
     """A job that has to wait for its place does not lose it by that."""
-    with Stage(make_hub, place, options=["--claim-timeout=3", "--max-jobs=1"]) as stage:
+    with Stage(make_hub, place, options=[f"--claim-timeout={CLAIM}", "--max-jobs=1"]) as stage:
         stage.first()
         stage.change()
         backup_id = stage.reach("queued")
-        until = time.monotonic() + 4
-        wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "pending", "time passes", 10)
+        until = time.monotonic() + CLAIM + 1
+        wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "pending", "time passes", 20)
         assert stage.show(backup_id)["status"] == "pending"
         assert stage.settle(backup_id)["status"] == "completed"
         stage.prove()
@@ -186,7 +187,7 @@ def test_cancel(moment, deaf, make_hub, place):
         wait_for(lambda: stage.show(backup_id)["status"] != "running", "the job is over", 30)
         took = time.monotonic() - began
         ended(stage, backup_id, "cancelled")
-        assert took < CANCEL_SECONDS + 1, took
+        assert took < CANCEL_SECONDS, took
         stage.check_listed()
         stage.prove_after_go()
 
