@@ -119,7 +119,7 @@ def test_a_commit_waits_for_its_repository(world, vm):
         assert job.show()["status"] == "committing"
         job.complete(job.change).expect(500, "failed to complete backup")
         job.complete(change_id()).expect(409)
-    assert world.api.wait_status(job.id, FINAL, deadline=15)["status"] == "completed"
+    assert world.api.wait_status(job.id, FINAL)["status"] == "completed"
     job.complete(job.change).expect(200)
     same_bytes(vm, image_of(job))
 
@@ -130,7 +130,7 @@ def test_a_late_heartbeat_does_not_spoil_a_commit(world, vm):
     with Away(world):
         job.complete(job.change, world.done(job, 4 * MIB), bytes_transferred=4711).expect(500)
         assert job.progress("completing", transferred_bytes=7, done_bytes=9)["status"] == "committing"
-    shown = world.api.wait_status(job.id, FINAL, deadline=15)
+    shown = world.api.wait_status(job.id, FINAL)
     assert (shown["status"], shown["bytes_transferred"]) == ("completed", 4711)
 
 
@@ -154,7 +154,7 @@ def test_a_commit_that_cannot_succeed_fails(world, vm):
             for name in names:
                 if ".hashes.partial-" in name:
                     os.unlink(os.path.join(folder, name))
-    shown = world.api.wait_status(job.id, FINAL, deadline=15)
+    shown = world.api.wait_status(job.id, FINAL)
     assert (shown["status"], shown["error"]) == ("failed", "commit failed")
     assert world.backup(vm).show()["status"] == "completed"
 
