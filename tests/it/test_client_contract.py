@@ -398,10 +398,7 @@ def serve_with_errors(lab, image):
                                        "file", str(image), "error-pread=EIO", "error-pread-rate=100%"],
                                       stdin=subprocess.DEVNULL)
     lab.to_stop.append(source)
-    until = time.monotonic() + patience(10)
-    while not os.path.exists(source.socket):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    source.wait_listening()
     return source.uri
 
 

@@ -40,7 +40,11 @@ class Target:
         command = ["nbdkit", "-f", "-U", self.socket, *flags, "memory", str(size), *parameters]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         self.uri = f"nbd+unix:///?socket={self.socket}"
-        until = time.monotonic() + patience(10)
+        self.wait_listening()
+
+    def wait_listening(self):
+        """The socket has a name before anybody listens there."""
+        until = time.monotonic() + patience(60)
         while subprocess.run(["nbdinfo", "--size", self.uri], capture_output=True, check=False).returncode:
             assert time.monotonic() < until and self.process.poll() is None
             time.sleep(0.05)
