@@ -89,7 +89,8 @@ def test_a_supervisor_that_stands_still_is_not_reported_for(watched, manager):
     with thread_stands_still(watched.process.pid, "supervisor"):
         assert manager.silence("WATCHDOG", 2 * WATCHDOG)
         watched.api.get("/health").expect(200)
-        assert "the hub does not work" in watched.log and "the supervisor has made no step" in watched.log
+        wait_for(lambda: "the supervisor has made no step" in watched.log, "it is said")
+        assert "the hub does not work" in watched.log
     manager.wait("WATCHDOG", since=len(manager.heard))
     wait_for(lambda: "the hub works again" in watched.log, "it is said")
 

@@ -40,7 +40,7 @@ def processes_of(folder):
     return found
 
 
-def wait_gone(folder, seconds=5):
+def wait_gone(folder, seconds=60):
     """Waits until no process names the folder; returns those that still do."""
     until = time.monotonic() + patience(seconds)
     while (left := processes_of(folder)) and time.monotonic() < until:
