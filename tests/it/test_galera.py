@@ -18,7 +18,7 @@ from lib.history import partial_files, wait_for
 from lib.hub import HubError
 from lib.hubs import STEPS, Hubs, again, by_hand
 from lib.images import CLUSTER
-from lib.mariadb import NAME
+from lib.mariadb import NAME, USER
 from lib.patience import patience
 from lib.share import one_of, share
 from lib.sql_gate import SqlGate
@@ -263,11 +263,18 @@ def test_what_is_read_is_not_older_than_what_another_node_confirmed(cluster, mak
     hubs = make(cluster, make_hub, place, n=2, lease=LEASE)
     hubs.b.api.get("/vms").expect(200)
     behind = cluster.nodes[1]
-    with behind.busy_with("FLUSH TABLES WITH READ LOCK; SELECT SLEEP(3)"):
-        behind.wait(lambda: "User sleep" in str(behind.sql("SHOW PROCESSLIST")), "it takes nothing from the others")
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(hubs.b.api.get("/vms")))
+    with behind.held("FLUSH TABLES WITH READ LOCK") as go:      # it takes nothing from the others
         hubs.add_vm("web")
         assert behind.sql("SELECT COUNT(*) FROM vms", NAME) == [["0"]]
-        assert [v["name"] for v in hubs.b.api.get("/vms").expect(200)["vms"]] == ["web"]
+        asking.start()
+        behind.wait(lambda: behind.sql("SELECT id FROM information_schema.processlist "
+                                       f"WHERE user = '{USER}' AND command <> 'Sleep'"), "the second hub asks it")
+        assert not answers
+        go()
+        asking.join()
+    assert [v["name"] for v in answers[0].expect(200)["vms"]] == ["web"]
 
 
 def test_hosts_that_are_not_there(cluster, make_hub, place):

@@ -107,6 +107,22 @@ class MariaDb:
         finally:
             assert client.wait(patience(60)) == 0
 
+    @contextlib.contextmanager
+    def held(self, statement):
+        """By a client that has said this, and stays until the call of what is given."""
+        client = subprocess.Popen(["mariadb", "--no-defaults", f"--socket={self.folder / 's'}", "--user=root", "--batch",
+                                   "--skip-column-names", "--unbuffered"], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True)
+        try:
+            client.stdin.write(f"{statement}; SELECT 'held';\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == "held\n"
+            yield client.stdin.close
+        finally:
+            client.stdin.close()
+            client.stdout.close()
+            assert client.wait(patience(60)) == 0
+
     def sql(self, statement, database=""):
         """Rows, as lists of texts."""
         done = self._client(statement, database)
