@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.patience import patience
 
-PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 0x4206, 0x4207
+PTRACE_CONT, PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 7, 17, 0x4206, 0x4207
 WALL = 0x40000000
 
 
@@ -77,8 +77,9 @@ def threads(pid, name):
 
 
 @contextlib.contextmanager
-def thread_stands_still(pid, name):
-    """One thread stands still, as in a deadlock; the others go on."""
+def thread_stands_still(pid, name, others_go_on):
+    """One thread stands still, as in a deadlock; the others go on, and where they do not it stands still at another
+    moment: it may be stopped while it holds what they need."""
     tid, = threads(pid, name)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -88,11 +89,19 @@ def thread_stands_still(pid, name):
         if libc.ptrace(request, tid, None, None) != 0:
             raise OSError(ctypes.get_errno(), f"ptrace {request:#x} of {tid}")
 
+    def stop():
+        ptrace(PTRACE_INTERRUPT)
+        _, status = os.waitpid(tid, WALL)
+        assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP, status
+
     ptrace(PTRACE_SEIZE)
-    ptrace(PTRACE_INTERRUPT)
-    _, status = os.waitpid(tid, WALL)
-    assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP, status
+    stop()
     try:
+        for _ in range(100):
+            if others_go_on():
+                break
+            ptrace(PTRACE_CONT)
+            stop()
         yield
     finally:
         ptrace(PTRACE_DETACH)
