@@ -110,8 +110,8 @@ class MariaDb:
     @contextlib.contextmanager
     def held(self, statement):
         """By a client that has said this, and stays until the call of what is given."""
-        client = subprocess.Popen(["mariadb", "--no-defaults", f"--socket={self.folder / 's'}", "--user=root", "--batch",
-                                   "--skip-column-names", "--unbuffered"], stdin=subprocess.PIPE,
+        client = subprocess.Popen(["mariadb", "--no-defaults", f"--socket={self.folder / 's'}", "--user=root",
+                                   "--batch", "--skip-column-names", "--unbuffered"], stdin=subprocess.PIPE,
                                   stdout=subprocess.PIPE, text=True)
         try:
             client.stdin.write(f"{statement}; SELECT 'held';\n")
