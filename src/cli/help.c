@@ -3,7 +3,8 @@
 #include "cli/option.h"
 
 static const char exit_statuses[] =
-    "exit status: 0 done; 1 failed; 2 wrong usage; 3 damage found; 4 done, but disks were left out\n";
+    "exit status: 0 done; 1 failed; 2 wrong usage; 3 damage found; 4 done, but disks were left out;\n"
+    "5 done, but change tracking was found wrong\n";
 
 static void print_options(const Command *command)
 {

@@ -88,6 +88,18 @@ def commands(cli):
     return [c for c in found if c not in ("help", "completion")]
 
 
+def test_every_exit_status_is_documented():
+    """5, an audit's alarm, was in neither help nor reference."""
+    header = (ROOT / "src/cli/cli.h").read_text()
+    statuses = {"0", "2", *re.findall(r"^#define CLI_EXIT_\w+ (\d)$", header, re.MULTILINE)}
+    said = subprocess.run([BIN / "sendense", "--help"], capture_output=True, text=True, check=True).stdout
+    reference = (ROOT / "docs/reference/cli.md").read_text().split("## Exit status", 1)[1].split("\n## ", 1)[0]
+    manual = (ROOT / "docs/man/sendense.1.scd").read_text().split("# EXIT STATUS", 1)[1].split("\n# ", 1)[0]
+    assert set(re.findall(r"(?<![\w])(\d) [a-z]", said.split("exit status:", 1)[1])) == statuses
+    assert set(re.findall(r"^\| (\d) \|", reference, re.MULTILINE)) == statuses
+    assert set(re.findall(r"^\*(\d)\*$", manual, re.MULTILINE)) == statuses
+
+
 def test_help_and_version(cli):
     for command in commands(cli):
         assert f"usage: sendense {command}" in cli.ok("help", *command.split())
