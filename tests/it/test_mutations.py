@@ -1,6 +1,7 @@
-"""Promise 3: whatever is flipped, cut, emptied, deleted or swapped in a repository, `verify` finds it and names the
-points that rest on it, and a restore never hands out wrong bytes."""
+"""Promise 3: whatever is flipped, cut, emptied, deleted, swapped or replaced in a repository, `verify` finds it and names
+the points that rest on it, and a restore never hands out wrong bytes."""
 
+import itertools
 import os
 import random
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 
 import pytest
 
-from lib.share import every_second
+from lib.share import every_second, one_in_five
 from lib.world import MIB, World
 
 SIZE = 2 * MIB + 12345
@@ -25,7 +26,7 @@ def chain(request, hub, place, cli):
     with open(image, "r+b") as f:
         f.seek(MIB)
         f.write(b"what can be compressed " * 10000)
-    world.add_vm("second", sizes=(MIB,), seed=2)
+    _, (world.other_image,) = world.add_vm("second", sizes=(MIB,), seed=2)
     rand = random.Random(1)
     points, references = [], []
     for step in range(3):
@@ -84,6 +85,14 @@ def delete(path, _rand):
     return "deleted"
 
 
+def expect_named(resting, result, context):
+    """Damaged itself, or said to rest on what is. A line that calls a point good names it as well."""
+    lines = (result.out + result.err).splitlines()
+    for point in resting:
+        assert any(f"affected: {point}" in line or (point in line and "damaged" in line) for line in lines), \
+            f"{point} is not named\n{context}"
+
+
 def expect_found(chain, path, what):
     """verify fails, and names every point that rests on the file."""
     world, cli, points, _, other = chain
@@ -95,10 +104,7 @@ def expect_found(chain, path, what):
         return
     assert result.status == 3, context
     resting = points[points.index(hit):] if hit in points else [other]
-    listed = result.out + result.err
-    for point in resting:
-        damaged = [line for line in listed.splitlines() if point in line and "damaged" in line.lower()]
-        assert damaged or f"{point}" in listed.split("rest on it", 1)[-1], f"{point} is not named\n{context}"
+    expect_named(resting, result, context)
     suspects = {b["backup_id"] for b in world.api.get("/backups").expect(200)["backups"] if b["suspect"]}
     # a later point whose own clusters cover the damage reads well, is found good after all, and is not suspect
     assert hit in suspects and suspects <= set(resting), context
@@ -106,10 +112,10 @@ def expect_found(chain, path, what):
 
 def expect_no_wrong_bytes(chain):
     """Each point restores to its reference, or not at all; one that is not suspect restores."""
-    world, cli, points, references, _ = chain
+    world, cli, points, references, other = chain
     suspects = {b["backup_id"] for b in world.api.get("/backups").expect(200)["backups"] if b["suspect"]}
     available = world.api.get("/repositories/main").expect(200)["available"]
-    for point, reference in zip(points, references):
+    for point, reference in zip([*points, other], [*references, world.other_image]):
         target = world.folder / "restored"
         result = cli.run("restore", point, "--disk", "0", "--to", target, "--force")
         if result.status == 0:
@@ -138,21 +144,37 @@ def test_each_file_mutated(chain, mutate):
             assert result.status == 0, f"{path}: {what}: {result.out}{result.err}"
 
 
-def test_swapped_with_a_sibling(chain):
-    """Two images, two .hashes or two records that changed places are found, whatever each of them says of itself."""
-    world, cli, points, _, _ = chain
-    by_kind = {}
-    for path in files_of(world):
-        if any(os.path.basename(path).startswith(p) for p in points):
-            by_kind.setdefault(path.rsplit(".", 1)[1], []).append(path)
-    for kind, (a, b, *_) in by_kind.items():
-        aside = world.folder / "aside"
-        os.rename(a, aside), os.rename(b, a), os.rename(aside, b)
+def changes_of_places(world, points, other):
+    """(what is done, two files of one kind, the points that rest on either): within the chain, and between two VMs."""
+    for (n, a), (m, b) in itertools.combinations(enumerate([*points, other]), 2):
+        for kind in ("qcow2", "hashes", "json"):
+            older, newer = [next(p for p in files_of(world) if point_of(p, points, other) == x and p.endswith(kind))
+                            for x in (a, b)]
+            both = points[n:] + ([other] if b == other else [])
+            yield "swapped", older, newer, both
+            yield "replaced by its older self", older, newer, points[m:] if b != other else [other]
+
+
+def test_swapped_with_a_sibling_or_replaced_by_an_older_one(chain):
+    """Two images, two .hashes or two records that changed places are found, whatever each of them says of itself; so is
+    one that has come back in the place of a newer one."""
+    world, cli, points, _, other = chain
+    aside = world.folder / "aside"
+    for what, older, newer, resting in one_in_five(changes_of_places(world, points, other)):
+        if what == "swapped":
+            os.rename(older, aside), os.rename(newer, older), os.rename(aside, newer)
+        else:
+            shutil.copy2(newer, aside), shutil.copy2(older, newer)
         result = cli.run("verify", "--repo", "main")
-        assert result.status == 3, f"{kind}: {result.out}{result.err}"
+        context = f"{newer}: {what}, {older} (seed {SEED})\n{result.out}{result.err}"
+        assert result.status == 3, context
+        expect_named(resting, result, context)
         expect_no_wrong_bytes(chain)
-        os.rename(a, aside), os.rename(b, a), os.rename(aside, b)
-        assert cli.run("verify", "--repo", "main").status == 0
+        if what == "swapped":
+            os.rename(older, aside), os.rename(newer, older), os.rename(aside, newer)
+        else:
+            os.rename(aside, newer)
+        assert cli.run("verify", "--repo", "main").status == 0, context
 
 
 def test_every_kind_of_region_of_an_image_is_covered(chain):
