@@ -4,6 +4,7 @@
 #include "base/proc.h"
 #include "base/str.h"
 #include "codec/zframe.h"
+#include "image/journal.h"
 #include "image/record.h"
 #include "image/writer.h"
 
@@ -326,6 +327,34 @@ static void records(void)
     free(text);
 }
 
+// Three records: of every kind of item, of none, and of one.
+static void journal(void)
+{
+    Err err = ERR_INIT;
+    Journal *j = NULL;
+    char *text = NULL;
+    size_t n;
+    const JournalSpec spec = {.hash = {.algorithm = HASH_XXH3_128, .seed = SEED},
+                              .size = 256 * 4096 + 512,
+                              .cluster_size = 4096,
+                              .mode = DISK_FULL};
+    const JournalItem items[] = {
+        {.first = 3, .count = 1, .kind = JOURNAL_CLUSTER, .entry = 0x8000000000050000, .leaf.bytes = {1, 2, 3}},
+        {.first = 4, .count = 100, .kind = JOURNAL_NOTHING},
+        {.first = 104, .count = 2, .kind = JOURNAL_ZERO},
+        {.first = 256, .count = 1, .kind = JOURNAL_PART, .entry = 0x8000000000051000, .leaf.bytes = {9}},
+    };
+    must(journal_create("journal", &spec, &j, &err), &err);
+    must(journal_append(j, items, 4, 0x60000, &err) && journal_append(j, items, 0, 0x60000, &err) &&
+             journal_append(j, items, 1, 0x61000, &err),
+         &err);
+    journal_free(j);
+    must(file_read("journal", 1u << 20, &text, &n, &err), &err);
+    put("journal", "records", text, n);
+    put("journal", "torn", text, n - 5);
+    free(text);
+}
+
 int main(int argc, char **argv)
 {
     Err err = ERR_INIT;
@@ -338,6 +367,7 @@ int main(int argc, char **argv)
     points();
     frames();
     records();
+    journal();
     must(file_remove_tree(scratch, &err), &err);
     free(real);
     return 0;
