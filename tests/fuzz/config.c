@@ -48,8 +48,8 @@ static void again(const Values *v)
     Err err = ERR_INIT;
     Values second;
     cleanup(str_clear) StrBuf text = STR_BUF(16u << 20);
-    fuzz_check(str_addf(&text, &err, "flag=%s\nnumber = %llu\n", v->flag ? "true" : "false",
-                        (unsigned long long)v->number));
+    fuzz_check(
+        str_addf(&text, &err, "flag=%s\nnumber = %llu\n", v->flag ? "true" : "false", (unsigned long long)v->number));
     fuzz_check(!v->text || str_addf(&text, &err, " text\t= %s \r\n", v->text));
     for (size_t i = 0; i < v->list.len; i++)
         fuzz_check(str_addf(&text, &err, "# a comment\n\nlist=%s\n", v->list.items[i]));

@@ -1,5 +1,5 @@
-"""Promise 3: whatever is flipped, cut, emptied, deleted, swapped or replaced in a repository, `verify` finds it and names
-the points that rest on it, and a restore never hands out wrong bytes."""
+"""Promise 3: whatever is flipped, cut, emptied, deleted, swapped or replaced in a repository, `verify` finds it and
+names the points that rest on it, and a restore never hands out wrong bytes."""
 
 import itertools
 import os
