@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import subprocess
 
-from lib import faults
+from lib import faults, system
 from lib.cli import Cli
 from lib.engine import ask
 from lib.gate import Gate
@@ -40,7 +40,7 @@ class NbdServer:
                                          str(path),
                                          *parameters], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.uri = f"nbd+unix:///?socket={self.socket}"
-        wait_for(lambda: os.path.exists(self.socket), "nbdkit listens", 10)
+        wait_for(lambda: system.listens(self.socket), "nbdkit listens")
 
     def bytes_read(self):
         with open(f"/proc/{self.process.pid}/io", encoding="ascii") as f:

@@ -40,6 +40,13 @@ def processes_of(folder):
     return found
 
 
+def listens(path):
+    """Does somebody listen at this unix socket? It has its name before that. Nobody is connected to."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as f:
+        return any(fields[-1] == str(path) and fields[3] == "00010000"      # __SO_ACCEPTCON
+                   for fields in (line.split() for line in f) if len(fields) == 8)
+
+
 def wait_gone(folder, seconds=60):
     """Waits until no process names the folder; returns those that still do."""
     until = time.monotonic() + patience(seconds)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from lib import system
 from lib.history import wait_for
 from lib.hub import BIN, ROOT
 from lib.job import Job, coverage, disk, qemu_io
@@ -235,7 +236,7 @@ class Simulator:
         with open(self.folder / "nbdkit.log", "ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            wait_for(lambda: os.path.exists(socket_path) or process.poll() is not None, "nbdkit listens", 30)
+            wait_for(lambda: system.listens(socket_path) or process.poll() is not None, "nbdkit listens", 30)
             assert process.poll() is None, (self.folder / "nbdkit.log").read_text(errors="replace")[-2000:]
             yield f"nbd+unix:///?socket={socket_path}"
         finally:
