@@ -558,6 +558,32 @@ def test_a_client_and_a_command_line_on_another_machine(make_hub, place, elsewhe
     assert hub.admin_token not in hub.log and "job_token" not in hub.log
 
 
+def test_of_a_comparison_only_differences_travel(make_hub, place, elsewhere):
+    """All of the disk is read, where the client is; over the line go the parent's hashes, and what differs."""
+    hub = make_hub(auth=True, options=["--listen", "0.0.0.0"])
+    world = World(hub, place)
+    world.api = hub.api.with_token(hub.admin_token)
+    world.add_repository()
+    image = world.add_vm(sizes=(256 * MIB,))[1][0]
+    image.write_bytes(b"".join(random.Random(n).randbytes(128 * MIB) for n in (8, 9)))
+    environment, hidden = remote(hub, elsewhere)
+    travelled = []
+    for n, (kind, changed) in enumerate((("full", 0), ("incremental", 4), ("incremental", 0))):
+        with open(image, "r+b") as f:
+            f.seek(MIB)
+            f.write(random.Random(n).randbytes(changed * MIB))
+        before = elsewhere.travelled()
+        backup_id, client = start_remote_client(world, elsewhere, environment, hidden, kind)
+        out = client.communicate(timeout=patience(120))[0]
+        assert client.returncode == 0, out
+        point = world.api.get(f"/backups/{backup_id}").expect(200)
+        assert [d["mode"] for d in point["disks"]] == ["full" if kind == "full" else "compare"]
+        travelled.append(elsewhere.travelled() - before)
+    print("over the line:", travelled)
+    full, some, none = travelled
+    assert full > 256 * MIB and 4 * MIB < some < 5 * MIB and none < MIB / 2, travelled
+
+
 @pytest.mark.parametrize("how", ["hub stopped", "line cut"])
 def test_a_relay_that_breaks(make_hub, place, elsewhere, how):
     """The job fails, what had arrived stays, and the next one is right."""

@@ -45,6 +45,11 @@ class Elsewhere:
                               text=True, env={**os.environ, **(environment or {})}, timeout=patience(timeout),
                               check=False)
 
+    def travelled(self):
+        """Bytes over the line so far, both ways, with all that frames them."""
+        folder = f"/sys/class/net/{self.link}/statistics"
+        return sum(int(open(f"{folder}/{way}_bytes", encoding="ascii").read()) for way in ("rx", "tx"))
+
     def cut(self):
         """The line is down, without a word to either side."""
         _ip("link", "set", self.link, "down")
