@@ -4,7 +4,7 @@ Afterwards, whatever happened: what should run runs, no process crashed, a failu
 and restores to what the VM was, none was lost; the next backup is right; nothing is left behind.
 
 A seeded share of all n by default; FAULTS_SEED=… takes another, FAULTS=200 a larger one. FAULTS=all tries every n of
-every kind, FAULTS='sync 3: EIO' that one. docs/internals/faults.md.
+every kind, FAULTS=0/40 to 39/40 the same in forty parts, FAULTS='sync 3: EIO' that one. docs/internals/faults.md.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import random
 import signal
 import subprocess
 import time
+import zlib
 
 import pytest
 
@@ -271,11 +272,19 @@ def every(rng, counts):
                 at += rng.randint(1, 1 + at // 100) if kind == "alloc" else 1
 
 
+def part(shots, which):
+    """The same part whatever else there is: how many calls a story makes differs a little from run to run."""
+    number, parts = map(int, which.split("/"))
+    return [shot for shot in shots if zlib.crc32(str(shot).encode()) % parts == number]
+
+
 def shots(story, victim, targets):
     rng = random.Random(f"{SEED} {story} {victim}")
     if ":" in WHICH:
         kind, at, action = WHICH.replace(":", "").split()
         return [Shot(kind, action, int(at))]
+    if "/" in WHICH:
+        return part(every(rng, targets.calls(story, victim)), WHICH)
     return (every if WHICH == "all" else share)(rng, targets.calls(story, victim))
 
 
@@ -296,3 +305,14 @@ def test_every_call(story, victim, make_hub, place):
         assert len(failures) < FAILURES, "\n".join(failures)
     assert not failures, "\n".join(failures)
     assert hits
+
+
+def test_the_parts_are_all():
+    """`make soak` took twenty at random, again and again: no number of rounds was every n."""
+    counts = dict.fromkeys(ACTIONS, 50)
+    whole = sorted(every(random.Random(1), counts))
+    parts = [part(every(random.Random(1), counts), f"{n}/40") for n in range(40)]
+    assert sorted(shot for p in parts for shot in p) == whole and len(whole) == len(set(whole))
+    assert {(s.kind, s.action, s.at) for s in whole if s.kind != "alloc"} >= {
+        (kind, action, n) for kind, actions in ACTIONS.items() if kind != "alloc" for action in actions
+        for n in range(1, 51)}
