@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import pytest
 
@@ -48,6 +49,11 @@ def test_it_answers_before_it_has_looked_through_its_repositories(hub, place, he
     assert job.show()["suspect"] and job.show()["verify_result"] == "damaged"
 
 
+def refuses(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) != 0
+
+
 def test_it_ends_while_it_looks_through_its_repositories(hub, place, held):
     """The look goes from folder to folder: a stop waits for one of them, not for all."""
     world = World(hub, place)
@@ -59,7 +65,7 @@ def test_it_ends_while_it_looks_through_its_repositories(hub, place, held):
     held.touch()
     hub.start()
     hub.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "stopping" in hub.log, "it hears the signal")
+    wait_for(lambda: refuses(hub.port), "it has heard the signal, and told the look")
     held.unlink()
     hub.stop()
     assert "the next start looks through the repositories" in hub.log

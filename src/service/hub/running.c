@@ -67,6 +67,7 @@ void hub_quiesce(Hub *h)
 {
     atomic_store(&h->closing, true);
     atomic_store(&h->dump_stop, true);
+    atomic_store(&h->look_stop, true);
     (void)pthread_mutex_lock(&h->lock);
     for (Running *r = h->running; r; r = r->next)
         if (atomic_load(&r->sealing))
