@@ -57,7 +57,7 @@ void hub_set_limits(Hub *h, const HubLimits *limits); // for whatever begins fro
 // One at a time. ERR_USAGE: the settings are wrong, and those of before stay.
 bool hub_reload(Hub *h, json_t **ret, Err *err) must_check;
 // Before the API is stopped: calls that wait for an exporter to seal give up, and their clients repeat them. The seal
-// goes on, and the next hub joins it. So does the look through the repositories, from its next folder on.
+// goes on, and the next hub joins it. The look through the repositories ends with the folder that it is at.
 void hub_quiesce(Hub *h);
 // Stops the supervisor. Jobs, exporters and clients that run go on: the next hub takes them over.
 void hub_close(Hub *h);
