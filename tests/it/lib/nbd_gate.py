@@ -25,7 +25,7 @@ class NbdGate:
         self.listener.listen()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def wait_held(self, seconds=30):
+    def wait_held(self, seconds=60):
         with self.condition:
             assert self.condition.wait_for(lambda: self.held, patience(seconds)), \
                 f"{self.passed} bytes of {self.limit} came"
@@ -41,6 +41,10 @@ class NbdGate:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # wakes the threads
             end.close()
+        self._give_names_back()
+
+    def _give_names_back(self):
+        """There may be no exporter any more; its name goes with it."""
         for path in (self.path, self.target):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -54,8 +58,11 @@ class NbdGate:
                 server.connect(self.target)
             except OSError:
                 return
-            threading.Thread(target=self._forward, args=(client, server, self._admit), daemon=True).start()
+            threading.Thread(target=self._to_server, args=(client, server), daemon=True).start()
             threading.Thread(target=self._forward, args=(server, client, len), daemon=True).start()
+
+    def _to_server(self, client, server):
+        self._forward(client, server, self._admit)
 
     def _forward(self, source, sink, admit):
         with contextlib.suppress(OSError):
@@ -79,3 +86,46 @@ class NbdGate:
             n = len(data) if self.limit is None else min(len(data), self.limit - self.passed)
             self.passed += n
             return n
+
+
+OPTION, REQUEST = b"IHAV", bytes.fromhex("25609513")     # the first four bytes of each
+READ = 0
+
+
+class ReadGate(NbdGate):
+    """The same for a server that is read: it is asked for `limit` bytes, give or take a request, and has not read what
+    it was not asked for. No hold ends by itself."""
+
+    def _give_names_back(self):
+        os.rename(self.target, self.path)
+
+    def _to_server(self, client, server):
+        with contextlib.suppress(OSError), client.makefile("rb") as said:
+            server.sendall(said.read(4))        # flags
+            while message := self._next(said):
+                server.sendall(message)
+        for end in (client, server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _next(self, said):
+        """The next option or request, once it may pass; nothing at the end."""
+        magic = said.read(4)
+        if magic == OPTION:
+            head = magic + said.read(12)
+            return head + said.read(int.from_bytes(head[12:], "big"))
+        if not magic:
+            return b""
+        assert magic == REQUEST, magic
+        request = magic + said.read(24)
+        if int.from_bytes(request[6:8], "big") == READ:
+            self._wait_turn(int.from_bytes(request[24:], "big"))
+        return request
+
+    def _wait_turn(self, length):
+        with self.condition:
+            if self.limit is not None and self.passed >= self.limit:
+                self.held = True
+                self.condition.notify_all()
+                self.condition.wait_for(lambda: self.limit is None)
+            self.passed += length

@@ -1,4 +1,4 @@
-"""A hub, a slow VM, and the moments of a backup: each is reached by a condition, and held until go()."""
+"""A hub, a VM, and the moments of a backup: each is reached by a condition, and held until go()."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from lib.engine import ask
 from lib.gate import Gate
 from lib.history import History, partial_files, wait_for
 from lib.hub import BIN
-from lib.nbd_gate import NbdGate
+from lib.nbd_gate import NbdGate, ReadGate
 from lib.qmp_gate import QmpGate
 from lib.share import every_second
 from lib.vm import check_qemu_is_clean, contents_now, make_vm
@@ -30,7 +30,7 @@ JOURNAL_ITEM = 40       # bytes of a cluster in an engine's journal, with a hash
 
 
 class NbdServer:
-    """An export of a raw file, to be stopped, slowed and broken."""
+    """An export of a raw file, to be stopped and broken."""
 
     def __init__(self, socket, path, *arguments):
         self.socket, self.path = str(socket), path
@@ -41,10 +41,6 @@ class NbdServer:
                                          *parameters], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.uri = f"nbd+unix:///?socket={self.socket}"
         wait_for(lambda: system.listens(self.socket), "nbdkit listens")
-
-    def bytes_read(self):
-        with open(f"/proc/{self.process.pid}/io", encoding="ascii") as f:
-            return int(f.readline().split()[1])
 
     def pause(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -60,7 +56,7 @@ class NbdServer:
 
 
 class Stage(History):
-    """One VM of two disks, read over NBD, the first one slowly. Use as a context manager."""
+    """One VM of two disks, read over NBD. Use as a context manager."""
 
     data = DATA     # of the first disk, that change() changes
     client_options = ""
@@ -76,8 +72,7 @@ class Stage(History):
             hub.command = lambda: [*prefix, *plain()]
         super().__init__(hub, Cli(hub.url, cwd=place), place, "pgtest1")
         self.wrapper = wrapper
-        self.filters = filters      # of the first disk's server, behind the slow one
-        self.rate = place / "rate"
+        self.filters = filters      # of the first disk's server
         self.servers = []
         self.stopped = []
         self.gate = self.nbd_gate = self.world = self.obstacle = self.blocker = None
@@ -127,18 +122,13 @@ class Stage(History):
             with open(path, "wb") as f:
                 f.write(self.random.randbytes(DATA if path == self.paths[0] else 65536))
                 f.truncate(SIZE)
-        slow = ("--filter=rate", f"rate-file={self.rate}", "burstiness=0.05")
         for n, path in enumerate(self.paths):
-            self.servers.append(NbdServer(self.folder / f"s{n}", path, *(() if n else (*slow, *self.filters))))
+            self.servers.append(NbdServer(self.folder / f"s{n}", path, *(() if n else self.filters)))
         self.api.post("/vms", {"name": self.vm_name, "source": {
             "type": "file", "disks": [{"uri": s.uri} for s in self.servers]}}).expect(201)
 
     def own_processes(self):
         return {server.process.pid for server in self.servers}
-
-    def slow(self):
-        """The first disk takes a second and more."""
-        self.rate.write_text("24M")     # bits
 
     def first(self):
         return self.backup("main", self.references_now())
@@ -245,15 +235,15 @@ class Stage(History):
         wait_for(lambda: journal.stat().st_size >= least * JOURNAL_ITEM, f"{least} clusters are durable")
 
     def at_written(self, least):
-        """The source is held once it has given so many bytes."""
-        self.slow()
-        before = self.servers[0].bytes_read()
+        """The source is held once it has given so many bytes: what it has not been asked for it cannot give before it
+        is held, as a slow one did that was stopped half a second late."""
+        self.forget_nbd_gate()
+        self.nbd_gate = ReadGate(self.servers[0].socket, least)
         backup_id = self.start("main")
+        self.nbd_gate.wait_held()
         # opening the source reads some too, and an image is there before all exporters are: the client says when it
         # copies
-        wait_for(lambda: self.servers[0].bytes_read() - before >= least and self.partial_images()
-                 and self.show(backup_id)["phase"] == "copying", f"{least} bytes")
-        self.hold_source()
+        wait_for(lambda: self.partial_images() and self.show(backup_id)["phase"] == "copying", "it copies")
         assert self.show(backup_id)["status"] == "running"
         return backup_id
 
@@ -308,8 +298,6 @@ class Stage(History):
         self.gate.open()
         if self.nbd_gate:
             self.nbd_gate.open()
-        if self.rate.exists():
-            self.rate.write_text("99G")     # without the file the last rate would stay
         for server in self.servers:
             server.go()
         for pid in self.stopped:
