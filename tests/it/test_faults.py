@@ -8,13 +8,14 @@ import signal
 import sqlite3
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from lib import faults
 from lib.cli import Cli
 from lib.history import partial_files, wait_for
+from lib.nbd_gate import ReadGate
 from lib.patience import patience
 from lib.stage import MIB, Stage, ended, is_dead, own_mounts
 
@@ -282,36 +283,40 @@ def test_repository_away(make_hub, place):
         stage.prove()
 
 
+@contextmanager
 def restore_held(stage, results, backup_id, target):
-    """A restore, in a thread, whose exporter is stopped before it has given a byte: (thread, exporter's pid). The CLI
-    has the hub's answer, and needs it no more."""
+    """A restore, in a thread, that is connected and gets no byte until open(): (thread, open). The CLI has the hub's
+    answer, and needs it no more. A stopped exporter did not say that it was read, and a hub that took a second to start
+    ended it."""
     cli = Cli(stage.gate.url, cwd=stage.folder)
     thread = threading.Thread(target=lambda: results.append(
         cli.run("restore", backup_id, "--disk", "0", "--to", target)))
     stage.gate.hold("exports", after=True)
     thread.start()
     stage.gate.wait_held("exports", after=True)
-    pid = stage.world.sql("SELECT pid FROM exports")[0]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    stage.gate.open()
-    wait_for(lambda: ("POST", "/api/v1/exports", 201) in stage.gate.exchanges, "the CLI has its answer")
-    return thread, pid
+    line = ReadGate(stage.world.sql("SELECT socket FROM exports")[0]["socket"], 0)
+    try:
+        stage.gate.open()
+        line.wait_held()
+        yield thread, line.open
+    finally:
+        line.close()
+        thread.join()
 
 
 def test_restore_killed(make_hub, place):
     """What a killed restore leaves is no disk, and its export ends by itself; until then the point stays."""
-    with Stage(make_hub, place, options=[f"--export-idle={int(patience(5))}"]) as stage:
+    with Stage(make_hub, place, options=[f"--export-idle={int(patience(1))}"]) as stage:
         first = stage.first()
         target = place / "restored.raw"
-        thread, export = restore_held(stage, [], first["backup_id"], target)
-        pid = wait_for(lambda: cli_pid(target), "the restore runs")
-        os.kill(pid, signal.SIGKILL)
-        thread.join()
-        os.kill(export, signal.SIGCONT)
-        assert not target.exists()
-        refused = stage.cli.run("delete", first["backup_id"])
-        assert refused.status == 1 and "is being read" in refused.err, refused
-        wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends", 30)
+        with restore_held(stage, [], first["backup_id"], target) as (thread, _):
+            pid = wait_for(lambda: cli_pid(target), "the restore runs")
+            os.kill(pid, signal.SIGKILL)
+            thread.join()
+            assert not target.exists()
+            refused = stage.cli.run("delete", first["backup_id"])       # the exporter has not heard of the end
+            assert refused.status == 1 and "is being read" in refused.err, refused
+        wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends")
         for path in place.glob("restored.raw*"):
             path.unlink()
         stage.cli.ok("delete", first["backup_id"])
@@ -330,17 +335,17 @@ def test_restore_goes_on_without_the_hub(make_hub, place, back):
     with Stage(make_hub, place, options=[f"--export-idle={int(patience(1))}"]) as stage:
         first = stage.first()
         target, results = place / "restored.raw", []
-        thread, export = restore_held(stage, results, first["backup_id"], target)
-        stage.hub.kill()
-        if back == "before it ends":
-            stage.start_hub()
-        os.kill(export, signal.SIGCONT)
-        thread.join()
+        with restore_held(stage, results, first["backup_id"], target) as (thread, go):
+            stage.hub.kill()
+            if back == "before it ends":
+                stage.start_hub()
+            go()
+            thread.join()
         if back == "after it ended":
             stage.start_hub()
         assert results[0].status == 0, results
         stage.references.expect(stage.points[first["backup_id"]]["disk-0"], target, "what was restored")
-        wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends", 15)
+        wait_for(lambda: stage.api.get("/exports").expect(200)["exports"] == [], "the export ends")
         stage.prove()
 
 

@@ -97,7 +97,8 @@ class ReadGate(NbdGate):
     it was not asked for. No hold ends by itself."""
 
     def _give_names_back(self):
-        os.rename(self.target, self.path)
+        with contextlib.suppress(FileNotFoundError):    # an export that was ended is gone, folder and all
+            os.rename(self.target, self.path)
 
     def _to_server(self, client, server):
         with contextlib.suppress(OSError), client.makefile("rb") as said:
