@@ -24,7 +24,9 @@ class Certificate:
 
 
 class Server:
-    """Takes what it is sent and closes. `heard`: what came through TLS, connection by connection."""
+    """Takes what it is sent, and answers that it knows nothing of it: without an answer it would be asked again, up to
+    a time limit, and a short one was over before the handshake was. `heard`: what came through TLS, connection by
+    connection."""
 
     def __init__(self, certificate):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -50,6 +52,7 @@ class Server:
                 try:
                     with self.context.wrap_socket(plain, server_side=True) as tls:
                         heard = tls.recv(65536)
+                        tls.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 except OSError:
                     pass                # the client ended it
                 self.heard.append(heard)
@@ -85,10 +88,10 @@ def server(certificate):
 
 @pytest.fixture
 def attempt(place, server):
-    """A login by these means: whether the server was trusted. It does not answer; what it has heard tells."""
+    """A login by these means: whether the server was trusted. What it has heard tells."""
     def login(host=None, **trust):
         server.heard.clear()
-        probe = VimProbe(place, host or f"127.0.0.1:{server.port}", "backup", "secret", timeout_ms=1000, **trust)
+        probe = VimProbe(place, host or f"127.0.0.1:{server.port}", "backup", "secret", **trust)
         with pytest.raises(Refused) as refused:
             probe("about")
         server.settle()
