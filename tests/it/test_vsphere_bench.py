@@ -764,12 +764,12 @@ def test_eight_disks_through_latency(make_sim, place):
         run(*copy, "--requests=1", uris[0], place / "one.raw")
         alone = time.monotonic() - start
         assert alone >= 16 * 0.020 and sim("calls")["reads_most"] == 1
-        sim("set", read_latency_ms=2000)     # longer than all of them need to start
+        sim("fault", call="read", kind="delay", ms=600000, times=100000)    # until all of them have started
         copies = [subprocess.Popen([*copy, "--requests=8", uri, place / f"{n}.raw"]) for n, uri in enumerate(uris)]
         try:
             assert wait_for(lambda: sim("calls")["reads_most"] >= disks * 7, "the reads are under way together", 60)
         finally:
-            sim("set", read_latency_ms=20)
+            sim("heal", call="read")
             assert [c.wait(60) for c in copies] == [0] * disks
         for n, (_, _, content) in enumerate(found):
             assert (place / f"{n}.raw").read_bytes() == content
