@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.history import wait_for
 from lib.patience import patience
 from lib.source_probe import Line, ProbeError
 from lib.system import children
@@ -177,18 +178,24 @@ def test_external_data_file_is_refused(tmp_path):
         Line(tmp_path, spec({'path': str(image), 'format': 'qcow2'})).backup()
 
 
+def greets(path):
+    """It listens before it opens the image, and answers after that: a name said too little."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(patience(60))
+        return s.connect_ex(str(path)) == 0 and s.recv(8) == b'NBDMAGIC'
+
+
 @pytest.fixture
 def writer(tmp_path):
     """An image that a QEMU writes to."""
     image = noise(tmp_path / 'a.img', MIB)
     command = ['qemu-nbd', '-t', '-f', 'raw', '-k', tmp_path / 'w', image]
     with subprocess.Popen(command) as process:
-        deadline = time.monotonic() + patience(20)
-        while not (tmp_path / 'w').exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield image
-        process.terminate()
+        try:
+            wait_for(lambda: greets(tmp_path / 'w'), 'qemu-nbd has the image')
+            yield image
+        finally:
+            process.terminate()
 
 
 def test_in_use_by_a_writer_is_refused(tmp_path, writer):
