@@ -63,6 +63,13 @@ def wait_for(condition, what, timeout=30):
         time.sleep(0.02)
 
 
+def guard_of(run):
+    """Its pid. It is there before the first command, and has its own name a moment later."""
+    wait_for(lambda: processes_of(run, 'sendense-guard'), 'no guard')
+    guard, = processes_of(run, 'sendense-guard')
+    return guard
+
+
 class Rig:
     """A VM, its line of backups, and what QEMU must look like between them."""
 
@@ -253,15 +260,14 @@ def test_killed_in_the_middle(rig, phase, guard):
     rig.vm.write(0, 2 * MIB, GRAIN, 0x22)
     run = rig.line.start(hold=[phase])
     run.until('hold')
-    guards = processes_of(run, 'sendense-guard')
-    assert len(guards) == 1
+    guard_pid = guard_of(run)
     if not guard:
-        os.kill(guards[0], signal.SIGKILL)
+        os.kill(guard_pid, signal.SIGKILL)
     rig.vm.write(0, 3 * MIB, GRAIN, 0x33)
     run.kill()
     if guard:
         wait_for(lambda: not rig.leftovers(), 'left behind')
-        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        wait_for(lambda: not Path(f'/proc/{guard_pid}').exists(), 'the guard goes on')
     else:
         assert rig.leftovers()
     run = rig.backup()
@@ -278,10 +284,9 @@ def test_killed_with_a_descriptor_in_qemu(rig, word):
         run = rig.line.start()
         gate.wait_held(run)
         assert rig.vm.qmp('query-fdsets')
-        guards = processes_of(run, 'sendense-guard')
-        assert len(guards) == 1
+        guard_pid = guard_of(run)
         run.kill()
-        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        wait_for(lambda: not Path(f'/proc/{guard_pid}').exists(), 'the guard goes on')
     rig.clean()
     release_descriptors(rig.vm)
     rig.line.spec['qmp'] = rig.vm.qmp_path
@@ -791,8 +796,7 @@ def test_ended_while_frozen(tmp_path, guest, how):
         run = rig.line.start()
         gate.wait_held(run)
         assert guest.qmp('query-block-exports') == []
-        guards = processes_of(run, 'sendense-guard')
-        assert len(guards) == 1
+        guard_pid = guard_of(run)
         # The probe keeps the agent's socket while the guest is frozen; the harness may have it only afterwards.
         if how == signal.SIGKILL:
             run.kill()
@@ -804,7 +808,7 @@ def test_ended_while_frozen(tmp_path, guest, how):
             with pytest.raises(ProbeError, match='cancelled'):
                 run.finish()
         wait_for(lambda: guest.agent('guest-fsfreeze-status') == 'thawed', 'still frozen')
-        wait_for(lambda: not Path(f'/proc/{guards[0]}').exists(), 'the guard goes on')
+        wait_for(lambda: not Path(f'/proc/{guard_pid}').exists(), 'the guard goes on')
         rig.clean()
     guest.sh('echo alive > /mnt/a/alive; sync')
     rig.line.spec = spec(guest, agent=guest.agent_path)
