@@ -39,7 +39,7 @@ def test_pitfall_01_lone_data_in_emptiness(make_hub, place):
     server = subprocess.Popen(["nbdkit", "-f", "-r", "-U", str(place / "s"), "--filter=noextents", "file",
                                str(line.images[0].path)], stdin=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (place / "s").exists(), "nbdkit listens")
+        wait_for(lambda: system.listens(place / "s"), "nbdkit listens")
         line.own_processes = lambda: {server.pid}
         line.cli.ok("vm", "add", "nbd", "--file", f"nbd+unix:///?socket={place}/s")
         reference = line.references.of(bytes(content))
@@ -211,7 +211,7 @@ def test_pitfall_10_an_error_late_in_a_copy_is_an_error(make_hub, place, bad):
     server = subprocess.Popen(["nbdkit", "-f", "-r", "-U", str(place / "s"), "eval", f"get_size=echo {4 * MIB}",
                                f"pread={read}"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (place / "s").exists(), "nbdkit listens")
+        wait_for(lambda: system.listens(place / "s"), "nbdkit listens")
         line = Line(make_hub(), place, [], register=False)
         line.own_processes = lambda: {server.pid}
         line.add_repository("main")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import faults, images
+from lib import faults, images, system
 from lib.api import BASE
 from lib.cli import Cli
 from lib.history import partial_files, wait_for
@@ -144,7 +144,7 @@ def test_rule_05_zero_is_what_is_said_to_be_zero(make_hub, place, extents):
     command = EVAL.format(extents=extents.format(**values), **values)
     server = subprocess.Popen(["sh", "-c", f"exec {command}"], stdin=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (place / "s").exists(), "nbdkit listens")
+        wait_for(lambda: system.listens(place / "s"), "nbdkit listens")
         line = Line(make_hub(), place, [], register=False)
         line.own_processes = lambda: {server.pid}
         line.add_repository("main")
