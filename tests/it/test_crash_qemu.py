@@ -13,7 +13,7 @@ import pytest
 from lib import faults
 from lib.cli import Cli
 from lib.history import wait_for
-from lib.stage import MIB, QemuStage, ended, own_mounts, run_moments
+from lib.stage import MIB, QemuStage, ended, is_dead, own_mounts, run_moments
 from lib.vm import Guest, check_qemu_is_clean, make_disk, release_descriptors
 from lib.world import World
 
@@ -90,6 +90,26 @@ def test_killed(victim, make_hub, place):
         run_moments(stage, victim, ENDS[victim], lost=lambda moment: victim == "guest" and moment != "started")
 
 
+def test_a_client_that_closes_in_a_later_guest(make_hub, place):
+    """Its QEMU crashed and was started again, and the VM was backed up, before it heard that its point was there: it
+    took that backup's bitmaps for older ones, and the next one had nothing to track by."""
+    with QemuStage(make_hub, place) as stage:
+        stage.first()
+        stage.check_nothing_left()
+        stage.change()
+        late = stage.reach("answered")
+        stage.note("main", stage.wait_final(late), stage.references_then)
+        stage.kill(late, "guest")
+        stage.wrapper.write_text(stage.wrapper.read_text().replace(stage.gate.url, stage.hub.url))
+        stage.change()
+        later = stage.backup("main", stage.references_now())
+        assert {(d["mode"], d["reason"]) for d in later["disks"]} == {("compare", "tracking_lost")}
+        wait_for(lambda: is_dead(faults.client_pid(stage.world, later["backup_id"])), "the later client is done")
+        assert not is_dead(faults.client_pid(stage.world, late))
+        stage.go()
+        stage.prove()
+
+
 def test_scratch_full(make_hub, place):
     """The guest overwrites more than the scratch folder holds: the backup gives way, the guest's writes do not fail."""
     scratch = place / "scratch"
@@ -125,7 +145,7 @@ def test_guest_is_never_left_frozen(make_hub, place):
             faults.pass_time(rng, 0.4)
             faults.kill_one(world, backup_id, "client")
             world.api.wait_status(backup_id, {"failed", "completed"})
-            wait_for(lambda: guest.agent("guest-fsfreeze-status") == "thawed", "the guest is thawed", 20)
+            wait_for(lambda: guest.agent("guest-fsfreeze-status") == "thawed", "the guest is thawed")
             guest.sh("date > /mnt/a/date; sync")
             check_qemu_is_clean(guest, place)
         guest.sh("echo last > /mnt/a/file")

@@ -196,8 +196,11 @@ static bool qemu_close(Source *s, bool completed, Err *err)
     bool clean = true;
     if (v->guard.pipe >= 0) { // before that nothing was put into QEMU
         Err failed = ERR_INIT;
+        // Behind a connection that was lost there may be another QEMU, with a later backup's bitmaps: the next one that
+        // is completed forgets what is older than itself.
+        bool same = v->q && !qmp_is_lost(v->q);
         clean = have_qmp(v, &failed) ? view_close(v, &failed) : failed.code == ERR_NONE;
-        if (clean && completed && v->q && !view_forget_older(v, &failed))
+        if (clean && completed && same && !view_forget_older(v, &failed))
             clean = false;
         if (clean && v->listens && scratch_is_same(&v->scratch))
             scratch_unlink(&v->scratch);
