@@ -436,6 +436,7 @@ def test_a_job_waits_while_its_vm_is_cleaned(make_hub, place):
 def test_a_vm_that_is_off(make_hub, place):
     with QemuStage(make_hub, place) as stage:
         stage.first()
+        stage.check_nothing_left()      # the client closes its source after the point is there
         stage.vm.kill()
         assert clean(stage.cli, "--yes")[0] == [("vm", "pgtest1", "kept")]
         assert clean(stage.cli, "--yes", "--vm", "pgtest1", "--bitmaps", status=1)[0] == [("vm", "pgtest1", "failed")]
