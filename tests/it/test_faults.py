@@ -120,7 +120,7 @@ def test_slow_source(make_hub, place):
         backup_id = stage.reach("half done")
         until = time.monotonic() + LEASE + HEARTBEAT + 4
         wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "running",
-                 "the lease is over", 20)
+                 "the lease is over")
         assert stage.show(backup_id)["status"] == "running"
         assert stage.settle(backup_id)["status"] == "completed"
         stage.prove()
@@ -164,7 +164,7 @@ def test_time_to_claim_begins_with_the_client(make_hub, place):
         stage.change()
         backup_id = stage.reach("queued")
         until = time.monotonic() + CLAIM + 1
-        wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "pending", "time passes", 20)
+        wait_for(lambda: time.monotonic() > until or stage.show(backup_id)["status"] != "pending", "time passes")
         assert stage.show(backup_id)["status"] == "pending"
         assert stage.settle(backup_id)["status"] == "completed"
         stage.prove()
@@ -279,7 +279,7 @@ def test_repository_away(make_hub, place):
         path.rmdir()
         assert partial_files(f"{path}.away")
         os.rename(f"{path}.away", path)     # it comes back
-        wait_for(lambda: not partial_files(path), "what the job left is taken away", 15)
+        wait_for(lambda: not partial_files(path), "what the job left is taken away")
         stage.prove()
 
 

@@ -43,7 +43,7 @@ class FileStage(Stage):
     def settle_times(self):
         """A file that was written to a moment ago could be written to again with the same times."""
         newest = max(os.stat(p).st_ctime for p in self.paths)
-        wait_for(lambda: time.time() > newest + 3.1, "the files' times are not young any more", 10)
+        wait_for(lambda: time.time() > newest + 3.1, "the files' times are not young any more")
 
     def references_now(self):
         return {f"disk-{n}": self.references.of(bytes(c)) for n, c in enumerate(self.contents)}
@@ -254,7 +254,7 @@ def test_a_cancelled_backup_leaves_nothing(files):
     files.go()
     files.wait_final(backup_id)
     assert files.show(backup_id)["resumable"] is False
-    wait_for(lambda: not partial_files(files.repositories["main"]), "the partial files go", 15)
+    wait_for(lambda: not partial_files(files.repositories["main"]), "the partial files go")
     later = next_one(files)
     assert later["resumed_from"] is None
 
@@ -298,7 +298,7 @@ def test_what_was_kept_goes_with_the_vm(files):
     interrupt(files, "client", limit=DATA // 2)
     assert partial_files(files.repositories["main"])
     files.cli.run("vm", "remove", files.vm_name)
-    wait_for(lambda: not partial_files(files.repositories["main"]), "the partial files go", 15)
+    wait_for(lambda: not partial_files(files.repositories["main"]), "the partial files go")
 
 
 def test_a_hub_that_starts_keeps_them_and_a_scan_does_not_name_them(files):

@@ -242,7 +242,7 @@ def test_rule_15_a_repeated_call_joins(make_hub, place):
     try:
         for connection in connections:
             connection.request("POST", f"{BASE}{job.path}/complete", body, {"Content-Type": "application/json"})
-        wait_for(lambda: all(is_taken(c.sock) for c in connections), "the hub has taken both calls", 10)
+        wait_for(lambda: all(is_taken(c.sock) for c in connections), "the hub has taken both calls")
         assert job.show()["status"] == "running"
     finally:
         os.kill(exporter, signal.SIGCONT)

@@ -243,10 +243,7 @@ def test_killed_leaves_nothing(tmp_path):
     served = children(run.process.pid)
     assert served
     run.kill(signal.SIGKILL)
-    deadline = time.monotonic() + patience(10)
-    while any(Path(f'/proc/{pid}').exists() for pid in served):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not any(Path(f'/proc/{pid}').exists() for pid in served), 'its children are gone')
     # those of programs that other tests run are there for an instant; ours would stay
     wait_for(lambda: not [n for n in set(os.listdir('/tmp')) - before if n.startswith('sendense-') and len(n) == 15],
              'its folders are gone')
@@ -281,10 +278,7 @@ def nbd_server(path, image, description='monday'):
     command = ['nbdkit', '-f', '-U', path, '--filter=exportname', 'file', image, f'exportdesc=fixed:{description}']
     with subprocess.Popen(command) as server:
         try:
-            deadline = time.monotonic() + patience(20)
-            while not listens(path):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for(lambda: listens(path), 'nbdkit listens')
             yield f'nbd+unix:///?socket={path}'
         finally:
             server.kill()

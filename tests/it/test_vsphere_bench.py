@@ -144,7 +144,7 @@ def test_a_snapshot_stands_still_while_the_guest_goes_on(make_sim):
                 with lock:
                     held.append((client.create_snapshot(moref), [bytes(c) for c in live]))
                 before = writes[0]
-                wait_for(lambda: writes[0] > before + 20, "the guest writes on", 30)
+                wait_for(lambda: writes[0] > before + 20, "the guest writes on")
             for snapshot, contents in held:
                 for n in (0, 1):
                     assert sim.frozen(snapshot, 2000 + n) == contents[n], snapshot
@@ -502,7 +502,7 @@ def test_sessions(make_sim):
     assert caught.value.type == "InvalidLogin"
     second.login()
     sim("set", session_idle_ms=0)
-    wait_for(lambda: fails_with(second, "NotAuthenticated"), "the idle session ends", 10)
+    wait_for(lambda: fails_with(second, "NotAuthenticated"), "the idle session ends")
     assert {"Login": 5, "Logout": 1}.items() <= sim.calls().items()
     first.close()
     second.close()
@@ -540,7 +540,7 @@ def test_dropped_connections_and_503(make_sim):
                             ("drop_after", (http.client.HTTPException, OSError)), ("fault", Fault)):
             with pytest.raises(error):
                 snapshot_by(kind, type="InvalidState", message="no")
-        wait_for(lambda: len(sim.vm(WEB)["snapshots"]) == 2, "the tasks end", 10)
+        wait_for(lambda: len(sim.vm(WEB)["snapshots"]) == 2, "the tasks end")
         assert [s["name"] for s in sim.vm(WEB)["snapshots"]] == ["drop_middle", "drop_after"]
 
         length = len(client.post(request("CurrentTime"))[1])
@@ -767,7 +767,7 @@ def test_eight_disks_through_latency(make_sim, place):
         sim("fault", call="read", kind="delay", ms=600000, times=100000)    # until all of them have started
         copies = [subprocess.Popen([*copy, "--requests=8", uri, place / f"{n}.raw"]) for n, uri in enumerate(uris)]
         try:
-            assert wait_for(lambda: sim("calls")["reads_most"] >= disks * 7, "the reads are under way together", 60)
+            assert wait_for(lambda: sim("calls")["reads_most"] >= disks * 7, "the reads are under way together")
         finally:
             sim("heal", call="read")
             assert [c.wait(60) for c in copies] == [0] * disks
@@ -835,7 +835,7 @@ def test_it_ends_with_whoever_started_it(place):
     done = subprocess.run(["/usr/bin/python3", "-c", script, os.path.dirname(__file__), str(place / "sim")],
                           capture_output=True, text=True, timeout=60, check=False)
     pid, run_dir = done.stdout.split()
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}/exe"), "the simulator's end", 20)
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}/exe"), "the simulator's end")
     assert not os.listdir(run_dir) and not system.wait_gone(place)
     os.rmdir(run_dir)
 

@@ -618,7 +618,7 @@ static bool do_wait_call(const json_t *c, json_t *reply, Err *err)
     (void)reply;
     const char *call = text(c, "call", "");
     uint64_t n = number(c, "count", 1);
-    int64_t until = clock_mono_ms() + (int64_t)number(c, "seconds", 30) * 1000;
+    int64_t until = clock_mono_ms() + (int64_t)number(c, "seconds", 60) * 1000;
     struct timespec t = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
     for (;;) {
         for (size_t i = 0; i < sim.n_counts; i++) {

@@ -80,7 +80,7 @@ class Engine:
              "-t", "8", str(PLUGIN), f"config={self.folder}/config.json"],
             preexec_fn=lambda: os.dup2(listener.fileno(), 3), pass_fds=[3], stderr=open(self.folder / "log", "wb"))
         listener.close()
-        until = time.monotonic() + patience(10)
+        until = time.monotonic() + patience(60)
         while ok and not self.answers():
             assert self.process.poll() is None and time.monotonic() < until, self.log()
             time.sleep(0.02)

@@ -65,7 +65,7 @@ class Gate(Proxy):
                 self.condition.notify_all()
                 self.condition.wait_for(lambda: where not in self.closed, HOLD_SECONDS)
 
-    def wait_held(self, call, after=False, seconds=30):
+    def wait_held(self, call, after=False, seconds=60):
         with self.condition:
             assert self.condition.wait_for(lambda: self.closed[call, after] > 0, patience(seconds)), \
                 f"{call} was not called"

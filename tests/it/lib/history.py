@@ -228,7 +228,7 @@ def partial_files(repository):
     return [p for p in Path(repository).rglob("*") if ".partial" in p.name or p.name.endswith((".tmp", ".new"))]
 
 
-def check_hub_is_clean(hub, repositories, folder, ours=(), seconds=10):
+def check_hub_is_clean(hub, repositories, folder, ours=(), seconds=WAIT_SECONDS):
     """Once no job runs: no process but the hub, no socket, no partial file but those of failed jobs that can be gone on
     from, no row in a state that is not final."""
     def kept():

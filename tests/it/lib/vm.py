@@ -51,14 +51,14 @@ def release_descriptors(vm):
     """QEMU closes descriptors that were given back only while the guest runs, when a monitor is closed."""
     vm.qmp("cont")
     Qmp(vm.qmp2_path).close()
-    until = time.monotonic() + patience(10)
+    until = time.monotonic() + patience(60)
     while vm.qmp("query-fdsets"):
         assert time.monotonic() < until, vm.qmp("query-fdsets")
         time.sleep(0.02)
     vm.qmp("stop")
 
 
-def check_qemu_is_clean(vm, folder, seconds=10):
+def check_qemu_is_clean(vm, folder, seconds=60):
     until = time.monotonic() + patience(seconds)
     while (found := left_in_qemu(vm)) and time.monotonic() < until:
         time.sleep(0.05)

@@ -236,7 +236,7 @@ class Simulator:
         with open(self.folder / "nbdkit.log", "ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            wait_for(lambda: system.listens(socket_path) or process.poll() is not None, "nbdkit listens", 30)
+            wait_for(lambda: system.listens(socket_path) or process.poll() is not None, "nbdkit listens")
             assert process.poll() is None, (self.folder / "nbdkit.log").read_text(errors="replace")[-2000:]
             yield f"nbd+unix:///?socket={socket_path}"
         finally:
