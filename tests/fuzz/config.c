@@ -2,21 +2,9 @@
 #include "fuzz.h"
 
 #include "base/config.h"
+#include "values.h"
 
 #include <stdio.h>
-
-typedef struct Values {
-    bool flag;
-    char *text;
-    uint64_t number;
-    OptList list;
-} Values;
-
-static void clear(Values *v)
-{
-    free(v->text);
-    opt_list_clear(&v->list);
-}
 
 static bool parse(unsigned slot, const void *p, size_t n, Values *v, Err *err)
 {
@@ -58,7 +46,7 @@ static void again(const Values *v)
     fuzz_check(!v->text == !second.text && (!v->text || str_eq(v->text, second.text)));
     for (size_t i = 0; i < v->list.len; i++)
         fuzz_check(str_eq(v->list.items[i], second.list.items[i]));
-    clear(&second);
+    values_clear(&second);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
@@ -74,6 +62,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         check_text(v.list.items[i]);
     if (ok)
         again(&v);
-    clear(&v);
+    values_clear(&v);
     return 0;
 }

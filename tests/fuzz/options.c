@@ -1,16 +1,9 @@
 // Command lines: an argument a line.
 #include "fuzz.h"
 
-#include "base/opt.h"
+#include "values.h"
 
 #define ARGS_MAX 64
-
-typedef struct Values {
-    bool flag;
-    char *text;
-    uint64_t number;
-    OptList list;
-} Values;
 
 static void parse(int argc, char **argv, bool stop_at_first)
 {
@@ -40,8 +33,7 @@ static void parse(int argc, char **argv, bool stop_at_first)
             holding += strstr(argv[i], v.text) != NULL;
         fuzz_check(!strstr(err.details, v.text) || strlen(v.text) < 16 || holding > 1);
     }
-    free(v.text);
-    opt_list_clear(&v.list);
+    values_clear(&v);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)

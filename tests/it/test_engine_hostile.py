@@ -5,11 +5,11 @@ import random
 import signal
 import socket
 import struct
-import time
 
 import pytest
 
 from lib.engine import CLUSTER, run
+from lib.history import wait_for
 from lib.patience import patience
 
 SIZE = 5 * CLUSTER + 512
@@ -173,11 +173,17 @@ BREACHES = [nonsense, magic_of_nobody, option_without_end, name_behind_the_optio
             write_with_unknown_flags, write_that_is_too_large, another_magic, leaves_in_a_write, leaves_in_a_request]
 
 
+@pytest.fixture
+def raw(place):
+    """What the honest client writes."""
+    path = place / "raw"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    return path
+
+
 @pytest.mark.parametrize("breach", BREACHES, ids=lambda f: f.__name__)
-def test_the_protocol_is_broken(place, chain, breach):
+def test_the_protocol_is_broken(raw, chain, breach):
     """Before an honest client, and between its two halves: what it was told is done stays done, and nothing else is."""
-    raw = place / "raw"
-    raw.write_bytes(random.Random(1).randbytes(SIZE))
     e = chain.ingest(SIZE)
     with Client(e) as c, Client(e) as again:
         breach(c)
@@ -189,10 +195,8 @@ def test_the_protocol_is_broken(place, chain, breach):
     chain.check(raw)
 
 
-def test_many_that_say_nothing(place, chain):
+def test_many_that_say_nothing(raw, chain):
     """They hold their connections, each at another step; the honest one is served beside them."""
-    raw = place / "raw"
-    raw.write_bytes(random.Random(2).randbytes(SIZE))
     e = chain.ingest(SIZE)
     with contextlib.ExitStack() as held:
         clients = [held.enter_context(Client(e)) for _ in range(12)]
@@ -208,10 +212,16 @@ def test_many_that_say_nothing(place, chain):
     chain.check(raw)
 
 
-def test_answers_that_nobody_reads(place, chain):
+def connections(engine):
+    """None: it has ended, maybe in the middle of its answer."""
+    try:
+        return engine.ask("status")["connections"]
+    except (OSError, ValueError):
+        return None
+
+
+def test_answers_that_nobody_reads(raw, chain):
     """nbdkit 1.32.5 ends itself when a client leaves whose answers it still has to send. Then there is no image."""
-    raw = place / "raw"
-    raw.write_bytes(random.Random(3).randbytes(SIZE))
     e = chain.ingest(SIZE)
     run("nbdcopy", "--flush", raw, e.uri)
     with Client(e) as c:
@@ -219,13 +229,10 @@ def test_answers_that_nobody_reads(place, chain):
         with contextlib.suppress(BlockingIOError):
             while True:
                 c.s.send(struct.pack(">IHHQQI", REQUEST, 0, 99, 7, 0, 512) * 1000)
-    until = time.monotonic() + patience(20)
-    while e.process.poll() is None and e.answers() and e.ask("status")["connections"]:
-        assert time.monotonic() < until, "the connection stays"
-        time.sleep(0.02)
-    if e.process.poll() is None and e.answers():
+    wait_for(lambda: not connections(e), "the connection goes")
+    if connections(e) == 0:
         chain.seal(e)
         chain.check(raw)
     else:
-        assert e.process.wait(patience(10)) == -signal.SIGABRT and "raw_send_socket" in e.log(), e.log()[-2000:]
+        assert e.process.wait(patience(60)) == -signal.SIGABRT and "raw_send_socket" in e.log(), e.log()[-2000:]
         assert run("qemu-img", "info", "-f", "qcow2", e.config["image"], ok=False).returncode != 0

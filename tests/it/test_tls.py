@@ -532,6 +532,16 @@ def start_remote_client(world, elsewhere, environment, hidden, backup_type="full
                                                env={**os.environ, **environment})
 
 
+def back_up_from_there(world, *more):
+    """The point; its client, with start_remote_client()'s arguments, has ended."""
+    backup_id, client = start_remote_client(world, *more)
+    out = client.communicate(timeout=patience(120))[0]
+    assert client.returncode == 0, out
+    point = world.api.get(f"/backups/{backup_id}").expect(200)
+    assert point["status"] == "completed"
+    return point
+
+
 def test_a_client_and_a_command_line_on_another_machine(make_hub, place, elsewhere):
     hub = make_hub(auth=True, options=["--listen", "0.0.0.0"])
     world = World(hub, place)
@@ -543,11 +553,9 @@ def test_a_client_and_a_command_line_on_another_machine(make_hub, place, elsewhe
         if n:
             scribble(image, n)
         reference = image.read_bytes()
-        backup_id, client = start_remote_client(world, elsewhere, environment, hidden, kind)
-        out = client.communicate(timeout=patience(60))[0]
-        assert client.returncode == 0, out
-        point = world.api.get(f"/backups/{backup_id}").expect(200)
-        assert point["status"] == "completed" and (n == 0) == (point["backup_type"] == "full")
+        point = back_up_from_there(world, elsewhere, environment, hidden, kind)
+        backup_id = point["backup_id"]
+        assert (n == 0) == (point["backup_type"] == "full")
         to = place / f"restored-{n}"
         restored = elsewhere.run(BIN / "sendense", "restore", backup_id, "--disk", "0", "--to", to, hidden=hidden,
                                  environment=environment)
@@ -573,10 +581,7 @@ def test_of_a_comparison_only_differences_travel(make_hub, place, elsewhere):
             f.seek(MIB)
             f.write(random.Random(n).randbytes(changed * MIB))
         before = elsewhere.travelled()
-        backup_id, client = start_remote_client(world, elsewhere, environment, hidden, kind)
-        out = client.communicate(timeout=patience(120))[0]
-        assert client.returncode == 0, out
-        point = world.api.get(f"/backups/{backup_id}").expect(200)
+        point = back_up_from_there(world, elsewhere, environment, hidden, kind)
         assert [d["mode"] for d in point["disks"]] == ["full" if kind == "full" else "compare"]
         travelled.append(elsewhere.travelled() - before)
     print("over the line:", travelled)

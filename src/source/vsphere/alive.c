@@ -3,6 +3,7 @@
 #include "source/vsphere/parts.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -56,9 +57,15 @@ bool vsphere_alive_start(VsphereSource *v, Err *err)
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&v->alive_ends, &attr);
     (void)pthread_condattr_destroy(&attr);
+    sigset_t all, before;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before); // signals are for the program's own threads
     int e = pthread_create(&v->alive, NULL, alive_thread, v);
-    if (e != 0)
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (e != 0) {
+        (void)pthread_cond_destroy(&v->alive_ends);
         return err_errno(err, e, "a thread that keeps the session");
+    }
     v->alive_runs = true;
     return true;
 }
