@@ -5,6 +5,7 @@ A test that leaves a process, a socket or a mount behind fails, whatever else it
 
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from lib.proxy import Proxy                 # noqa: E402
 from lib.world import World                 # noqa: E402
 
 
+FAILED = pytest.StashKey[bool]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """All workers have one seed; each has a folder of a short name, because a socket's path has 108 bytes."""
@@ -29,12 +33,23 @@ def pytest_configure(config):
         config.option.basetemp = str(common) + config.workerinput["workerid"].removeprefix("gw")
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or outcome.get_result().failed
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(tmp_path):
-    """What still has to do with the test's folder after it is a failure, also where it asks for no `place`."""
+def nothing_left(request, tmp_path):
+    """What still has to do with the test's folder after it is a failure, also where it asks for no `place`.
+
+    The folder goes then, unless the test failed: those of a whole run are more than 20 GiB.
+    """
     yield
     left = system.leftovers(tmp_path, ours={os.getpid(), os.getppid()})
     assert not left, "left behind: " + "; ".join(left)
+    if not request.node.stash.get(FAILED, False):
+        shutil.rmtree(tmp_path)
 
 
 @pytest.fixture
