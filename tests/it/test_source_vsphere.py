@@ -141,15 +141,33 @@ def test_vddk_behind_a_symbolic_link(make_hub, place):
         history.check_everything(history.random)
 
 
-@pytest.mark.parametrize("name", ["SENDENSE_VDDK_LIBDIR", "SENDENSE_VDDK_PLUGIN"])
-def test_what_is_not_installed_is_said_before_the_vm_is_touched(make_hub, place, name):
+def without_nbdkit(place):
+    """A PATH that has all of /usr/bin and the like, but no nbdkit."""
+    path = place / "path"
+    path.mkdir()
+    for folder in ("/usr/bin", "/bin", "/usr/sbin", "/sbin"):
+        for program in os.listdir(folder):
+            if program != "nbdkit" and not (path / program).is_symlink():
+                (path / program).symlink_to(f"{folder}/{program}")
+    return str(path)
+
+
+@pytest.mark.parametrize("what,environment,said", [
+    ("no folder", lambda place: {"SENDENSE_VDDK_LIBDIR": f"{place}/not-there"}, "/not-there/lib64; HINT: unpack VDDK"),
+    ("an empty folder", lambda place: {"SENDENSE_VDDK_LIBDIR": str(place / "vddk")}, "cannot load VMware's VDDK from"),
+    ("no plugin file", lambda place: {"SENDENSE_VDDK_PLUGIN": f"{place}/not-there"}, "/not-there"),
+    ("no plugin", lambda place: {"SENDENSE_VDDK_PLUGIN": "other"}, "nbdkit-other-plugin.so: cannot open shared object"),
+    ("no nbdkit", lambda place: {"PATH": without_nbdkit(place)}, "nbdkit is not in PATH"),
+])
+def test_what_is_not_installed_is_said_before_the_vm_is_touched(make_hub, place, what, environment, said):
     """A snapshot was made first, and what was said was nbdkit's: "realpath: No such file or directory"."""
-    with VsphereHistory(make_hub, place, environment={name: f"{place}/not-there"}) as history:
+    (place / "vddk" / "lib64").mkdir(parents=True)
+    with VsphereHistory(make_hub, place, environment=environment(place)) as history:
         history.register()
         history.sim("calls", clear=True)
         failed = history.wait_final(history.start("main"))
         assert failed["status"] == "failed", failed
-        assert f"{place}/not-there" in failed["details"] and name in failed["details"], failed
+        assert said in failed["details"], (what, failed)
         assert "CreateSnapshot_Task" not in history.sim.calls()
         history.check_nothing_left()
 

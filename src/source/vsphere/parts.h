@@ -91,7 +91,7 @@ bool vsphere_areas_open(VsphereSource *v, size_t disk, const char *change_id, Bl
 bool vsphere_areas_probe(VsphereSource *v, const VimDisk *d, const char *change_id, uint64_t *ret_bytes, Err *err)
     must_check;
 
-// reads.c: is there what reads disks, as far as files tell? ERR_NOT_FOUND.
+// reads.c: is there what reads disks: nbdkit, its plugin, and a VDDK that it can load? ERR_NOT_FOUND.
 bool vsphere_reads_check(Err *err) must_check;
 // The disk's bytes, and `areas` (owned, may be NULL) as its change set; in_use: as what is in use, the rest is
 // zero.

@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/proc.h"
 #include "base/str.h"
 #include "wire/nbd.h"
 
@@ -16,6 +17,8 @@
 #define PAUSE_MS 1000
 #define LIBDIR "SENDENSE_VDDK_LIBDIR"
 #define LIBDIR_DEFAULT "/usr/lib/vmware-vix-disklib-distrib"
+#define FACTS_MS 60000 // nbdkit loads VDDK, and says what it is
+#define FACTS_MAX (64u << 10)
 #define PLUGIN "SENDENSE_VDDK_PLUGIN"
 #define PLUGIN_DEFAULT "vddk"
 
@@ -250,11 +253,26 @@ static const char *setting(const char *name, const char *other)
     return value && *value ? value : other;
 }
 
+// VDDK's folder, and where the loader finds it, for nbdkit alone. Unless that is this very text, libdir without
+// symbolic links and more, the plugin starts nbdkit anew with it, and that one has lost our socket.
+static bool vddk_arguments(char **ret_libdir, char **ret_library_path, Err *err)
+{
+    const char *vddk = setting(LIBDIR, LIBDIR_DEFAULT);
+    cleanup_free char *real = NULL;
+    Err not_there = ERR_INIT; // which the plugin says, too
+    if (file_realpath(vddk, &real, &not_there))
+        vddk = real;
+    *ret_libdir = mem_printf(err, "libdir=%s", vddk);
+    *ret_library_path = *ret_libdir ? mem_printf(err, "LD_LIBRARY_PATH=%s/lib64", vddk) : NULL;
+    return *ret_library_path != NULL;
+}
+
 bool vsphere_reads_check(Err *err)
 {
     const char *vddk = setting(LIBDIR, LIBDIR_DEFAULT), *plugin = setting(PLUGIN, PLUGIN_DEFAULT);
     cleanup_free char *libraries = mem_printf(err, "%s/lib64", vddk);
-    if (!libraries)
+    cleanup_free char *libdir = NULL, *library_path = NULL, *facts = NULL, *said = NULL;
+    if (!libraries || !vddk_arguments(&libdir, &library_path, err))
         return false;
     if (!file_is_dir(libraries))
         return err_set(
@@ -262,8 +280,19 @@ bool vsphere_reads_check(Err *err)
             "VMware's VDDK is not installed: there is no folder %s; HINT: unpack VDDK to %s, or say where it "
             "is by " LIBDIR,
             libraries, vddk);
-    return !strchr(plugin, '/') || file_exists(plugin) ||
-        err_set(err, ERR_NOT_FOUND, "nbdkit's vddk plugin is not there: " PLUGIN " is %s", plugin);
+    const char *argv[] = {"nbdkit", plugin, "--dump-plugin", libdir, NULL}, *set_env[] = {library_path, NULL};
+    int status = 0;
+    if (!proc_run(argv, set_env, FACTS_MS, FACTS_MAX, &facts, &said, &status, err))
+        return err_context(err, "nbdkit's vddk plugin cannot be asked what it is");
+    if (status != 0)
+        return err_set(err, ERR_NOT_FOUND,
+                       "nbdkit's vddk plugin cannot be used: %.*s; HINT: install it, or say where it is by " PLUGIN,
+                       (int)strcspn(said, "\n"), said);
+    return strstr(facts, "\nvddk_library_version=") != NULL ||
+        err_set(err, ERR_NOT_FOUND,
+                "nbdkit's vddk plugin cannot load VMware's VDDK from %s; HINT: unpack VDDK there, or say where it is "
+                "by " LIBDIR,
+                libraries);
 }
 
 // "host" and "port" as the plugin wants them: apart, and without brackets.
@@ -281,23 +310,15 @@ static bool split_host(const char *address, char **ret_server, char **ret_port, 
 
 static bool start(VsphereSource *v, const VimDisk *d, Child **ret, Err *err)
 {
-    cleanup_free char *server = NULL, *port = NULL, *real = NULL;
-    if (!split_host(v->host, &server, &port, err))
+    cleanup_free char *server = NULL, *port = NULL, *libdir = NULL, *library_path = NULL;
+    if (!split_host(v->host, &server, &port, err) || !vddk_arguments(&libdir, &library_path, err))
         return false;
-    const char *vddk = setting(LIBDIR, LIBDIR_DEFAULT);
-    Err not_there = ERR_INIT; // which the plugin says, too
-    if (file_realpath(vddk, &real, &not_there))
-        vddk = real;
-    cleanup_free char *libdir = mem_printf(err, "libdir=%s", vddk);
-    // For this nbdkit alone. Unless it has this very text, libdir without symbolic links and more, the plugin starts
-    // nbdkit anew with it, and that one has lost our socket.
-    cleanup_free char *library_path = mem_printf(err, "LD_LIBRARY_PATH=%s/lib64", vddk);
     cleanup_free char *user = mem_printf(err, "user=%s", v->user);
     cleanup_free char *thumbprint = mem_printf(err, "thumbprint=%s", v->thumbprint);
     cleanup_free char *vm = mem_printf(err, "vm=moref=%s", v->moref);
     cleanup_free char *snapshot = mem_printf(err, "snapshot=%s", v->snapshot);
     cleanup_free char *file = mem_printf(err, "file=%s", d->file);
-    if (!libdir || !library_path || !user || !thumbprint || !vm || !snapshot || !file)
+    if (!user || !thumbprint || !vm || !snapshot || !file)
         return false;
     const char *argv[] = {"env",
                           library_path,
