@@ -151,7 +151,27 @@ static void test_hostile_trailer(void **state)
     free(bytes);
 }
 
-// The sum is no secret either: an index that was changed on purpose, with a sum that fits again.
+// The sums are no secret: the file, changed on purpose, with one that fits again, is refused with these words.
+static void refused(const File *f, uint8_t *p, size_t n, const char *words)
+{
+    Err err = ERR_INIT;
+    uint8_t *trailer = p + n - HASHES_TRAILER_BYTES;
+    uint64_t index = hashes_get64(trailer + HASHES_AT_INDEX);
+    XXH3_state_t *sum = XXH3_createState();
+    (void)XXH3_64bits_reset(sum);
+    (void)XXH3_64bits_update(sum, p, HASHES_HEADER_BYTES);
+    (void)XXH3_64bits_update(sum, p + index, n - index - HASHES_TRAILER_BYTES + HASHES_AT_CHECKSUM);
+    hashes_put64(trailer + HASHES_AT_CHECKSUM, XXH3_64bits_digest(sum));
+    (void)XXH3_freeState(sum);
+    int fd = open(f->path, O_WRONLY | O_CLOEXEC);
+    assert_ok(file_pwrite(fd, p, n, 0, &err), &err);
+    assert_int_equal(close(fd), 0);
+    assert_false(read_file(f, f->path, false, &err));
+    if (err.code != ERR_DAMAGED || !strstr(err.details, words))
+        fail_msg("%s", err.details);
+    err_clear(&err);
+}
+
 static void test_hostile_index(void **state)
 {
     static const struct {
@@ -181,19 +201,49 @@ static void test_hostile_index(void **state)
         memcpy(copy, p, n);
         uint64_t value = htole64(cases[i].value);
         memcpy(p + index + cases[i].at, &value, cases[i].bytes);
-        XXH3_state_t *sum = XXH3_createState();
-        (void)XXH3_64bits_reset(sum);
-        (void)XXH3_64bits_update(sum, p, HASHES_HEADER_BYTES);
-        (void)XXH3_64bits_update(sum, p + index, n - index - HASHES_TRAILER_BYTES + HASHES_AT_CHECKSUM);
-        hashes_put64(trailer + HASHES_AT_CHECKSUM, XXH3_64bits_digest(sum));
-        (void)XXH3_freeState(sum);
-        int fd = open(f.path, O_WRONLY | O_CLOEXEC);
-        assert_ok(file_pwrite(fd, p, n, 0, &err), &err);
-        assert_int_equal(close(fd), 0);
-        assert_false(read_file(&f, f.path, false, &err));
-        if (err.code != ERR_DAMAGED || !strstr(err.details, cases[i].words))
-            fail_msg("case %zu: %s", i, err.details);
-        err_clear(&err);
+        refused(&f, p, n, cases[i].words);
+        memcpy(p, copy, n);
+    }
+    free(copy);
+    free(text);
+}
+
+// Marks as nothing of ours makes them, in a record whose sum fits.
+static void test_hostile_marks(void **state)
+{
+    enum { LAST = 257 }; // clusters of the last group, 2; its record is the second
+    Err err = ERR_INIT;
+    static File f;
+    UnitRandom random = unit_random();
+    write_file(state, &f, &random);
+    char *text = NULL;
+    size_t n = 0;
+    assert_ok(file_read(f.path, 1u << 20, &text, &n, &err), &err);
+    uint8_t *p = (uint8_t *)text, *copy = malloc(n);
+    uint8_t *entry = p + hashes_get64(p + n - HASHES_TRAILER_BYTES + HASHES_AT_INDEX) + HASHES_INDEX_BYTES;
+    uint64_t record = hashes_get64(entry + 8);
+    size_t bytes = hashes_marks_bytes(&f.geo) + hashes_get32(entry + 24) * hash_size(HASH_XXH3_128);
+    unsigned zero = 0, absent = 0;
+    while (f.marks[2][zero] != HASH_ZERO)
+        zero++;
+    while (f.marks[2][absent] != HASH_ABSENT)
+        absent++;
+    const struct {
+        unsigned from, to; // clusters whose mark changes
+        uint8_t from_mark, to_mark;
+    } cases[] = {
+        {absent, absent, 3, 3},                // no mark at all
+        {zero, LAST, HASH_ABSENT, HASH_ZERO},  // beyond the disk, while the numbers are right
+        {zero, zero, HASH_ABSENT, HASH_ABSENT} // one less than the index says
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        memcpy(copy, p, n);
+        uint8_t *from = p + record + cases[i].from / 4, *to = p + record + cases[i].to / 4;
+        unsigned from_shift = cases[i].from % 4 * 2, to_shift = cases[i].to % 4 * 2;
+        *from = (uint8_t)((*from & ~(3u << from_shift)) | ((unsigned)cases[i].from_mark << from_shift));
+        *to = (uint8_t)((*to & ~(3u << to_shift)) | ((unsigned)cases[i].to_mark << to_shift));
+        hashes_put64(entry + 16, XXH3_64bits_withSeed(p + record, bytes, 2));
+        refused(&f, p, n, "group 2 has changed");
         memcpy(p, copy, n);
     }
     free(copy);
@@ -237,8 +287,8 @@ static void test_wrong_parent_is_seen(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        in_folder(test_round_trip),    in_folder(test_any_damage_is_seen),   in_folder(test_hostile_trailer),
-        in_folder(test_hostile_index), in_folder(test_wrong_parent_is_seen),
+        in_folder(test_round_trip),    in_folder(test_any_damage_is_seen), in_folder(test_hostile_trailer),
+        in_folder(test_hostile_index), in_folder(test_hostile_marks),      in_folder(test_wrong_parent_is_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
