@@ -18,7 +18,6 @@
 #define TICK_MS 500   // how late a deadline may be noticed
 #define LEAVE_MS 2000 // so long, and so much, is read away after a refusal
 #define LEAVE_MAX (UINT64_C(64) << 20)
-#define STALE_MS 1000 // whoever waits for longer makes room where there is none: a request comes in less
 #define FULL_MS 100 // pause when the process has no descriptor left
 #define EVENTS 64
 #define TLS_HANDSHAKE 0x16 // the first byte of a ClientHello's record; no method's name begins like that
@@ -233,7 +232,7 @@ static void make_room(HttpDoor *d)
 {
     Guest *oldest = TAILQ_FIRST(&d->guests);
     int64_t since_ms = oldest ? oldest->deadline_ms - (oldest->leaving ? LEAVE_MS : d->config.head_ms) : 0;
-    if (d->waiting >= d->config.max_waiting && oldest && clock_mono_ms() - since_ms > STALE_MS)
+    if (d->waiting >= d->config.max_waiting && oldest && clock_mono_ms() - since_ms > HTTP_DOOR_STALE_MS)
         send_away(d, oldest);
 }
 

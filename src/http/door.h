@@ -7,6 +7,9 @@
 
 #include <sys/socket.h>
 
+// Whoever has been sending a request for longer makes room where there is none: a request comes in less.
+#define HTTP_DOOR_STALE_MS 1000
+
 typedef struct HttpDoorConfig {
     int listen_fd;   // not blocking; stays the caller's
     int64_t head_ms; // for the head of a request to arrive

@@ -90,7 +90,7 @@ static bool own_port(int fd, uint16_t *ret, bool *ret_local_only, Err *err)
 static bool on_admitted(void *ctx, int fd, const struct sockaddr *addr, socklen_t addr_len)
 {
     HttpServer *s = ctx;
-    if (http_watch_count(&s->site.watch) >= s->site.config.max_connections)
+    if (!http_watch_has_room(&s->site.watch, s->site.config.max_connections, HTTP_DOOR_STALE_MS))
         return false;
     (void)!MHD_add_connection(s->daemon, fd, addr, addr_len);
     return true;

@@ -90,7 +90,7 @@ void http_watch_remove(HttpWatch *w, HttpConn *conn)
 {
     pthread_mutex_lock(&w->lock);
     TAILQ_REMOVE(&w->conns, conn, link);
-    w->count--;
+    w->count -= !conn->given_up;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
     free(conn);
@@ -105,12 +105,31 @@ void http_watch_phase(HttpWatch *w, HttpConn *conn, HttpPhase phase)
     pthread_mutex_unlock(&w->lock);
 }
 
-unsigned http_watch_count(HttpWatch *w)
+// Holds the lock
+static void make_room(HttpWatch *w, int64_t stale_ms)
+{
+    int64_t begun_by = clock_mono_ms() - stale_ms;
+    HttpConn *conn;
+    TAILQ_FOREACH(conn, &w->conns, link)
+    {
+        if (conn->phase == HTTP_READING && conn->deadline_ms != INT64_MAX) // that one is cut already
+            break;
+    }
+    if (!conn || conn->deadline_ms - w->limit_ms[HTTP_READING] > begun_by)
+        return;
+    cut(conn);
+    conn->given_up = true;
+    w->count--;
+}
+
+bool http_watch_has_room(HttpWatch *w, unsigned most, int64_t stale_ms)
 {
     pthread_mutex_lock(&w->lock);
-    unsigned count = w->count;
+    if (w->count >= most)
+        make_room(w, stale_ms);
+    bool room = w->count < most;
     pthread_mutex_unlock(&w->lock);
-    return count;
+    return room;
 }
 
 bool http_watch_stopping(HttpWatch *w)

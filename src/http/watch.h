@@ -19,6 +19,7 @@ typedef enum HttpPhase {
 typedef struct HttpConn {
     int fd;
     HttpPhase phase;
+    bool given_up;       // cut for another one, and not counted any more
     int64_t deadline_ms; // monotonic; INT64_MAX: none
     TAILQ_ENTRY(HttpConn) link;
 } HttpConn;
@@ -40,7 +41,9 @@ bool http_watch_start(HttpWatch *w, const int64_t limit_ms[HTTP_PHASES], Err *er
 HttpConn *http_watch_add(HttpWatch *w, int fd) must_check;
 void http_watch_remove(HttpWatch *w, HttpConn *conn);
 void http_watch_phase(HttpWatch *w, HttpConn *conn, HttpPhase phase);
-unsigned http_watch_count(HttpWatch *w); // open connections
+// Is there a place below `most`? Where none is, who has been sending its request for the longest gives up its own, if
+// that is more than stale_ms: bodies that never end keep nobody out.
+bool http_watch_has_room(HttpWatch *w, unsigned most, int64_t stale_ms);
 bool http_watch_stopping(HttpWatch *w);
 // Waits that long, or until stopping begins; is the server going on?
 bool http_watch_sleep(HttpWatch *w, int ms) must_check;

@@ -449,19 +449,22 @@ def test_idle_connections_do_not_keep_others_out(make_server):
         s.close()
 
 
-def test_heads_that_never_end_do_not_keep_others_out(make_server):
+@pytest.mark.parametrize("part", [b"GET / HTTP/1.1\r\nX-Slow: ", request("POST", X, "Content-Length: 10", body=b"{")],
+                         ids=["heads", "bodies"])
+def test_requests_that_never_end_do_not_keep_others_out(make_server, part):
     """Whoever opened as many as there is room for kept everybody out until their time was over, and again."""
     server = make_server("--max-connections", "8", "--request-timeout", str(int(patience(60) * 1000)))
-    hanging = []
+    descriptors, hanging = server.descriptors(), []
     for _ in range(8):
         hanging.append(raw.connect(server.port))
-        hanging[-1].sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        hanging[-1].sendall(part)
+    wait_for(lambda: server.descriptors() == descriptors + 8, "the connections")
     until = time.monotonic() + patience(20)
 
     def is_let_in():
         with contextlib.suppress(OSError):
             answer = server.send(request("GET", X))
-            return answer and answer.status == 200      # or closed without a word
+            return answer and answer.status == 200      # or closed without a word, or 503
         return False
 
     while not is_let_in():
