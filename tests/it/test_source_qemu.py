@@ -396,6 +396,59 @@ def test_term_cancels(rig):
     rig.backup()
 
 
+def migrate_to_file(vm, path):
+    """As to another host: the end is that the disks are given up. Returns the migration's status."""
+    vm.qmp('migrate', uri=f'exec:cat > {path}')
+    wait_for(lambda: vm.qmp('query-migrate').get('status') in {'completed', 'failed'}, 'the migration does not end')
+    return vm.qmp('query-migrate')['status']
+
+
+def test_guest_that_has_migrated(rig, tmp_path):
+    """A backup at the QEMU that the guest had left took its disks back, and stored bitmaps while another one writes."""
+    rig.vm.write(0, 0, MIB, 0x11)
+    rig.backup()
+    assert migrate_to_file(rig.vm, tmp_path / 'state') == 'completed'
+    disks = [Path(disk.path) for disk in rig.vm.disks]
+    before = [path.read_bytes() for path in disks]
+    with pytest.raises(ProbeError, match=r'busy: .*migrate.*postmigrate'):
+        rig.line.start().finish()
+    rig.clean()
+    rig.vm.quit()
+    assert [path.read_bytes() for path in disks] == before
+    rig.vm.start()
+    assert rig.modes(rig.backup()) == ['tracked', 'whole']
+
+
+def test_guest_that_is_to_come(tmp_path):
+    """Of the QEMU that a guest migrates to, the disks are another's until it is there; the backup says so."""
+    class Incoming(PausedQemu):
+        def _machine_args(self):
+            return [*super()._machine_args(), '-incoming', 'defer']
+
+    with Incoming(tmp_path / 'vm', [image(tmp_path / 'a.qcow2', 'qcow2')]) as vm:
+        rig = Rig(tmp_path, vm)
+        with pytest.raises(ProbeError, match=r'busy: .*migrates.*inmigrate'):
+            rig.line.start().finish()
+        assert rig.leftovers() == [] and rig.bitmaps() == []
+        rig.line.close()
+
+
+def test_migration_ends_during_a_backup(rig, tmp_path):
+    """It fails, since old data is still to be kept here; the backup is right, and the next one too."""
+    rig.vm.write(0, 0, 8 * MIB, 0x11)
+    references = rig.reference()
+    run = rig.line.start(hold=['opened'])
+    run.until('hold')
+    assert migrate_to_file(rig.vm, tmp_path / 'state') == 'failed'
+    rig.vm.write(0, MIB, MIB, 0x12)
+    run.go()
+    rig.same(rig.line.completed(run.finish()), references)
+    rig.clean()
+    rig.vm.qmp('cont')  # as whoever migrates it does
+    rig.vm.qmp('stop')
+    assert rig.modes(rig.backup()) == ['tracked', 'tracked']
+
+
 def test_rule_10_external_snapshot_hides_the_bitmap(rig, tmp_path):
     """The bitmap sits on the backing node, "recording", and blind."""
     rig.vm.write(0, 0, MIB, 0x11)

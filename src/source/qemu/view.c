@@ -278,21 +278,31 @@ static bool transaction(QemuSource *v, bool persistent, Err *err)
     return sweep_call(v->q, "transaction", json_pack("{s:o}", "actions", actions), err);
 }
 
-static bool is_running(QemuSource *v, bool *ret, Err *err)
+// A guest that migrates: another QEMU has its disks, and this one has let go of them. They would be taken back by an
+// export, and written to when bitmaps are stored (seen).
+static bool has_guest(QemuSource *v, bool *ret_running, Err *err)
 {
+    static const char *const elsewhere[] = {"inmigrate", "finish-migrate", "postmigrate"};
     json_t *status = NULL;
     if (!qmp_call(v->q, "query-status", NULL, &status, err))
         return false;
-    *ret = json_is_true(json_object_get(status, "running"));
+    const char *state = json_string_value(json_object_get(status, "status"));
+    *ret_running = json_is_true(json_object_get(status, "running"));
+    for (size_t i = 0; state && i < ARRAY_LEN(elsewhere); i++)
+        if (str_eq(state, elsewhere[i]))
+            (void)err_set(err, ERR_BUSY,
+                          "the guest migrates, or has migrated (QEMU says %s), so that its disks are another QEMU's; "
+                          "HINT: back it up where it runs, or when this QEMU has it again",
+                          elsewhere[i]);
     json_decref(status);
-    return true;
+    return err->code == ERR_NONE;
 }
 
 static bool freeze_instant(QemuSource *v, Err *err)
 {
     bool running;
     Freeze f;
-    if (!is_running(v, &running, err) || !freeze_begin(&v->spec, running, &v->guard, v->req->cancel, &f, err))
+    if (!has_guest(v, &running, err) || !freeze_begin(&v->spec, running, &v->guard, v->req->cancel, &f, err))
         return false;
     Err first = ERR_INIT;
     bool ok = transaction(v, true, &first);
@@ -307,6 +317,9 @@ static bool freeze_instant(QemuSource *v, Err *err)
         *err = first;
         return false;
     }
+    // From here on no migration can end, since what copies the old data needs to write.
+    if (!has_guest(v, &running, err))
+        return false;
     v->s.consistency = f.frozen ? "application" : "crash";
     return !f.why[0] || mem_replace(&v->s.consistency_detail, f.why, err);
 }
@@ -407,7 +420,9 @@ static bool describe_all(QemuSource *v, Err *err)
 
 bool view_open(QemuSource *v, const GuestDiskVec *disks, const BitmapVec *bitmaps, Err *err)
 {
-    if (!take_disks(v, disks, err) || !resolve_lines(v, bitmaps, err) || !check_space(v, err))
+    bool running;
+    if (!has_guest(v, &running, err) || !take_disks(v, disks, err) || !resolve_lines(v, bitmaps, err) ||
+        !check_space(v, err))
         return false;
     drop_stale(v, bitmaps);
     if (!start_guard(v, err) || !start_server(v, err) || !prepare_disks(v, err) || !freeze_instant(v, err))
