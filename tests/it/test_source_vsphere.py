@@ -339,6 +339,18 @@ def test_reads_that_fail_are_asked_for_again(history, kind):
     history.check_everything(history.random)
 
 
+def test_a_place_that_can_never_be_read_fails_the_backup_soon(make_hub, place):
+    """Others' successes began the count of tries anew: a large disk's backup would have gone on for days."""
+    vms = [{"path": WEB, "cbt": True, "disks": [{"key": 2000, "size": 128 * MIB}]}]
+    with VsphereHistory(make_hub, place, vms=vms) as history:
+        history.register()
+        history.sim("fault", call="read", before=1, type="MediumError", times=100000)
+        failed = history.wait_final(history.start("main"))
+        assert failed["status"] == "failed" and "vddk" in failed["details"], failed
+        assert history.client_log().count("a vSphere disk is opened again") <= 12
+        history.check_nothing_left()
+
+
 def test_quiescing(make_hub, place):
     disks = [{"key": key, "size": size} for key, size in SIZES.items()]
     with VsphereHistory(make_hub, place, vms=[{"path": WEB, "cbt": True, "quiesce_fails": True, "disks": disks}]

@@ -257,6 +257,7 @@ typedef struct ReadOfDisk {
 typedef struct Injection {
     char call[NAME_MAX_TEXT]; // "*": any; "read": the data path
     ReadOfDisk least;         // of the data path: only this disk (0: any), at and behind that offset, of that length
+    uint64_t before;          // of the data path: only before that offset (0: anywhere)
     InjectKind kind;
     uint64_t skip;
     uint64_t times;

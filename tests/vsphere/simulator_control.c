@@ -311,6 +311,7 @@ static bool do_fault(const json_t *c, json_t *reply, Err *err)
         Injection *in = grow(sim.injections, sim.n_injections);
         snprintf(in->call, sizeof in->call, "%s", text(c, "call", "*"));
         in->least = (ReadOfDisk){number(c, "disk", 0), number(c, "from", 0), number(c, "length", 0)};
+        in->before = number(c, "before", 0);
         in->kind = (InjectKind)i;
         in->skip = number(c, "skip", 0);
         in->times = number(c, "times", 1);

@@ -85,7 +85,9 @@ static bool is_meant(const Injection *in, const char *call, const ReadOfDisk *re
     if (strcmp(in->call, "*") != 0 && strcmp(in->call, call) != 0)
         return false;
     const ReadOfDisk *least = &in->least;
-    return !read || ((!least->key || least->key == read->key) && read->offset >= least->offset && read->n >= least->n);
+    return !read ||
+        ((!least->key || least->key == read->key) && read->offset >= least->offset && read->n >= least->n &&
+         (!in->before || read->offset < in->before));
 }
 
 bool inject_take(const char *call, const ReadOfDisk *read, Injection *ret_injection)

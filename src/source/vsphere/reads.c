@@ -14,6 +14,7 @@
 #define IN_FLIGHT 4  // requests of 1 MiB: a host's buffers, 48 MiB, then do for 12 disks (slots.c)
 #define READS_MAX 64 // that are taken, whatever makes sense
 #define TRIES 5      // to open a disk again, with pauses of 1, 2, 4, 8 and 16 s: a switch that fails over takes as long
+#define PLACE_TRIES 10 // of one read, whatever became of others: it is the place, and not the line
 #define PAUSE_MS 1000
 #define LIBDIR "SENDENSE_VDDK_LIBDIR"
 #define LIBDIR_DEFAULT "/usr/lib/vmware-vix-disklib-distrib"
@@ -31,7 +32,8 @@ typedef struct Read {
     void *buffer;
     uint64_t offset;
     uint32_t length;
-    bool failed; // to be asked again, over another connection
+    unsigned failures; // of its own, that is when it was asked
+    bool failed;       // to be asked again, over another connection
 } Read;
 
 // nbdkit lives as long as the end that reads from it: a thread of the copy must not start it (wire/child.h), so it is
@@ -106,6 +108,7 @@ static void on_read(BlocksReq *req, const Err *err)
     Reads *r = x->reads;
     r->under_way--;
     if (err && !r->over) {
+        x->failures++;
         keep_failed(x, err);
         return;
     }
@@ -141,6 +144,15 @@ static bool reads_read(Blocks *b, void *p, uint64_t offset, uint32_t length, Blo
     return true;
 }
 
+// Others go well between its failures, as many as the disk has: without this it would be asked for days.
+static bool is_bad_place(const Reads *r)
+{
+    for (size_t i = 0; i < ARRAY_LEN(r->reads); i++)
+        if (r->reads[i].failed && r->reads[i].failures > PLACE_TRIES)
+            return true;
+    return false;
+}
+
 // VDDK does not get over a lost connection by itself, and nbdkit's retry filter, which would open the disk anew, lets
 // one request through at a time.
 static bool connect_again(Reads *r, Err *err)
@@ -148,7 +160,7 @@ static bool connect_again(Reads *r, Err *err)
     Err tried = ERR_INIT;
     do {
         disconnect(r);
-        if (r->tries == TRIES || !child_alive(r->child)) {
+        if (r->tries == TRIES || is_bad_place(r) || !child_alive(r->child)) {
             *err = r->why;
             return explain(r->child, r->disk, err);
         }
