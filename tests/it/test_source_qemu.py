@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -477,6 +478,20 @@ def test_snapshot_committed_back(rig, tmp_path):
     rig.vm.monitor.wait_event('BLOCK_JOB_COMPLETED', device='c')
     rig.vm.write(0, 5 * MIB, GRAIN, 0x23)
     rig.backup()
+
+
+def test_many_failed_fulls_leave_the_line_alone(rig):
+    """Each leaves two bitmaps; with 64 of them an increment removed also those that it had just counted on."""
+    rig.vm.write(0, 0, MIB, 0x11)
+    rig.backup()
+    node = rig.vm.inserted(0)
+    name = node['dirty-bitmaps'][0]['name'].split('.')
+    for _ in range(64):
+        name[3:5] = str(uuid.uuid4()), '1'
+        rig.vm.qmp('block-dirty-bitmap-add', node=node['node-name'], name='.'.join(name))
+    rig.vm.write(0, MIB, GRAIN, 0x22)
+    assert rig.modes(rig.backup()) == ['tracked', 'tracked']
+    assert len(rig.bitmaps()) == 2
 
 
 @pytest.mark.parametrize('disk', [0, 1])

@@ -123,9 +123,8 @@ static void drop_stale(QemuSource *v, const BitmapVec *bitmaps)
         for (size_t j = 0; j < bitmaps->len; j++) {
             const Bitmap *b = &bitmaps->items[j];
             bool followed = (d->line.tracked || d->continues) && str_eq(b->line, d->line.uuid);
-            bool useless = d->parent_change_id && !followed;
             Err ignored = ERR_INIT; // what cannot go now, goes another time
-            if (str_eq(b->node, d->node) && (useless || count > BITMAPS_MAX))
+            if (str_eq(b->node, d->node) && !followed && (d->parent_change_id || count > BITMAPS_MAX))
                 (void)!sweep_call(v->q, "block-dirty-bitmap-remove",
                                   json_pack("{s:s, s:s}", "node", b->node, "name", b->name), &ignored);
         }
