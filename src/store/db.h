@@ -26,6 +26,7 @@ typedef struct DbOps {
     const char *name; // "sqlite"
     void (*close)(Db *db);
     bool (*exec)(Db *db, const char *sql, Err *err); // one statement, no parameters
+    bool defines_whole;                              // define() is part of the transaction
     // One statement that changes the schema, in SQLite's words. again: it may have been done before, where such a
     // statement is no part of a transaction.
     bool (*define)(Db *db, const char *sql, bool again, Err *err);

@@ -266,6 +266,7 @@ static const DbOps sqlite_ops = {
     .name = "sqlite",
     .close = db_close,
     .exec = db_exec,
+    .defines_whole = true,
     .define = db_define,
     .prepare = db_prepare,
     .bind_text = db_bind_text,

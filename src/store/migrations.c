@@ -126,13 +126,22 @@ static bool run_step(Db *db, unsigned version, bool first, Err *err)
 {
     char now[CLOCK_TEXT];
     clock_format(clock_utc_us(), now);
+    return (db->ops->define(db, steps[version - 1], first, err) &&
+            db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (?, ?)",
+                   DB_ARGS(DB_N(version), DB_T(now)), NULL, err)) ||
+        err_context(err, "migration %u", version);
+}
+
+// Steps from..to, in one transaction.
+static bool run_steps(Db *db, unsigned from, unsigned to, bool first, Err *err)
+{
     if (!db->ops->begin(db, err))
         return false;
-    if (!db->ops->define(db, steps[version - 1], first, err) ||
-        !db_run(db, "INSERT INTO schema_migrations (version, applied_at) VALUES (?, ?)",
-                DB_ARGS(DB_N(version), DB_T(now)), NULL, err)) {
-        db->ops->rollback(db);
-        return err_context(err, "migration %u", version);
+    for (unsigned v = from; v <= to; v++) {
+        if (!run_step(db, v, first, err)) {
+            db->ops->rollback(db);
+            return false;
+        }
     }
     return db->ops->commit(db, err);
 }
@@ -155,8 +164,12 @@ bool db_migrate(Db *db, const char *copy_path_prefix, Err *err)
         if (!copy || !file_unlink(copy, err) || !db->ops->backup(db, copy, NULL, err))
             return false;
     }
-    for (unsigned v = (unsigned)version + 1; v <= ARRAY_LEN(steps); v++)
-        if (!run_step(db, v, v == (unsigned)version + 1, err))
+    // All or nothing where that can be: the copy of what was before is never one of what is half way.
+    const unsigned next = (unsigned)version + 1, newest = ARRAY_LEN(steps);
+    if (db->ops->defines_whole)
+        return next > newest || run_steps(db, next, newest, true, err);
+    for (unsigned v = next; v <= newest; v++)
+        if (!run_steps(db, v, v, v == next, err))
             return false;
     return true;
 }

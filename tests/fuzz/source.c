@@ -61,13 +61,15 @@ static void lines(const json_t *value)
         Line line;
         LineInput in = {.all = &v,
                         .node = "node0",
-                        .parent_change_id = UUID_A "/3",
+                        .parent_change_id = UUID_A "/3298534883335", // place 3
                         .parent_tracking = true,
                         .size = 1 << 20,
                         .parent_size = 1 << 20,
                         .fresh = UUID_B};
         bitmaps_resolve(&in, &line);
-        fuzz_check(line.next >= 1 && (!line.tracked || (line.first == 3 && line.last >= 3 && line.next > line.last)));
+        fuzz_check(line.next >> BITMAPS_PLACE_SHIFT >= 1 && line.len <= BITMAPS_LINE_MAX);
+        fuzz_check(!line.tracked ||
+                   (line.bitmaps[0] == UINT64_C(3298534883335) && line.next >> BITMAPS_PLACE_SHIFT == 3 + line.len));
         fuzz_check(line.tracked == (line.lost[0] == '\0'));
         for (size_t i = 0; i < v.len; i++) {
             const Bitmap *b = &v.items[i];

@@ -36,9 +36,8 @@ static bool merge(GuestDisk *d, const BitmapsOwner *owner, const Line *line, Gue
     v->changed = mem_calloc(granules, 1, err);
     if (!v->changed)
         return false;
-    uint64_t first = line->first + (fault == GUEST_FAULT_GAP && line->last > line->first);
-    for (uint64_t n = first; n <= line->last; n++) {
-        bitmaps_name(owner, line->uuid, n, name);
+    for (size_t i = fault == GUEST_FAULT_GAP && line->len > 1; i < line->len; i++) {
+        bitmaps_name(owner, line->uuid, line->bitmaps[i], name);
         const TrackerBitmap *b = tracker_find(&d->tracker, name);
         if (!b || b->granules != granules)
             return err_set(err, ERR_INTERNAL, "the line was said to be whole, and %s is not there", name);
@@ -53,7 +52,7 @@ static bool begin_bitmap(GuestDisk *d, const BitmapsOwner *owner, const Line *li
 {
     char name[BITMAPS_NAME];
     if (line->tracked) {
-        bitmaps_name(owner, line->uuid, line->last, name);
+        bitmaps_name(owner, line->uuid, line->bitmaps[line->len - 1], name);
         tracker_find(&d->tracker, name)->recording = false;
     } else {
         bitmaps_name(owner, line->uuid, 0, name); // the witness

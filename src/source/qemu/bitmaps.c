@@ -98,30 +98,45 @@ static bool lost(Line *l, const char *fmt, ...)
     return false;
 }
 
-// The one bitmap of this sequence; NULL and the reason in *l.
-static const Bitmap *find_one(const LineInput *in, const char *line, uint64_t sequence, Line *l)
+static uint64_t place_of(uint64_t sequence)
+{
+    return sequence >> BITMAPS_PLACE_SHIFT;
+}
+
+// With as many bits of the UUID as there is room for.
+static uint64_t sequence_at(uint64_t place, const char *fresh)
+{
+    uint64_t random = 0;
+    for (; *fresh; fresh++)
+        if (*fresh != '-')
+            random = random << 4 | (uint64_t)(*fresh <= '9' ? *fresh - '0' : (*fresh | 32) - 'a' + 10);
+    return place << BITMAPS_PLACE_SHIFT | (random & ((UINT64_C(1) << BITMAPS_PLACE_SHIFT) - 1));
+}
+
+// The one bitmap of this place; NULL and the reason in *l.
+static const Bitmap *find_one(const LineInput *in, const char *line, uint64_t place, Line *l)
 {
     const Bitmap *found = NULL;
     for (size_t i = 0; i < in->all->len; i++) {
         const Bitmap *b = &in->all->items[i];
-        if (!str_eq(b->line, line) || b->sequence != sequence)
+        if (!str_eq(b->line, line) || place_of(b->sequence) != place)
             continue;
         if (found) {
-            (void)lost(l, "dirty bitmap %" PRIu64 " is there twice, on the nodes %s and %s", sequence, found->node,
+            (void)lost(l, "dirty bitmap %" PRIu64 " is there twice, on the nodes %s and %s", place, found->node,
                        b->node);
             return NULL;
         }
         found = b;
     }
     if (!found)
-        (void)lost(l, "dirty bitmap %" PRIu64 " is missing", sequence);
+        (void)lost(l, "dirty bitmap %" PRIu64 " is missing", place);
     else if (!str_eq(found->node, in->node))
-        (void)lost(l, "dirty bitmap %" PRIu64 " is on the node %s, and the guest now writes to %s (a snapshot?)",
-                   sequence, found->node, in->node);
+        (void)lost(l, "dirty bitmap %" PRIu64 " is on the node %s, and the guest now writes to %s (a snapshot?)", place,
+                   found->node, in->node);
     else if (found->inconsistent)
-        (void)lost(l, "dirty bitmap %" PRIu64 " is inconsistent: QEMU did not end cleanly", sequence);
+        (void)lost(l, "dirty bitmap %" PRIu64 " is inconsistent: QEMU did not end cleanly", place);
     else if (found->busy)
-        (void)lost(l, "dirty bitmap %" PRIu64 " is in use by something else", sequence);
+        (void)lost(l, "dirty bitmap %" PRIu64 " is in use by something else", place);
     else
         return found;
     return NULL;
@@ -143,19 +158,28 @@ bool bitmaps_witness(const BitmapVec *all, const char *node, const char *line)
     return b && !b->recording && b->count > 0; // one that somebody enabled has other bits, too
 }
 
-static bool follow(const LineInput *in, const char *line, Line *l)
+static bool follow(const LineInput *in, const char *line, uint64_t parent, Line *l)
 {
-    l->last = newest(in->all, line, l->first);
-    if (l->last - l->first >= BITMAPS_LINE_MAX)
-        return lost(l, "%" PRIu64 " backups in a row did not complete", l->last - l->first);
-    for (uint64_t n = l->first; n <= l->last; n++) {
-        const Bitmap *b = find_one(in, line, n, l);
+    uint64_t first = place_of(parent), last = place_of(newest(in->all, line, parent));
+    if (first == 0)
+        return lost(l, "the parent's dirty bitmap is one of an earlier version");
+    if (last - first >= BITMAPS_LINE_MAX || last + 1 >= BITMAPS_PLACES)
+        return lost(l, "%" PRIu64 " backups in a row did not complete", last - first);
+    for (uint64_t place = first; place <= last; place++) {
+        const Bitmap *b = find_one(in, line, place, l);
         if (!b)
             return false;
-        if (b->recording != (n == l->last))
-            return lost(l, "dirty bitmap %" PRIu64 " was %s by somebody else", n,
+        if (place == first && b->sequence != parent)
+            return lost(l,
+                        "dirty bitmap %" PRIu64 " is of another backup than the parent: the disk went back to an "
+                        "earlier state in between",
+                        place);
+        if (b->recording != (place == last))
+            return lost(l, "dirty bitmap %" PRIu64 " was %s by somebody else", place,
                         b->recording ? "enabled" : "disabled");
+        l->bitmaps[l->len++] = b->sequence;
     }
+    l->next = sequence_at(last + 1, in->fresh);
     return bitmaps_witness(in->all, in->node, line) || lost(l, "the disk may have been resized in between");
 }
 
@@ -163,18 +187,18 @@ static bool resolve(const LineInput *in, Line *l)
 {
     Err err = ERR_INIT;
     char line[UUID_TEXT];
+    uint64_t parent;
     if (!in->parent_change_id)
         return false; // nothing to explain
     if (!in->parent_tracking)
         return lost(l, "the parent was not tracked");
-    if (!changeid_parse(in->parent_change_id, line, &l->first, &err))
+    if (!changeid_parse(in->parent_change_id, line, &parent, &err))
         return lost(l, "the parent's change ID is not of a dirty bitmap");
     if (in->size != in->parent_size)
         return lost(l, "the disk was resized from %" PRIu64 " to %" PRIu64 " bytes", in->parent_size, in->size);
-    if (!follow(in, line, l))
+    if (!follow(in, line, parent, l))
         return false;
     memcpy(l->uuid, line, sizeof(l->uuid));
-    l->next = l->last + 1;
     return true;
 }
 
@@ -187,19 +211,26 @@ bool bitmaps_is_needed(const Bitmap *b, const BitmapsNeed *needs, size_t len)
         if (!str_eq(needs[i].repository, b->repository))
             continue;
         if (!changeid_parse(needs[i].change_id, line, &sequence, &other) ||
-            (str_eq(line, b->line) && (b->sequence == 0 || b->sequence >= sequence)))
+            (str_eq(line, b->line) && (b->sequence == 0 || place_of(b->sequence) >= place_of(sequence))))
             return true;
     }
     return false;
 }
 
+void bitmaps_begin(const char *fresh, Line *ret)
+{
+    *ret = (Line){.next = sequence_at(1, fresh)};
+    (void)snprintf(ret->uuid, sizeof(ret->uuid), "%s", fresh);
+}
+
 void bitmaps_resolve(const LineInput *in, Line *ret)
 {
-    Line l = {.next = 1};
-    l.tracked = resolve(in, &l);
-    if (!l.tracked) {
-        (void)snprintf(l.uuid, sizeof(l.uuid), "%s", in->fresh);
-        l.first = l.last = 0;
+    Line l = {0};
+    if (resolve(in, &l)) {
+        l.tracked = true;
+        *ret = l;
+        return;
     }
-    *ret = l;
+    bitmaps_begin(in->fresh, ret);
+    memcpy(ret->lost, l.lost, sizeof(ret->lost));
 }

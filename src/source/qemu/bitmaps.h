@@ -1,9 +1,11 @@
 // Which dirty bitmaps say what changed since the parent: pure, on what QEMU answered. Safety rules 10, 12, 13.
 //
 // A bitmap's name is "sendense.<repository>.<vm>.<line>.<sequence>", and its change ID "<line>/<sequence>": UUIDs, and
-// a number that counts on within the line. The bitmap of sequence n records from the backup of that change ID on;
-// the next backup disables it in the instant in which it adds n + 1. Sequence 0 is the line's witness: its one
-// dirty bit, at the disk's end, is lost when the disk shrinks, however it grows again.
+// a number whose upper bits, its place, count on within the line, and whose lower ones are random: a disk that went
+// back to an earlier state gets a bitmap of a place that another run's already had, which may come back, too. The
+// bitmap of place n records from the backup of that change ID on; the next backup disables it in the instant in which
+// it adds n + 1. Sequence 0 is the line's witness: its one dirty bit, at the disk's end, is lost when the disk shrinks,
+// however it grows again.
 #pragma once
 
 #include "base/uuid.h"
@@ -16,6 +18,8 @@
 #define BITMAPS_GRANULARITY 65536
 #define BITMAPS_LINE_MAX 16 // bitmaps of one line: so many backups in a row failed; then a new line
 #define BITMAPS_WHY 256
+#define BITMAPS_PLACE_SHIFT 40 // of a sequence; below it is the random part
+#define BITMAPS_PLACES (UINT64_C(1) << 22)
 
 typedef struct BitmapsOwner { // UUIDs
     const char *repository, *vm; // repository NULL: any
@@ -46,14 +50,15 @@ typedef struct LineInput {
     const char *parent_change_id; // NULL: no parent
     bool parent_tracking;
     uint64_t size, parent_size;
-    const char *fresh; // a new UUID, for a new line
+    const char *fresh; // a new random UUID: for a new line, and of it the random part of the next sequence
 } LineInput;
 
 typedef struct Line {
     char uuid[UUID_TEXT];
-    bool tracked; // the bitmaps first..last hold what changed since the parent; last is still recording
-    uint64_t first, last;
-    uint64_t next;          // sequence of the bitmap to add; 1 in a new line
+    bool tracked; // the bitmaps hold what changed since the parent; the last one is still recording
+    uint64_t bitmaps[BITMAPS_LINE_MAX]; // sequences, in the order of their places; the first is the parent's
+    size_t len;
+    uint64_t next;          // sequence of the bitmap to add; at place 1 in a new line
     char lost[BITMAPS_WHY]; // why there is a new line, for people; "" without a parent, or when tracked
 } Line;
 
@@ -65,6 +70,8 @@ typedef struct BitmapsNeed { // a later backup will ask what changed since that 
 bool bitmaps_is_needed(const Bitmap *b, const BitmapsNeed *needs, size_t len);
 
 void bitmaps_resolve(const LineInput *in, Line *ret);
+// A line that nothing is known of.
+void bitmaps_begin(const char *fresh, Line *ret);
 
 // Is the line's witness on this node, and has its bit? Else the disk may have been resized.
 bool bitmaps_witness(const BitmapVec *all, const char *node, const char *line);

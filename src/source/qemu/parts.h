@@ -24,7 +24,7 @@ typedef struct QemuDisk {
     Line line;
     bool continues;          // the line goes on, without a change set since the parent: it is the interrupted run's
     bool resumes;            // the bitmaps from `since` on hold what changed since the interrupted run
-    uint64_t since;          // sequence
+    size_t since;            // which of the line's
     char name[BITMAPS_NAME]; // the bitmap that this run adds
     char tag[SWEEP_NAME];    // its scratch node, job and export, all three
 } QemuDisk;

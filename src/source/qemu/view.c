@@ -50,8 +50,7 @@ static bool take_disks(QemuSource *v, const GuestDiskVec *disks, Err *err)
 // and one that was stored while the disk was writable cannot be removed (seen).
 static void untracked_line(QemuDisk *d, const char *fresh)
 {
-    d->line = (Line){.next = 1};
-    (void)snprintf(d->line.uuid, sizeof(d->line.uuid), "%s", fresh);
+    bitmaps_begin(fresh, &d->line);
     if (d->parent_change_id)
         (void)snprintf(d->line.lost, sizeof(d->line.lost), "nothing tracks a read-only disk's changes");
 }
@@ -63,11 +62,14 @@ static void resolve_interrupted(const QemuSource *v, QemuDisk *d, const LineInpu
     Line line;
     Err ignored = ERR_INIT;
     char uuid[UUID_TEXT];
-    if (!before || d->read_only || !changeid_parse(before->token, uuid, &d->since, &ignored))
+    uint64_t sequence;
+    if (!before || d->read_only || !changeid_parse(before->token, uuid, &sequence, &ignored))
         return;
     if (d->line.tracked) {
-        d->resumes = str_eq(uuid, d->line.uuid) && d->since >= d->line.first && d->since <= d->line.last &&
-            before->size == d->size;
+        for (size_t i = 0; i < d->line.len && !d->resumes; i++) {
+            d->since = i;
+            d->resumes = d->line.bitmaps[i] == sequence && str_eq(uuid, d->line.uuid) && before->size == d->size;
+        }
         return;
     }
     LineInput in = *parent;
@@ -78,10 +80,10 @@ static void resolve_interrupted(const QemuSource *v, QemuDisk *d, const LineInpu
     if (!line.tracked)
         return;
     d->resumes = d->continues = true;
-    memcpy(d->line.uuid, line.uuid, sizeof(d->line.uuid));
-    d->line.first = line.first;
-    d->line.last = line.last;
-    d->line.next = line.next;
+    memcpy(line.lost, d->line.lost, sizeof(line.lost)); // the parent's
+    line.tracked = false;
+    d->line = line;
+    d->since = 0;
 }
 
 static bool resolve_lines(QemuSource *v, const BitmapVec *bitmaps, Err *err)
@@ -254,14 +256,16 @@ static bool transaction(QemuSource *v, bool persistent, Err *err)
     bool ok = actions || err_no_memory(err);
     for (size_t i = 0; ok && i < v->s.disks_len; i++) {
         const QemuDisk *d = &v->disks[i];
-        char last[BITMAPS_NAME];
-        bitmaps_name(&v->owner, d->line.uuid, d->line.last, last);
+        char last[BITMAPS_NAME] = "";
+        const bool records = d->line.tracked || d->continues;
+        if (records)
+            bitmaps_name(&v->owner, d->line.uuid, d->line.bitmaps[d->line.len - 1], last);
         ok = d->read_only ||
             push_action(actions, "block-dirty-bitmap-add",
                         json_pack("{s:s, s:s, s:i, s:b}", "node", d->node, "name", d->name, "granularity",
                                   BITMAPS_GRANULARITY, "persistent", persistent && d->may_persist),
                         err);
-        if (ok && (d->line.tracked || d->continues))
+        if (ok && records)
             ok = push_action(actions, "block-dirty-bitmap-disable",
                              json_pack("{s:s, s:s}", "node", d->node, "name", last), err);
         ok = ok &&
@@ -323,14 +327,14 @@ static bool freeze_instant(QemuSource *v, Err *err)
     return !f.why[0] || mem_replace(&v->s.consistency_detail, f.why, err);
 }
 
-// The bitmaps from `first` on, brought together where an export can show them.
-static bool merge(QemuSource *v, const QemuDisk *d, uint64_t first, const char *target, Err *err)
+// The line's bitmaps from that one on, brought together where an export can show them.
+static bool merge(QemuSource *v, const QemuDisk *d, size_t first, const char *target, Err *err)
 {
     json_t *names = json_array();
     bool ok = names || err_no_memory(err);
-    for (uint64_t n = first; ok && n <= d->line.last; n++) {
+    for (size_t i = first; ok && i < d->line.len; i++) {
         char name[BITMAPS_NAME];
-        bitmaps_name(&v->owner, d->line.uuid, n, name);
+        bitmaps_name(&v->owner, d->line.uuid, d->line.bitmaps[i], name);
         ok = json_array_append_new(names, json_string(name)) == 0 || err_no_memory(err);
     }
     ok = ok &&
@@ -352,7 +356,7 @@ static bool export_disk(QemuSource *v, QemuDisk *d, Err *err)
     Err ignored = ERR_INIT; // then it starts over
     if (d->resumes && !merge(v, d, d->since, v->since, &ignored))
         d->resumes = false;
-    if (d->line.tracked && !merge(v, d, d->line.first, v->temporary, &why)) {
+    if (d->line.tracked && !merge(v, d, 0, v->temporary, &why)) {
         d->line.tracked = false;
         (void)snprintf(d->line.lost, sizeof(d->line.lost), "%.*s", BITMAPS_WHY - 1, why.details);
     }

@@ -2,6 +2,8 @@
 
 #include "source/qemu/bitmaps.h"
 
+#include <inttypes.h>
+
 #define REPO "11111111-1111-4111-8111-111111111111"
 #define VM "22222222-2222-4222-8222-222222222222"
 #define LINE "33333333-3333-4333-8333-333333333333"
@@ -13,13 +15,21 @@ static const BitmapsOwner owner = {.repository = REPO, .vm = VM};
 
 typedef struct Case {
     const char *what;
-    const char *bitmaps; // node name[flags]…: r recording, i inconsistent, b busy, z empty, o another line
-    const char *parent;  // change ID
+    // node/place[flags]…: r recording, i inconsistent, b busy, z empty, o another line, x of another run
+    const char *bitmaps;
+    const char *parent; // change ID; LINE: of place `at`
+    uint64_t at;
     bool untracked;
     uint64_t size;    // 0: as the parent's
     const char *lost; // a word of the reason; NULL: tracked
-    uint64_t first, last;
+    uint64_t last;    // place
 } Case;
+
+// As a run made it, and another one.
+static uint64_t sequence(uint64_t place, bool other)
+{
+    return place ? place << BITMAPS_PLACE_SHIFT | (other ? 8 : 7) : 0;
+}
 
 // "top/1r top/2" -> the answer of query-named-block-nodes.
 static json_t *nodes_of(const char *text)
@@ -31,9 +41,9 @@ static json_t *nodes_of(const char *text)
         char *slash = strchr(word, '/');
         *slash = '\0';
         char *end = NULL;
-        unsigned long n = strtoul(slash + 1, &end, 10);
+        unsigned long place = strtoul(slash + 1, &end, 10);
         char name[BITMAPS_NAME];
-        bitmaps_name(&owner, strchr(end, 'o') ? OTHER : LINE, n, name);
+        bitmaps_name(&owner, strchr(end, 'o') ? OTHER : LINE, sequence(place, strchr(end, 'x') != NULL), name);
         json_t *bitmap = json_pack("{s:s, s:b, s:b, s:b, s:i, s:i}", "name", name, "recording",
                                    strchr(end, 'r') != NULL, "persistent", 1, "busy", strchr(end, 'b') != NULL,
                                    "granularity", 65536, "count", strchr(end, 'z') ? 0 : 65536);
@@ -49,10 +59,12 @@ static Line resolve(const Case *c)
     Err err = ERR_INIT;
     BitmapVec v = {0};
     json_t *nodes = nodes_of(c->bitmaps);
+    char parent[CHANGEID_MAX];
+    (void)snprintf(parent, sizeof(parent), LINE "/%" PRIu64, sequence(c->at, false));
     assert_ok(bitmaps_collect(nodes, &owner, &v, &err), &err);
     LineInput in = {.all = &v,
                     .node = "top",
-                    .parent_change_id = c->parent,
+                    .parent_change_id = c->at ? parent : c->parent,
                     .parent_tracking = !c->untracked,
                     .size = c->size ? c->size : 1 << 20,
                     .parent_size = 1 << 20,
@@ -68,34 +80,38 @@ static void test_resolution(void **state)
 {
     (void)state;
     static const Case cases[] = {
-        {"the parent's alone", "top/0 top/3r", LINE "/3", .first = 3, .last = 3},
-        {"failed runs after it", "top/5r top/0 top/3 top/4", LINE "/3", .first = 3, .last = 5},
-        {"older ones do not matter", "top/0 top/1 top/2i top/3r", LINE "/3", .first = 3, .last = 3},
-        {"another line does not matter", "top/0 top/3r top/9oi below/7o", LINE "/3", .first = 3, .last = 3},
-        {"no parent", "top/0 top/3r", NULL, .lost = ""},
-        {"parent not tracked", "top/0 top/3r", LINE "/3", .untracked = true, .lost = "not tracked"},
+        {"the parent's alone", "top/0 top/3r", .at = 3, .last = 3},
+        {"failed runs after it", "top/5r top/0 top/3 top/4", .at = 3, .last = 5},
+        {"older ones do not matter", "top/0 top/1 top/2i top/3r", .at = 3, .last = 3},
+        {"another line does not matter", "top/0 top/3r top/9oi below/7o", .at = 3, .last = 3},
+        {"no parent", "top/0 top/3r", .lost = ""},
+        {"another run's of the same place", "top/0 top/3xr", .at = 3, .lost = "went back to an earlier state"},
+        {"another run's beside it", "top/0 top/3 top/3xr", .at = 3, .lost = "twice"},
+        {"another run's of a later place", "top/0 top/3 top/4xr", .at = 3, .last = 4},
+        {"an earlier version's", "top/0", LINE "/3", .lost = "earlier version"},
+        {"parent not tracked", "top/0 top/3r", .at = 3, .untracked = true, .lost = "not tracked"},
         {"a hypervisor's own change ID", "top/0 top/3r", "52 de ad/17", .lost = "change ID"},
         {"no sequence 0", "top/0r", LINE "/0", .lost = "change ID"},
-        {"resized", "top/0 top/3r", LINE "/3", .size = 2 << 20, .lost = "resized from"},
-        {"nothing there", "", LINE "/3", .lost = "missing"},
-        {"parent's missing", "top/0 top/4r", LINE "/3", .lost = "3 is missing"},
-        {"a gap", "top/0 top/3 top/5r", LINE "/3", .lost = "4 is missing"},
-        {"twice", "top/0 top/3r below/3r", LINE "/3", .lost = "twice"},
-        {"below a snapshot", "below/0 below/3r", LINE "/3", .lost = "snapshot"},
-        {"one below a snapshot", "top/0 below/3 top/4r", LINE "/3", .lost = "snapshot"},
-        {"a later one elsewhere", "top/0 top/3r below/4r", LINE "/3", .lost = "3 was enabled"},
-        {"inconsistent", "top/0 top/3i", LINE "/3", .lost = "inconsistent"},
-        {"one inconsistent", "top/0 top/3 top/4i top/5r", LINE "/3", .lost = "4 is inconsistent"},
-        {"busy", "top/0 top/3rb", LINE "/3", .lost = "in use"},
-        {"disabled by somebody", "top/0 top/3", LINE "/3", .lost = "disabled by somebody"},
-        {"enabled by somebody", "top/0 top/3r top/4r", LINE "/3", .lost = "enabled by somebody"},
-        {"no witness", "top/3r", LINE "/3", .lost = "may have been resized"},
-        {"witness without its bit", "top/0z top/3r", LINE "/3", .lost = "may have been resized"},
-        {"witness inconsistent", "top/0i top/3r", LINE "/3", .lost = "may have been resized"},
-        {"witness enabled by somebody", "top/0r top/3r", LINE "/3", .lost = "may have been resized"},
-        {"witness elsewhere", "below/0 top/3r", LINE "/3", .lost = "may have been resized"},
-        {"too many", "top/0 top/1 top/20r", LINE "/1", .lost = "19 backups in a row"},
-        {"a huge sequence elsewhere", "top/0 top/1r below/9223372036854775807", LINE "/1", .lost = "in a row"},
+        {"resized", "top/0 top/3r", .at = 3, .size = 2 << 20, .lost = "resized from"},
+        {"nothing there", "", .at = 3, .lost = "missing"},
+        {"parent's missing", "top/0 top/4r", .at = 3, .lost = "3 is missing"},
+        {"a gap", "top/0 top/3 top/5r", .at = 3, .lost = "4 is missing"},
+        {"twice", "top/0 top/3r below/3r", .at = 3, .lost = "twice"},
+        {"below a snapshot", "below/0 below/3r", .at = 3, .lost = "snapshot"},
+        {"one below a snapshot", "top/0 below/3 top/4r", .at = 3, .lost = "snapshot"},
+        {"a later one elsewhere", "top/0 top/3r below/4r", .at = 3, .lost = "3 was enabled"},
+        {"inconsistent", "top/0 top/3i", .at = 3, .lost = "inconsistent"},
+        {"one inconsistent", "top/0 top/3 top/4i top/5r", .at = 3, .lost = "4 is inconsistent"},
+        {"busy", "top/0 top/3rb", .at = 3, .lost = "in use"},
+        {"disabled by somebody", "top/0 top/3", .at = 3, .lost = "disabled by somebody"},
+        {"enabled by somebody", "top/0 top/3r top/4r", .at = 3, .lost = "enabled by somebody"},
+        {"no witness", "top/3r", .at = 3, .lost = "may have been resized"},
+        {"witness without its bit", "top/0z top/3r", .at = 3, .lost = "may have been resized"},
+        {"witness inconsistent", "top/0i top/3r", .at = 3, .lost = "may have been resized"},
+        {"witness enabled by somebody", "top/0r top/3r", .at = 3, .lost = "may have been resized"},
+        {"witness elsewhere", "below/0 top/3r", .at = 3, .lost = "may have been resized"},
+        {"too many", "top/0 top/1 top/20r", .at = 1, .lost = "19 backups in a row"},
+        {"a huge place elsewhere", "top/0 top/1r below/8388607", .at = 1, .lost = "in a row"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         const Case *c = &cases[i];
@@ -104,14 +120,16 @@ static void test_resolution(void **state)
             if (l.tracked || !strstr(l.lost, c->lost) || (!*c->lost && *l.lost))
                 fail_msg("%s: tracked %d, lost \"%s\"", c->what, l.tracked, l.lost);
             assert_string_equal(l.uuid, FRESH);
-            assert_int_equal(l.next, 1);
+            assert_int_equal(l.len, 0);
+            assert_int_equal(l.next, UINT64_C(1) << BITMAPS_PLACE_SHIFT | UINT64_C(0x5555555555));
         } else {
             if (!l.tracked)
                 fail_msg("%s: %s", c->what, l.lost);
             assert_string_equal(l.uuid, LINE);
-            assert_int_equal(l.first, c->first);
-            assert_int_equal(l.last, c->last);
-            assert_int_equal(l.next, c->last + 1);
+            assert_int_equal(l.len, c->last - c->at + 1);
+            assert_int_equal(l.bitmaps[0], sequence(c->at, false));
+            assert_int_equal(l.bitmaps[l.len - 1], sequence(c->last, l.len > 1 && strchr(c->bitmaps, 'x') != NULL));
+            assert_int_equal(l.next, (c->last + 1) << BITMAPS_PLACE_SHIFT | UINT64_C(0x5555555555));
         }
     }
 }
@@ -183,17 +201,17 @@ static void test_answers_that_are_none(void **state)
 static void test_what_a_later_backup_needs(void **state)
 {
     (void)state;
-    BitmapsNeed need = {.repository = owner.repository, .change_id = LINE "/3"};
-    BitmapsNeed elsewhere = {.repository = OTHER, .change_id = LINE "/3"};
+    BitmapsNeed need = {.repository = owner.repository, .change_id = LINE "/3298534883335"};
+    BitmapsNeed elsewhere = {.repository = OTHER, .change_id = LINE "/3298534883335"};
     BitmapsNeed opaque = {.repository = owner.repository, .change_id = "52 0e/446"};
     Bitmap b = {.line = LINE};
     (void)snprintf(b.repository, sizeof(b.repository), "%s", owner.repository);
     static const struct {
-        uint64_t sequence;
+        uint64_t place;
         bool needed;
     } cases[] = {{0, true}, {1, false}, {2, false}, {3, true}, {4, true}};
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-        b.sequence = cases[i].sequence;
+        b.sequence = sequence(cases[i].place, false);
         assert_int_equal(bitmaps_is_needed(&b, &need, 1), cases[i].needed);
         assert_false(bitmaps_is_needed(&b, &elsewhere, 1));
         assert_false(bitmaps_is_needed(&b, NULL, 0));
