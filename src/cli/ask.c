@@ -26,7 +26,7 @@ static bool from_file(const char *path, const char *what, Secret *ret, Err *err)
     char *text = NULL, where[48];
     (void)snprintf(where, sizeof(where), "the %s file", what);
     if (!file_read(path, SECRET_MAX + 2, &text, NULL, err))
-        return err_context(err, "option --%s-file", what);
+        return err_context(err, "%s", where); // by an option, or SENDENSE_TOKEN_FILE
     bool ok = take_line(text, where, what, ret, err);
     explicit_bzero(text, strlen(text));
     free(text);

@@ -59,8 +59,8 @@ static bool print_help(const OptList *words, size_t skip, Err *err)
     const Command *command = find_command(&about, &taken);
     if (command)
         help_command(command);
-    else if (about.len == 0)
-        help_all();
+    else if (about.len == 0 || str_eq(about.items[0], "help") || str_eq(about.items[0], "completion"))
+        help_all(); // which says all that there is to say of the two
     else if (help_is_group(about.items[0]))
         help_group(about.items[0]);
     else

@@ -430,7 +430,7 @@ static const HttpRoute routes[] = {
     {"GET", V1 "/backups", backup_list, 0, "vm_name repository_id status limit offset after", MAY_LOOK},
     {"GET", V1 "/backups/{backup_id}", backup_show, 0, NULL, MAY_ANY_ROLE},
     {"DELETE", V1 "/backups/{backup_id}", backup_delete, 0, "with_dependents", MAY_ADMIN},
-    {"GET", V1 "/backups/{backup_id}/events", api_backup_events, 0, NULL, MAY_LOOK},
+    {"GET", V1 "/backups/{backup_id}/events", api_backup_events, 0, NULL, MAY_ANY_ROLE},
     {"POST", V1 "/backups/{backup_id}/cancel", backup_cancel, 0, NULL, MAY_OPERATE},
     {"POST", V1 "/backups/{backup_id}/verification", backup_verification, HTTP_BODY, NULL, MAY_OPERATE},
     {"POST", V1 "/backups/{backup_id}/claim", api_job_claim, HTTP_BODY | HTTP_OWN_TOKEN, NULL, 0},

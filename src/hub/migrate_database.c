@@ -5,10 +5,8 @@
 #include "store/move.h"
 
 #include <inttypes.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct Sum {
@@ -21,17 +19,6 @@ static void note(void *ctx, const char *table, uint64_t rows, const char *digest
     sum->tables++;
     sum->rows += rows;
     (void)printf("%-24s %10" PRIu64 "  %s\n", table, rows, digest);
-}
-
-// What is made in it would belong to root, and the hub could not open it.
-static bool check_owner(const char *data_dir, Err *err)
-{
-    struct stat st;
-    if (stat(data_dir, &st) != 0 || st.st_uid == geteuid())
-        return true; // opening what is in it says the rest
-    const struct passwd *owner = getpwuid(st.st_uid);
-    return err_set(err, ERR_USAGE, "the data folder %s belongs to another user; HINT: run this as %s", data_dir,
-                   owner ? owner->pw_name : "its owner");
 }
 
 // As a hub takes it.
@@ -84,6 +71,6 @@ bool migrate_database(const Settings *s, Err *err)
                        "migrate-database needs --db-host, --db-name and --db-user, in either direction");
     (void)signal(SIGPIPE, SIG_IGN);
     return settings_database_password(s, &password, err) && settings_mariadb(s, &password, &mariadb, err) &&
-        file_realpath(settings_data_dir(s), &data_dir, err) && check_owner(data_dir, err) &&
+        file_realpath(settings_data_dir(s), &data_dir, err) && settings_check_owner(data_dir, err) &&
         lock_data_dir(data_dir, &lock_fd, err) && move(s, data_dir, &mariadb, err);
 }

@@ -89,7 +89,7 @@ static bool run(const Asked *asked, const Settings *o, Err *err)
 {
     cleanup(secret_clear) Secret password = {0};
     StoreMariadb mariadb = {0};
-    if (!settings_database_password(o, &password, err) ||
+    if (!settings_check_owner(settings_data_dir(o), err) || !settings_database_password(o, &password, err) ||
         (o->db_host && !settings_mariadb(o, &password, &mariadb, err)))
         return false;
     (void)signal(SIGPIPE, SIG_IGN);

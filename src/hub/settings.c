@@ -10,7 +10,9 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <pwd.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define PREFIX "SENDENSE"
@@ -252,6 +254,16 @@ void settings_print(const Settings *s)
 const char *settings_data_dir(const Settings *s)
 {
     return s->data_dir ? s->data_dir : "/var/lib/sendense";
+}
+
+bool settings_check_owner(const char *data_dir, Err *err)
+{
+    struct stat st;
+    if (stat(data_dir, &st) != 0 || st.st_uid == geteuid())
+        return true; // opening what is in it says the rest
+    const struct passwd *owner = getpwuid(st.st_uid);
+    return err_set(err, ERR_USAGE, "the data folder %s belongs to another user; HINT: run this as %s", data_dir,
+                   owner ? owner->pw_name : "its owner");
 }
 
 HubLimits settings_limits(const Settings *s)

@@ -17,6 +17,8 @@
 
 // ---- errors
 
+#define ACCESS_DENIED "database access denied" // what ERR_FORBIDDEN is called by itself speaks of a token
+
 // Whatever the client's side says is of the connection, but for a lack of memory.
 static bool is_lost(unsigned code)
 {
@@ -94,7 +96,10 @@ bool link_fail(DbMariadb *db, const char *what, unsigned code, const char *text,
     db->base.undone = db->base.undone || is_undone(db, code);
     if (lost && code != CR_SERVER_GONE_ERROR) // it ended between two calls: it may be there again
         db->next = (db->at + 1) % db->hosts.len;
-    return err_set(err, code_of(code), "database: %s (%u): %.200s", text, code, what);
+    ErrCode means = code_of(code);
+    (void)err_set(err, means, "database: %s (%u): %.200s%s", text, code, what,
+                  code == ER_BAD_DB_ERROR ? "; HINT: make the database and its user; the hub makes neither" : "");
+    return means == ERR_FORBIDDEN ? err_title(err, ACCESS_DENIED) : false;
 }
 
 // ---- the connection
@@ -237,10 +242,12 @@ static void end_before(DbMariadb *db, unsigned long thread)
 static bool refused(DbMariadb *db, Err *err)
 {
     unsigned code = mysql_errno(db->handle);
-    if (code == CR_PLUGIN_NOT_ALLOWED) // of Connector/C's own words one is any part of its memory
-        return err_set(err, ERR_FORBIDDEN,
-                       "database: the server asks for the password in a way by which it might be read on the way; HINT:"
-                       " db-tls = required, or a user of the method mysql_native_password or ed25519");
+    if (code == CR_PLUGIN_NOT_ALLOWED) { // of Connector/C's own words one is any part of its memory
+        (void)err_set(err, ERR_FORBIDDEN,
+                      "database: the server asks for the password in a way by which it might be read on the way; HINT:"
+                      " db-tls = required, or a user of the method mysql_native_password or ed25519");
+        return err_title(err, ACCESS_DENIED);
+    }
     if (code != CR_SSL_CONNECTION_ERROR)
         return link_fail(db, "connecting", code, mysql_error(db->handle), err);
     return err_set(

@@ -1,5 +1,6 @@
 """Who may do what, and the log of it: tokens, roles, the jobs' own tokens, the audit log (docs/internals/auth.md)."""
 
+import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -182,6 +183,19 @@ def test_an_operator_does_not_play_the_client(locked, place):
     node = locked.api.with_token(token(locked, "node"))
     started_by_node = node.post("/backups", body).expect(201)
     operator.post(f"/backups/{started_by_node['backup_id']}/cancel").expect(202)
+
+
+def test_a_node_follows_its_job(locked, place):
+    """It could start one and look at it, not follow it: `backup --no-client` made the job, and ended with 1."""
+    world, job = started(locked, place)
+    world.api.post(f"/backups/{job['backup_id']}/cancel").expect(202)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        done = pool.submit(Cli(locked.url, cwd=place).run, "backup", "pgtest1", "--repo", world.repository_id, "--no-client",
+                           environment={"SENDENSE_TOKEN": token(locked, "node")})
+        wait_for(lambda: world.api.get("/backups?status=pending").expect(200)["backups"], "the job")
+        own, = world.api.get("/backups?status=pending").expect(200)["backups"]
+        world.api.post(f"/backups/{own['backup_id']}/cancel").expect(202)
+    assert done.result().status == 1 and "cancelled" in done.result().err, done.result()
 
 
 # ---- tokens

@@ -105,6 +105,10 @@ def test_help_and_version(cli):
         assert f"usage: sendense {command}" in cli.ok("help", *command.split())
         assert f"usage: sendense {command}" in cli.ok(*command.split(), "--help")
     assert "repo scan" in cli.ok("help", "repo") and "repo scan" in cli.ok("repo", "--help")
+    for word in ("help", "completion"):     # listed, and "no command" to `help`
+        assert f"  {word} " in cli.ok("help", word)
+    for command in ("restore", "verify"):   # said to run on the hub's machine alone, as they once did
+        assert "machine is to be named by https://" in cli.ok("help", command)
     version = re.fullmatch(r"sendense (\d+\.\d+\.\d+\S*)\n", cli.ok("--version")).group(1)
     assert cli.json("--version") == cli.json("repo", "list", "--version") == {"version": version}
 

@@ -1005,6 +1005,21 @@ def test_killed_or_failing_in_a_restore(over, make_hub, place):
     line.check_everything()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another one's folder")
+def test_by_root_in_the_folder_of_another_user(make_hub, place):
+    """The service's hub could not open the database that root had made for it: "unable to open database file"."""
+    line = Line(make_hub(), place, [A])
+    line.point()
+    back_up(line.hub)
+    line.hub.stop()
+    os.chown(line.hub.data, 1, 1)
+    before = line.hub.database.read_bytes()
+    said = restore(line.hub, "--from", line.repositories["main"], "--force", status=2)
+    assert "run this as daemon" in said
+    assert line.hub.database.read_bytes() == before
+    os.chown(line.hub.data, 0, 0)
+
+
 def test_where_the_options_come_from(place):
     """The hub's settings count here, too; help needs none."""
     said = subprocess.run([BIN / "sendense-hub", "restore-database", "--help"], capture_output=True, text=True,
