@@ -147,9 +147,8 @@ const Command command_table[] = {
     {.name = "restore",
      .usage = "ID (--disk N|KEY --to PATH | --all-disks --to FOLDER) [--format FORMAT] [--force]",
      .summary = "write the disks of a restore point to files or block devices of this machine",
-     .notes =
-         "A hub on another machine is to be named by https://. A file gets its name when all of it is on stable\n"
-         "storage. Never written to: a repository, a mounted device, an image in use.",
+     .notes = "A hub on another machine is to be named by https://. A file gets its name when all of it is on stable\n"
+              "storage. Never written to: a repository, a mounted device, an image in use.",
      .min_words = 1,
      .max_words = 1,
      .options = {"disk", "all-disks", "to", "format", "force"},
@@ -157,8 +156,9 @@ const Command command_table[] = {
     {.name = "verify",
      .usage = "(ID | --repo REPO [--vm NAME])",
      .summary = "read restore points whole and compare them with what was written",
-     .notes = "A hub on another machine is to be named by https://. Exit status 3 when damage was found, 1 when something\n"
-              "could not be checked.",
+     .notes =
+         "A hub on another machine is to be named by https://. Exit status 3 when damage was found, 1 when something\n"
+         "could not be checked.",
      .max_words = 1,
      .options = {"repo", "vm"},
      .run = command_verify},

@@ -23,8 +23,8 @@ void settings_clear(Settings *s);
 void settings_print_help(void);
 void settings_print(const Settings *s); // name = value, as they are in effect; no password
 const char *settings_data_dir(const Settings *s);
-// That a data folder, where it is there, is of the user who runs this: what a command makes in another one's, that one's
-// hub could not open. ERR_USAGE.
+// That a data folder, where it is there, is of the user who runs this: what a command makes in another one's, that
+// one's hub could not open. ERR_USAGE.
 bool settings_check_owner(const char *data_dir, Err *err) must_check;
 HubLimits settings_limits(const Settings *s);
 // Names of settings, but for limits, in which the two differ: a running hub cannot change these. At most n.

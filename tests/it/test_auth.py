@@ -190,8 +190,8 @@ def test_a_node_follows_its_job(locked, place):
     world, job = started(locked, place)
     world.api.post(f"/backups/{job['backup_id']}/cancel").expect(202)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        done = pool.submit(Cli(locked.url, cwd=place).run, "backup", "pgtest1", "--repo", world.repository_id, "--no-client",
-                           environment={"SENDENSE_TOKEN": token(locked, "node")})
+        done = pool.submit(Cli(locked.url, cwd=place).run, "backup", "pgtest1", "--repo", world.repository_id,
+                           "--no-client", environment={"SENDENSE_TOKEN": token(locked, "node")})
         wait_for(lambda: world.api.get("/backups?status=pending").expect(200)["backups"], "the job")
         own, = world.api.get("/backups?status=pending").expect(200)["backups"]
         world.api.post(f"/backups/{own['backup_id']}/cancel").expect(202)
