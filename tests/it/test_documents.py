@@ -62,6 +62,21 @@ def test_readme_by_hand(place):
     assert restored.read_bytes() == image.read_bytes()
 
 
+def test_calls_to_copy(place):
+    """Of the API's page all calls but one went without a token, and got 401."""
+    page = (ROOT / "docs/reference/api.md").read_text()
+    block = re.search(r"^    H=.*\n(?:    .*\n)*\n(?:    .*\n)+", page, re.MULTILINE)[0]
+    calls = [line[4:] for line in block.splitlines()]
+    (place / "backup").mkdir()
+    (place / "pgtest1.qcow2").write_bytes(b"")
+    said = typed(place, "\n".join(["sendense-hub --data-dir /var/lib/sendense &",
+                                   "until sendense health >/dev/null 2>&1; do sleep 0.1; done", *calls]), (
+        ("http://localhost:8082", "$SHA_API_URL"), ("/var/lib/sendense", place / "lib"),
+        ("/backup/repository", place / "backup" / "repository"), ("/srv/vm", place)))
+    for part in ('"role":"admin"', '"status":"ok"', '"cluster_size"', '"type":"file"'):
+        assert part in said, said
+
+
 def test_tutorial(place):
     """From nothing to a restored file, and what is left when the hub's database is lost."""
     documents = place / "documents"
