@@ -17,6 +17,7 @@
 
 #define PREFIX "SENDENSE"
 #define TABLE_MAX 48
+#define DATA_DIR "/var/lib/sendense"
 
 // Of no sense in a file or the environment.
 static const char *const command_line_only[] = {"config", "check-config", "new-admin-token", "to", "help", "version",
@@ -37,7 +38,7 @@ static void fill_table(Settings *o, Opt table[TABLE_MAX])
          "with -auth=false: also on an address that others reach"},
         {"new-admin-token", OPT_FLAG, &o->new_admin_token, 0, 0, NULL,
          "make another token of an admin, in DIR/admin-token"},
-        {"data-dir", OPT_TEXT, &o->data_dir, 0, 0, "DIR", "database and logs; default /var/lib/sendense"},
+        {"data-dir", OPT_TEXT, &o->data_dir, 0, 0, "DIR", "database and logs; default " DATA_DIR},
         {"key-file", OPT_TEXT, &o->key_file, 0, 0, "FILE", "opens the sources' passwords; default: DIR/secret.key"},
         {"run-dir", OPT_TEXT, &o->run_dir, 0, 0, "DIR", "sockets; default: a short folder below /run or /tmp"},
         {"max-jobs", OPT_U64, &o->max_jobs, 1, 256, "N", "jobs that run at a time; default 4"},
@@ -234,6 +235,13 @@ static bool is_command_line_only(const char *name)
     return false;
 }
 
+// NULL: none, or one that follows from others.
+static const char *text_in_effect(const Opt *o)
+{
+    const char *said = *(char *const *)o->target;
+    return said ? said : str_eq(o->name, "data-dir") ? DATA_DIR : str_eq(o->name, "listen") ? "127.0.0.1" : NULL;
+}
+
 void settings_print(const Settings *s)
 {
     Opt table[TABLE_MAX];
@@ -246,14 +254,14 @@ void settings_print(const Settings *s)
             (void)printf("%s = %" PRIu64 "\n", o->name, *(const uint64_t *)o->target);
         else if (o->kind == OPT_FLAG)
             (void)printf("%s = %s\n", o->name, *(const bool *)o->target ? "true" : "false");
-        else if (*(char *const *)o->target)
-            (void)printf("%s = %s\n", o->name, str_eq(o->name, "db-pass") ? "(not shown)" : *(char *const *)o->target);
+        else if (text_in_effect(o))
+            (void)printf("%s = %s\n", o->name, str_eq(o->name, "db-pass") ? "(not shown)" : text_in_effect(o));
     }
 }
 
 const char *settings_data_dir(const Settings *s)
 {
-    return s->data_dir ? s->data_dir : "/var/lib/sendense";
+    return s->data_dir ? s->data_dir : DATA_DIR;
 }
 
 bool settings_check_owner(const char *data_dir, Err *err)

@@ -73,6 +73,16 @@ def test_who_comes_last_wins(place):
     assert said["auth"] == "true" and said["audit-blocks"] == "3000"
 
 
+def test_where_the_data_is_without_a_word_about_it(place):
+    """--check-config says what is in effect; of these two it said nothing where nothing was set."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("SENDENSE_")}
+    (place / "hub.conf").touch()
+    said = subprocess.run([BIN / "sendense-hub", "--check-config", "--config", place / "hub.conf"], env=environ,
+                          timeout=60, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          check=True).stdout
+    assert "data-dir = /var/lib/sendense\n" in said and "listen = 127.0.0.1\n" in said
+
+
 @pytest.mark.parametrize("text, words", [
     ("max-job = 3\n", "hub.conf:1: there is no setting"), ("\nmax-jobs = 0\n", "hub.conf:2: option --max-jobs"),
     ("auth = false\nlisten = 0.0.0.0\n", "--let-anybody-in"), ("db-name = x\n", "--db-host"),
