@@ -336,7 +336,11 @@ static bool follow_all(Cli *c, Chain *chain, Err *err)
 
 bool command_audit_verify(Cli *c, Err *err)
 {
-    Chain chain = {.hash = TRAIL_FIRST};
+    const char *known = c->values.head;
+    Chain chain = {.hash = TRAIL_FIRST, .known_seen = known && str_eq(known, TRAIL_FIRST)}; // a log without rows has it
+    if (known && (strlen(known) != TRAIL_HASH_TEXT - 1 || strspn(known, "0123456789abcdef") != TRAIL_HASH_TEXT - 1))
+        return err_set(err, ERR_USAGE, "option --head: %s is no head: that is 64 hex digits, as audit verify prints it",
+                       known);
     cleanup_json json_t *answer = json_object();
     if (!answer)
         return err_no_memory(err);

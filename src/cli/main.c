@@ -156,6 +156,9 @@ static void print_failure(Cli *c, const Err *err)
     cli_print_error(err);
     if (err->code == ERR_UNAVAILABLE && c->hub && hub_api_status(c->hub) == 0) // it did not answer
         cli_note("the hub is looked for at %s; --hub or SHA_API_URL name another", c->hub_url);
+    if (err->code == ERR_PROTOCOL && str_eq(err_short(err), "certificate not trusted") && c->hub &&
+        hub_api_status(c->hub) == 0 && !strstr(err->details, "--thumbprint")) // the hub's, and not by login
+        cli_note("\"sendense login\" says which one it is, and keeps it by --thumbprint; or SENDENSE_HUB_CA");
     if (!c->values.json || c->said_json)
         return;
     Err ignored = ERR_INIT; // there is nothing better to say than what was said above

@@ -372,6 +372,20 @@ def test_what_a_path_does_not_say(locked, place):
     wait_for(lambda: not missing(), "all of them have a row")
 
 
+def test_a_head_that_is_none(hub, place):
+    """A head that was not copied whole, or was noted before the log had a row, was called a log that was cut."""
+    cli = Cli(hub.url, cwd=place)
+    noted = cli.json("audit", "verify")
+    assert noted["rows"] == 0
+    cli.ok("repo", "add", "main", "--path", place / "repository")
+    wait_for(lambda: cli.json("audit", "verify")["rows"], "the row")
+    assert cli.json("audit", "verify", "--head", noted["head"])["ok"]
+    for head in (noted["head"][:-1], "no head", ""):
+        assert "--head" in cli.run("audit", "verify", f"--head={head}").err, head
+        assert cli.run("audit", "verify", f"--head={head}").status == 2, head
+    assert cli.run("audit", "verify", "--head", "a" * 64).status == 3
+
+
 @pytest.mark.parametrize("harm, found", [
     (None, None),
     ("UPDATE audit_log SET actor = 'somebody else' WHERE id = 3", 3),

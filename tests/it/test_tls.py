@@ -283,6 +283,7 @@ def test_a_certificate_that_is_given(make_hub, place, tmp_path):
     cli.ok("repo", "list", environment={"SENDENSE_HUB_CA": str(ca.pem)})
     refused = cli.run("repo", "list", environment={"SENDENSE_HUB_CA": str(other.pem)})
     assert refused.status == 1 and "certificate not trusted" in refused.err
+    assert "login" in refused.err and "--thumbprint" in refused.err     # no other command said what to do
     by_name = Cli(f"https://127.0.0.1:{hub.port}", place)
     assert "certificate not trusted" in by_name.run("repo", "list", environment={"SENDENSE_HUB_CA": str(ca.pem)}).err
 
