@@ -106,15 +106,19 @@ static bool set_limits(Writer *w, Err *err)
     return true;
 }
 
-// An interrupted run's image gets our name, and ends where its journal says.
-static bool take_over(const Writer *w, const WriterSpec *spec, Err *err)
+// An interrupted run's image gets our name, and ends where its journal says. It may be shorter by what compressed data
+// leaves of its last cluster: only where the filesystem allocates ahead is that there.
+static bool take_over(Writer *w, const WriterSpec *spec, Err *err)
 {
     struct stat st;
+    uint64_t used;
+    if (!writer_journal_measure(w, spec, &used, err))
+        return false;
     if (file_exists(w->image_path))
         return err_set(err, ERR_EXISTS, "%s is there", w->image_path);
     if (lstat(spec->resume_image, &st) != 0)
         return err_errno(err, errno, "%s", spec->resume_image);
-    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < w->next)
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < used)
         return err_set(err, ERR_DAMAGED, "%s is shorter than its journal says", spec->resume_image);
     if (truncate(spec->resume_image, (off_t)w->next) != 0)
         return err_errno(err, errno, "%s", spec->resume_image);
@@ -164,8 +168,7 @@ static bool set_up(Writer *w, const WriterSpec *spec, Err *err)
         return false;
     w->buffers = mem_calloc(w->buffers_max, sizeof(void *), err);
     return w->buffers && covered_new(w->size, w->cluster_size, w->geo.leaves, &w->covered, err) &&
-        writer_groups_init(w, spec->cache_groups, err) &&
-        (!spec->resume_image || writer_journal_measure(w, spec, err)) && create_image(w, spec, err) &&
+        writer_groups_init(w, spec->cache_groups, err) && create_image(w, spec, err) &&
         writer_journal_open(w, spec, err);
 }
 

@@ -315,7 +315,7 @@ static bool on_measure(void *ctx, const JournalItem *items, size_t n, uint64_t n
     return true;
 }
 
-bool writer_journal_measure(Writer *w, const WriterSpec *spec, Err *err)
+bool writer_journal_measure(Writer *w, const WriterSpec *spec, uint64_t *ret_used, Err *err)
 {
     JournalSpec js = journal_spec(w);
     uint64_t records;
@@ -324,7 +324,10 @@ bool writer_journal_measure(Writer *w, const WriterSpec *spec, Err *err)
         return false;
     if (m.high > w->next)
         return err_set(err, ERR_DAMAGED, "the journal names clusters behind its image's end");
-    return records > 0 || err_set(err, ERR_DAMAGED, "the journal has no whole record");
+    if (records == 0)
+        return err_set(err, ERR_DAMAGED, "the journal has no whole record");
+    *ret_used = m.high;
+    return true;
 }
 
 bool writer_journal_open(Writer *w, const WriterSpec *spec, Err *err)

@@ -137,8 +137,9 @@ bool writer_press_store(Writer *w, WriterPress *p, const uint32_t *lengths, uint
 bool writer_host_read(Writer *w, uint64_t entry, uint8_t *place, Err *err) must_check;
 
 // writer_journal.c
-// With resume_image: where its data ends (w->next). Before anything is changed.
-bool writer_journal_measure(Writer *w, const WriterSpec *spec, Err *err) must_check;
+// With resume_image: where its host clusters end (w->next), and where what its items name does (*ret_used). Before
+// anything is changed.
+bool writer_journal_measure(Writer *w, const WriterSpec *spec, uint64_t *ret_used, Err *err) must_check;
 bool writer_journal_open(Writer *w, const WriterSpec *spec, Err *err) must_check;
 // [offset, end) has arrived; its clusters are locked.
 bool writer_journal_note(Writer *w, uint64_t offset, uint64_t end, Err *err) must_check;
