@@ -187,6 +187,47 @@ def test_one_s_own_password(locked):
     assert Browser(locked).login()[0] == 401 and Browser(locked).login(password=OTHER)[0] == 201
 
 
+def test_a_login_under_way_ends_with_the_old_password(locked):
+    """One that had found the old password right when another was given got its session after those were ended."""
+    add(locked)
+    old, new = PASSWORD, OTHER
+    for _ in range(5):
+        browsers = [Browser(locked) for _ in range(8)]
+        with concurrent.futures.ThreadPoolExecutor(9) as pool:      # two are looked at at a time: the others wait
+            logins = [pool.submit(browser.login, password=old) for browser in browsers]
+            admin(locked).patch("/users/ann", {"password": new}).expect(200)
+            assert {login.result()[0] for login in logins} <= {201, 401}
+        assert [browser.call("GET", "/whoami")[0] for browser in browsers if browser.cookie] in ([], [401] * sum(
+            1 for browser in browsers if browser.cookie))
+        assert Browser(locked).login(password=new)[0] == 201        # forgives the address
+        old, new = new, old
+
+
+def test_a_password_that_was_taken_away_sets_no_other(locked):
+    """Whoever was about to set their own had the last word over the administrator who gave another one meanwhile."""
+    add(locked)
+    with_old = {"old_password": PASSWORD, "new_password": "what a thief would like"}
+    for _ in range(5):
+        thieves = [Browser(locked) for _ in range(4)]
+        for thief in thieves:
+            assert thief.login()[0] == 201
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            changes = [pool.submit(thief.call, "POST", "/session/password", with_old) for thief in thieves]
+            admin(locked).patch("/users/ann", {"password": OTHER}).expect(200)
+            assert {change.result()[0] for change in changes} <= {200, 401, 403}
+        assert Browser(locked).login(password=OTHER)[0] == 201
+        admin(locked).patch("/users/ann", {"password": PASSWORD}).expect(200)
+
+
+def test_a_name_is_one_user_s_or_one_token_s(locked):
+    """While a new user's password was hashed, a token could take the name: the log could not tell the two apart."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for n in range(8):
+            user = pool.submit(admin(locked).post, "/users", {"name": f"x{n}", "role": "viewer", "password": PASSWORD})
+            made = admin(locked).post("/tokens", {"name": f"x{n}", "role": "viewer"}).status
+            assert sorted((user.result().status, made)) == [201, 409], n
+
+
 def test_guessing_is_limited(locked):
     """By address: right ones are refused then, too, so that the refusal tells nothing. A success before forgives."""
     add(locked)

@@ -170,9 +170,13 @@ bool hub_token_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err
     Role role;
     json_t *o = NULL;
     if (!codec_json_text(body, "name", NAME_MAX_BYTES, &name, err) || !name_check("name", name, err) ||
-        !hub_actor_name_check(h, name, err) || !codec_json_text(body, "role", 32, &role_text, err) ||
-        !role_parse(role_text, &role, err) || !read_expiry(body, &expires_us, err) ||
-        !make(h, name, role, expires_us, by, &row, &token, err) || !view(&row, &o, err))
+        !codec_json_text(body, "role", 32, &role_text, err) || !role_parse(role_text, &role, err) ||
+        !read_expiry(body, &expires_us, err))
+        return false;
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) // a user's name, too, as long as this lasts
+        t.ok = hub_actor_name_check(h, name, err) && make(h, name, role, expires_us, by, &row, &token, err);
+    if (!t.ok || !view(&row, &o, err))
         return false;
     if (!codec_json_set_text(o, "token", secret_reveal(&token), err)) {
         json_decref(o);

@@ -123,7 +123,10 @@ bool hub_user_add(Hub *h, const json_t *body, const char *by, json_t **ret, Err 
         !mem_replace(&u.role, role_name(role), err) || !mem_replace(&u.password, hashed, err) ||
         !mem_replace(&u.created_by, by, err))
         return false;
-    return store_user_add(h->store, &u, err) && view(&u, ret, err);
+    StoreTurn t = STORE_TURN(h->store);
+    while (store_turn(&t, err)) // once more: a token may have taken the name while the password was hashed
+        t.ok = hub_actor_name_check(h, name, err) && store_user_add(h->store, &u, err);
+    return t.ok && view(&u, ret, err);
 }
 
 bool hub_user_list(Hub *h, json_t **ret, Err *err)
@@ -255,6 +258,28 @@ static bool session_view(const StoreUser *u, const Secret *session, int64_t crea
     return true;
 }
 
+// Looking at a password takes its time. Was the user given another one meanwhile, or shut out?
+static bool changed_since(Hub *h, const StoreUser *u, bool *ret, Err *err)
+{
+    cleanup(store_user_clear) StoreUser now = {0};
+    bool found;
+    if (!store_user_find(h->store, u->id, &now, &found, err))
+        return false;
+    *ret = !found || !str_eq(now.id, u->id) || now.disabled || !str_eq(now.password, u->password);
+    return true;
+}
+
+static bool add_session(Hub *h, const StoreUser *u, const StoreSession *x, Err *err)
+{
+    bool changed;
+    if (!changed_since(h, u, &changed, err))
+        return false;
+    if (changed)
+        return not_right(err);
+    return store_session_remove_old(h->store, x->created_us - SESSION_MAX_US, x->created_us - SESSION_IDLE_US, err) &&
+        store_session_add(h->store, x, err) && store_user_set_login(h->store, u->id, x->created_us, err);
+}
+
 static bool begin_session(Hub *h, const StoreUser *u, const char *remote, Secret *ret_session, json_t **ret, Err *err)
 {
     cleanup(store_session_clear) StoreSession x = {0};
@@ -266,8 +291,7 @@ static bool begin_session(Hub *h, const StoreUser *u, const char *remote, Secret
         return false;
     StoreTurn t = STORE_TURN(h->store);
     while (store_turn(&t, err))
-        t.ok = store_session_remove_old(h->store, x.created_us - SESSION_MAX_US, x.created_us - SESSION_IDLE_US, err) &&
-            store_session_add(h->store, &x, err) && store_user_set_login(h->store, u->id, x.created_us, err);
+        t.ok = add_session(h, u, &x, err);
     return t.ok && session_view(u, ret_session, x.created_us, ret, err);
 }
 
@@ -384,6 +408,16 @@ bool hub_session_end(Hub *h, const Secret *session, json_t **ret, Err *err)
     return true;
 }
 
+static bool change_own(Hub *h, const StoreUser *u, const Change *c, StoreUser *now, Err *err)
+{
+    bool changed, found;
+    if (!changed_since(h, u, &changed, err))
+        return false;
+    if (changed) // and with it the session has ended
+        return over(err);
+    return store_user_find(h->store, u->id, now, &found, err) && change(h, now, c, err);
+}
+
 // Asks for the old one: a browser that is left open does not give the account away.
 bool hub_session_password(Hub *h, const Secret *session, const json_t *body, const char *remote, json_t **ret, Err *err)
 {
@@ -410,7 +444,7 @@ bool hub_session_password(Hub *h, const Secret *session, const json_t *body, con
     StoreTurn t = STORE_TURN(h->store);
     while (store_turn(&t, err)) {
         store_user_clear(&now);
-        t.ok = find(h, u.id, &now, err) && change(h, &now, &c, err);
+        t.ok = change_own(h, &u, &c, &now, err);
     }
     return t.ok && view(&now, ret, err);
 }
