@@ -301,6 +301,16 @@ def test_what_was_kept_goes_with_the_vm(files):
     wait_for(lambda: not partial_files(files.repositories["main"]), "the partial files go")
 
 
+def test_what_was_kept_goes_with_the_job(files):
+    """A failed job that was deleted left its images to nobody: they stayed until the hub's next start."""
+    backup = interrupt(files, "client", limit=DATA // 2)
+    assert partial_files(files.repositories["main"])
+    files.cli.run("delete", backup["backup_id"])
+    assert not partial_files(files.repositories["main"])
+    assert next_one(files)["resumed_from"] is None
+    files.prove()
+
+
 def test_a_hub_that_starts_keeps_them_and_a_scan_does_not_name_them(files):
     backup = interrupt(files, "client", limit=DATA // 2)
     before = sorted(partial_files(files.repositories["main"]))

@@ -73,6 +73,7 @@ static bool mark(Hub *h, const char *id, bool with_dependents, json_t *ids, Err 
     {
         StoreBackup cleanup_backup each = {0};
         if (!store_backup_get(h->store, json_string_value(item), &each, err) || !may_delete(h, &each, err) ||
+            (each.resumable && !store_backup_set_resumable(h->store, each.id, false, err)) ||
             !store_backup_set_deleting(h->store, each.id, true, err))
             return false;
     }
@@ -89,7 +90,7 @@ static bool mark_in_transaction(Hub *h, const char *id, bool with_dependents, js
     return t.ok;
 }
 
-// A failed job has no files left: its row is all there is.
+// A failed job has no files but those that it was to be gone on from; and what could not be removed when it ended.
 static bool delete_files(Hub *h, const StoreBackup *b, Repo *repo, Err *err)
 {
     StoreRepository cleanup_repository row = {0};
@@ -97,7 +98,7 @@ static bool delete_files(Hub *h, const StoreBackup *b, Repo *repo, Err *err)
     size_t len = 0;
     Record rec = {0};
     if (strcmp(b->status, "completed") != 0)
-        return true;
+        return hub_remove_partial(h, b, err);
     bool ok = store_repository_get(h->store, b->repository_id, &row, err) && hub_repo_open(h, &row, repo, err) &&
         store_disk_list(h->store, b->id, &disks, &len, err) &&
         hub_record_from_rows(b, disks, len, "deleted", repo, &rec, err) && repo_delete(repo, &rec, b->stem, err);
