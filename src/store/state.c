@@ -49,33 +49,48 @@ static const char *of_repository(const char *what, int64_t id, char name[64])
     return name;
 }
 
-bool store_hub_id(Store *s, char ret[UUID_TEXT], Err *err)
+static bool find_hub_id(Store *s, char ret[UUID_TEXT], bool *ret_found, Err *err)
 {
     cleanup_free char *id = NULL;
-    store_lock(s);
-    bool ok = state_get(s, "hub_id", &id, err);
-    if (ok && (!id || !uuid_is_valid(id)))
-        ok = uuid_new(ret, err) && state_set(s, "hub_id", ret, err);
-    else if (ok)
+    if (!state_get(s, "hub_id", &id, err))
+        return false;
+    *ret_found = id && uuid_is_valid(id);
+    if (*ret_found)
         memcpy(ret, id, UUID_TEXT);
-    store_unlock(s);
-    return ok;
+    return true;
+}
+
+bool store_hub_id(Store *s, char ret[UUID_TEXT], Err *err)
+{
+    bool found;
+    if (!find_hub_id(s, ret, &found, err))
+        return false;
+    if (found)
+        return true;
+    StoreTurn t = STORE_TURN(s);
+    while (store_turn(&t, err))
+        t.ok = find_hub_id(s, ret, &found, err) && (found || (uuid_new(ret, err) && state_set(s, "hub_id", ret, err)));
+    return t.ok;
+}
+
+static bool next_dump_number(Store *s, uint64_t at_least, uint64_t *ret, Err *err)
+{
+    int64_t last;
+    char text[24];
+    if (!store_number(s, "SELECT CAST(value AS SIGNED) FROM hub_state WHERE name = 'database_number'", DB_NO_ARGS, 0,
+                      &last, err))
+        return false;
+    *ret = MAX((uint64_t)MAX(last, 0) + 1, at_least);
+    (void)snprintf(text, sizeof(text), "%llu", (unsigned long long)*ret);
+    return state_set(s, "database_number", text, err);
 }
 
 bool store_dump_number(Store *s, uint64_t at_least, uint64_t *ret, Err *err)
 {
-    int64_t last;
-    char text[24];
-    store_lock(s);
-    bool ok = store_number(s, "SELECT CAST(value AS SIGNED) FROM hub_state WHERE name = 'database_number'", DB_NO_ARGS,
-                           0, &last, err);
-    if (ok) {
-        *ret = MAX((uint64_t)MAX(last, 0) + 1, at_least);
-        (void)snprintf(text, sizeof(text), "%llu", (unsigned long long)*ret);
-        ok = state_set(s, "database_number", text, err);
-    }
-    store_unlock(s);
-    return ok;
+    StoreTurn t = STORE_TURN(s);
+    while (store_turn(&t, err))
+        t.ok = next_dump_number(s, at_least, ret, err);
+    return t.ok;
 }
 
 bool store_dumped(Store *s, int64_t repository_id, int64_t *ret_us, Err *err)
@@ -91,7 +106,10 @@ bool store_set_dumped(Store *s, int64_t repository_id, int64_t at_us, Err *err)
 {
     char name[64], text[CLOCK_TEXT];
     clock_format(at_us, text);
-    return state_set(s, of_repository("database_backup", repository_id, name), text, err);
+    StoreTurn t = STORE_TURN(s);
+    while (store_turn(&t, err))
+        t.ok = state_set(s, of_repository("database_backup", repository_id, name), text, err);
+    return t.ok;
 }
 
 bool store_is_stale(Store *s, int64_t repository_id, bool *ret, Err *err)

@@ -2,6 +2,7 @@
 docs/internals/hubs.md.
 """
 
+import concurrent.futures
 import contextlib
 import http.client
 import random
@@ -128,6 +129,23 @@ def test_a_hub_that_is_killed(hubs):
     wait_for(lambda: hubs.states(hubs.b) == {"a": "alive", "b": "alive"}, "a is heard")
     hubs.point(hubs.a, "web")
     hubs.prove(hubs.a)
+
+
+@nobody_is_silent
+def test_both_back_the_database_up(hubs):
+    """Each took the other's unfinished copy away, or took the number of the other's: every day, at the same hour."""
+    taken = []
+    for _ in range(10):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(hub.api.post, "/database/backups") for hub in (hubs.a, hubs.b)]
+            for call in calls:
+                made, = call.result().expect(201)["backups"]
+                assert made["error"] is None, made
+                taken.append(made["number"])
+    assert len(set(taken)) == 20, sorted(taken)
+    for hub in (hubs.a, hubs.b):
+        assert hub.api.get("/health").expect(200)["status"] == "ok"
+    assert not list((hubs.repository_path / "database").glob("*.partial"))
 
 
 def test_of_three_hubs_one_takes_over(server, make_hub, place):

@@ -157,8 +157,10 @@ static bool put(const Run *r, Target *t, Err *err)
     if (!file_fsync_dir(folder, err) || !store_set_dumped(h->store, t->row.id, r->created_us, err))
         return false;
     unsigned keep = h->dump_keep;
-    // only now, that the newest was read and found right
-    if (!hub_dump_prune(folder, r->hub_id, keep ? keep : KEEP_BY_DEFAULT, &cleaning))
+    bool alone;
+    // only now, that the newest was read and found right; another hub on this database may be at its own
+    if (!hub_is_alone(h, &alone, &cleaning) ||
+        !hub_dump_prune(folder, r->hub_id, keep ? keep : KEEP_BY_DEFAULT, alone ? 0 : 2 * RUN_MS / 1000, &cleaning))
         log_warn("old backups of the database stay", LOG_STR("repository", t->row.name), LOG_ERR(&cleaning));
     log_info("database backed up", LOG_STR("path", path), LOG_NUM("bytes", t->bytes));
     return true;

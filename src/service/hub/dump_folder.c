@@ -116,8 +116,15 @@ bool hub_dump_folder_make(const char *repository, char **ret, Err *err)
     return true;
 }
 
-// What an earlier run did not come to the end of. One run at a time makes them.
-static bool remove_partial(const char *folder, const char *hub_id, Err *err)
+// Was it written to within that time before the folder last changed? By the filesystem's clock alone.
+static bool is_young(const char *folder, const char *path, unsigned seconds)
+{
+    struct stat now, st;
+    return lstat(folder, &now) == 0 && lstat(path, &st) == 0 && now.st_mtime - st.st_mtime < (time_t)seconds;
+}
+
+// What an earlier run did not come to the end of.
+static bool remove_partial(const char *folder, const char *hub_id, unsigned spare_s, Err *err)
 {
     FileList names;
     char start[HUB_DUMP_NAME];
@@ -129,17 +136,17 @@ static bool remove_partial(const char *folder, const char *hub_id, Err *err)
         if (!str_starts(names.names[i], start) || !str_ends(names.names[i], END HUB_DUMP_PARTIAL))
             continue;
         cleanup_free char *path = file_join(folder, names.names[i], err);
-        ok = path && file_unlink(path, err);
+        ok = path && ((spare_s > 0 && is_young(folder, path, spare_s)) || file_unlink(path, err));
     }
     file_list_clear(&names);
     return ok;
 }
 
-bool hub_dump_prune(const char *folder, const char *hub_id, unsigned keep_days, Err *err)
+bool hub_dump_prune(const char *folder, const char *hub_id, unsigned keep_days, unsigned spare_s, Err *err)
 {
     HubDump *files = NULL;
     size_t len = 0;
-    if (!remove_partial(folder, hub_id, err) || !hub_dump_list(folder, hub_id, &files, &len, err))
+    if (!remove_partial(folder, hub_id, spare_s, err) || !hub_dump_list(folder, hub_id, &files, &len, err))
         return false;
     int64_t *made = mem_calloc(len + 1, sizeof(*made), err);
     bool *keep = mem_calloc(len + 1, sizeof(*keep), err);

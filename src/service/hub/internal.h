@@ -250,7 +250,8 @@ bool hub_dump_name(const char *hub_id, uint64_t number, int64_t created_us, char
 bool hub_dump_list(const char *folder, const char *hub_id, HubDump **ret, size_t *ret_len, Err *err) must_check;
 char *hub_dump_folder(const char *repository, Err *err);                            // new memory
 bool hub_dump_folder_make(const char *repository, char **ret, Err *err) must_check; // durably
-bool hub_dump_prune(const char *folder, const char *hub_id, unsigned keep_days, Err *err) must_check;
+// The folder was written to just now. Unfinished files stay where they are younger than spare_s.
+bool hub_dump_prune(const char *folder, const char *hub_id, unsigned keep_days, unsigned spare_s, Err *err) must_check;
 
 // ---- database.c
 bool hub_database_start(Hub *h, Err *err) must_check; // the thread that backs it up daily
