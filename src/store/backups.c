@@ -442,18 +442,29 @@ bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
                      NULL, err);
 }
 
+static bool is_own(uint64_t found, const char *id, Err *err)
+{
+    return found > 0 || err_set(err, ERR_CONFLICT, "backup %s is another hub's by now", id);
+}
+
 bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err)
 {
     char now[CLOCK_TEXT];
+    uint64_t n = 0;
     clock_format(clock_utc_us(), now);
-    return store_run(s, "UPDATE backup_jobs SET client_pid = ?, client_start = ?, last_seen_at = ? WHERE id = ?",
-                     DB_ARGS(DB_N(pid), DB_N(start), DB_T(now), DB_T(id)), NULL, err);
+    return store_run(s,
+                     "UPDATE backup_jobs SET client_pid = ?, client_start = ?, last_seen_at = ?"
+                     " WHERE id = ? AND hub_id = ?",
+                     DB_ARGS(DB_N(pid), DB_N(start), DB_T(now), DB_T(id), DB_T(s->hub)), &n, err) &&
+        is_own(n, id, err);
 }
 
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err)
 {
-    return store_run(s, "UPDATE backup_jobs SET token_digest = ? WHERE id = ?", DB_ARGS(DB_T(digest), DB_T(id)), NULL,
-                     err);
+    uint64_t n = 0;
+    return store_run(s, "UPDATE backup_jobs SET token_digest = ? WHERE id = ? AND hub_id = ?",
+                     DB_ARGS(DB_T(digest), DB_T(id), DB_T(s->hub)), &n, err) &&
+        is_own(n, id, err);
 }
 
 bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err)

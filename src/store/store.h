@@ -383,7 +383,8 @@ bool store_backup_forget_interrupted(Store *s, int64_t repository_id, const char
 bool store_backup_cleaned(Store *s, const char *id, Err *err) must_check;
 bool store_backup_set_plan(Store *s, const StoreBackup *b, Err *err)
     must_check; // parent, sequence, type, reason, context, stem, attempt, partial, left_out, consistency, resumed_from
-bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check; // started now
+// Of a client that was started now, or is to be; ERR_CONFLICT where the job is not the own hub's any more.
+bool store_backup_set_client(Store *s, const char *id, int64_t pid, uint64_t start, Err *err) must_check;
 bool store_backup_set_token(Store *s, const char *id, const char *digest, Err *err) must_check;
 bool store_backup_seen(Store *s, const char *id, const char *phase, int64_t now_us, Err *err) must_check;
 bool store_backup_set_progress(Store *s, const char *id, Err *err) must_check; // sums from its disks, while it runs

@@ -240,6 +240,37 @@ static void test_a_job_is_its_hub_s(void **state)
     assert_true(done);
 }
 
+// A hub that was held up while it started a client gave its own token, and a process, to a job that another hub had
+// taken over and started by then: that one's client was refused.
+static void test_a_late_hub_gives_no_client(void **state)
+{
+    (void)state;
+    if (!fx.mariadb)
+        skip(); // SQLite has one hub
+    Err err = ERR_INIT;
+    bool done;
+    StoreBackup b = {0};
+    enter("a");
+    add("backup-v-1", "pending", 1);
+    StoreHub a = hub_row("a");
+    enter("b");
+    assert_ok(store_backup_take_over(fx.store, "backup-v-1", &a, &done, &err), &err);
+    assert_true(done);
+    assert_ok(store_backup_set_token(fx.store, "backup-v-1", "b's", &err), &err);
+    assert_ok(store_backup_set_client(fx.store, "backup-v-1", 7, 70, &err), &err);
+    enter("a"); // late
+    assert_false(store_backup_set_token(fx.store, "backup-v-1", "a's", &err));
+    assert_int_equal(err.code, ERR_CONFLICT);
+    err_clear(&err);
+    assert_false(store_backup_set_client(fx.store, "backup-v-1", 8, 80, &err));
+    assert_int_equal(err.code, ERR_CONFLICT);
+    err_clear(&err);
+    assert_ok(store_backup_get(fx.store, "backup-v-1", &b, &err), &err);
+    assert_string_equal(b.token_digest, "b's");
+    assert_int_equal(b.client_pid, 7);
+    store_backup_clear(&b);
+}
+
 // Every pair of states that the table of domain/job.h does not have is refused or has no effect.
 static void test_illegal_transitions_are_impossible(void **state)
 {
@@ -1179,6 +1210,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_hub_s_row_is_another_s, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_keeps_a_hub_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_job_is_its_hub_s, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_late_hub_gives_no_client, setup, teardown),
         cmocka_unit_test_setup_teardown(test_changeid_history, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sources, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
