@@ -163,8 +163,10 @@ static bool follow(const LineInput *in, const char *line, uint64_t parent, Line 
     uint64_t first = place_of(parent), last = place_of(newest(in->all, line, parent));
     if (first == 0)
         return lost(l, "the parent's dirty bitmap is one of an earlier version");
-    if (last - first >= BITMAPS_LINE_MAX || last + 1 >= BITMAPS_PLACES)
+    if (last - first >= BITMAPS_LINE_MAX)
         return lost(l, "%" PRIu64 " backups in a row did not complete", last - first);
+    if (last + 1 >= BITMAPS_PLACES)
+        return lost(l, "the line of dirty bitmaps has no more numbers");
     for (uint64_t place = first; place <= last; place++) {
         const Bitmap *b = find_one(in, line, place, l);
         if (!b)

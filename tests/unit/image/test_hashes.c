@@ -56,6 +56,16 @@ static void write_file(void **state, File *f, UnitRandom *random)
     assert_fails(hashes_writer_open(f->path, &f->geo, f->size, &w, &err), &err, ERR_EXISTS);
 }
 
+// All of it, in new memory.
+static char *written(void **state, File *f, UnitRandom *random, size_t *ret_n)
+{
+    Err err = ERR_INIT;
+    char *bytes = NULL;
+    write_file(state, f, random);
+    assert_ok(file_read(f->path, 1u << 20, &bytes, ret_n, &err), &err);
+    return bytes;
+}
+
 // Everything that can be asked; false if anything was refused.
 static bool read_file(const File *f, const char *path, bool compare, Err *err)
 {
@@ -102,10 +112,8 @@ static void test_any_damage_is_seen(void **state)
     Err err = ERR_INIT;
     static File f;
     UnitRandom random = unit_random();
-    write_file(state, &f, &random);
-    char *bytes = NULL;
-    size_t n = 0;
-    assert_ok(file_read(f.path, 1u << 20, &bytes, &n, &err), &err);
+    size_t n;
+    char *bytes = written(state, &f, &random, &n);
     int fd = open(f.path, O_RDWR | O_CLOEXEC);
     for (size_t i = 0; i < n; i++) {
         char c = (char)(bytes[i] ^ (1 << unit_random_below(&random, 8)));
@@ -134,10 +142,8 @@ static void test_hostile_trailer(void **state)
     Err err = ERR_INIT;
     static File f;
     UnitRandom random = unit_random();
-    write_file(state, &f, &random);
-    char *bytes = NULL;
-    size_t n = 0;
-    assert_ok(file_read(f.path, 1u << 20, &bytes, &n, &err), &err);
+    size_t n;
+    char *bytes = written(state, &f, &random, &n);
     int fd = open(f.path, O_RDWR | O_CLOEXEC);
     static const uint64_t values[] = {0, 1, 63, 64, 255, UINT64_MAX, UINT64_MAX / 32, UINT64_C(1) << 56, INT64_MAX};
     for (size_t field = 8; field <= 40; field += 8) {
@@ -187,13 +193,10 @@ static void test_hostile_index(void **state)
         {HASHES_INDEX_BYTES + 24, 8, 512, "bad index"},          // a record that reaches into the index
         {HASHES_INDEX_BYTES + 28, 4, 1, "what its trailer says"} // as many bytes, fewer clusters of zeros
     };
-    Err err = ERR_INIT;
     static File f;
     UnitRandom random = unit_random();
-    write_file(state, &f, &random);
-    char *text = NULL;
-    size_t n = 0;
-    assert_ok(file_read(f.path, 1u << 20, &text, &n, &err), &err);
+    size_t n;
+    char *text = written(state, &f, &random, &n);
     uint8_t *p = (uint8_t *)text, *trailer = p + n - HASHES_TRAILER_BYTES, *copy = malloc(n);
     uint64_t index = hashes_get64(trailer + HASHES_AT_INDEX);
     assert_int_equal(hashes_get64(trailer + HASHES_AT_RECORDS), 2);
@@ -212,13 +215,10 @@ static void test_hostile_index(void **state)
 static void test_hostile_marks(void **state)
 {
     enum { LAST = 257 }; // clusters of the last group, 2; its record is the second
-    Err err = ERR_INIT;
     static File f;
     UnitRandom random = unit_random();
-    write_file(state, &f, &random);
-    char *text = NULL;
-    size_t n = 0;
-    assert_ok(file_read(f.path, 1u << 20, &text, &n, &err), &err);
+    size_t n;
+    char *text = written(state, &f, &random, &n);
     uint8_t *p = (uint8_t *)text, *copy = malloc(n);
     uint8_t *entry = p + hashes_get64(p + n - HASHES_TRAILER_BYTES + HASHES_AT_INDEX) + HASHES_INDEX_BYTES;
     uint64_t record = hashes_get64(entry + 8);

@@ -111,6 +111,7 @@ static void test_resolution(void **state)
         {"witness enabled by somebody", "top/0r top/3r", .at = 3, .lost = "may have been resized"},
         {"witness elsewhere", "below/0 top/3r", .at = 3, .lost = "may have been resized"},
         {"too many", "top/0 top/1 top/20r", .at = 1, .lost = "19 backups in a row"},
+        {"no more places", "top/0 top/4194303r", .at = 4194303, .lost = "no more numbers"},
         {"a huge place elsewhere", "top/0 top/1r below/8388607", .at = 1, .lost = "in a row"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
